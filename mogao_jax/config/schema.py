@@ -1,0 +1,290 @@
+"""Every setting of Mogao, as frozen dataclasses with their defaults.
+
+Configs (`configs/*.py`) start from `default_config()` and change fields; `from_config_dict`
+turns the result into these types and refuses what cannot work. `[choice]` marks what the paper
+leaves open (PAPER.md); the other side is always one of the listed values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from mogao_jax.errors import ConfigError
+
+
+def _field(default, doc: str = "", **checks):
+    """A dataclass field with a description and checks: choices, minimum, maximum, above."""
+    metadata = {"doc": doc, **checks}
+    if isinstance(default, (dict, list)) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    kind: Literal["byte", "shapes", "file"] = _field(
+        "byte", "byte: 256 bytes and the special tokens; shapes: the embedded BPE; file: `path`"
+    )
+    path: str = _field("", "folder or tokenizer.json, for kind='file'")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """Native resolution: aspect ratio kept, sides rounded to the VAE grid, no padding."""
+
+    max_pixels: int = _field(256 * 256, "pixel budget of an image", minimum=256)
+    min_pixels: int = _field(16 * 16, "smaller images are enlarged to this", minimum=1)
+    max_side: int = _field(512, "side of the canvas that every image fits in", minimum=16)
+    vit_resize: Literal["native", "match_vae_grid"] = _field(
+        "native",
+        "[choice] native: own 28-pixel grid, tokens at fractional positions of the VAE grid; "
+        "match_vae_grid: resized so that both grids coincide",
+    )
+    vit_max_pixels: int = _field(1003520, "pixel budget of the ViT's input", minimum=784)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayoutConfig:
+    text_positions: Literal["thw", "t"] = _field(
+        "thw", "[choice] thw: H = W = T for text (1-D RoPE); t: H = W = 0"
+    )
+    understanding_encoder: Literal["vit", "vae"] = _field(
+        "vit", "vae: no ViT, text reads clean VAE tokens (ablations A and B)"
+    )
+    vit_attention: Literal["bidirectional", "causal"] = _field(
+        "bidirectional", "[choice] inside one image's ViT tokens"
+    )
+    lay_out_everything: bool = _field(
+        False, "also the copies that nothing reads (for comparison: same losses, more cost)"
+    )
+    end_after_image: Literal["never", "interleaved", "always"] = _field(
+        "interleaved",
+        "whether an end token is trained after a document's last generated image: never, only "
+        "in documents that generate more than one image, or always (costs its ViT tokens)",
+    )
+    p_image_only: float = _field(
+        0.1, "[choice] share of target images in image-only context", minimum=0.0, maximum=1.0
+    )
+    p_empty: float = _field(
+        0.1, "[choice] share of target images in empty context", minimum=0.0, maximum=1.0
+    )
+    drop_positions: Literal["renumber", "keep"] = _field(
+        "renumber", "[choice] T ids of the reduced contexts: counted anew, or with the holes kept"
+    )
+    flow_weight_per: Literal["token", "image"] = _field(
+        "token", "token: every noised token weighs 1; image: every image weighs 1"
+    )
+
+    def __post_init__(self):
+        if self.p_image_only + self.p_empty > 1:
+            raise ConfigError(
+                "layout.p_image_only + layout.p_empty is over 1 "
+                f"({self.p_image_only} + {self.p_empty}); the rest is the full context's share."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """Sizes of one row. Budgets are separate: a row closes when nothing more fits any of them."""
+
+    und_tokens: int = _field(1024, minimum=1)
+    clean_tokens: int = _field(256, minimum=1)
+    noised_tokens: int = _field(512, minimum=1)
+    images: int = _field(32, minimum=1)
+    vit_patches: int = _field(1024, "before the 2x2 merge", minimum=4)
+    pool: int = _field(256, "documents held ready to choose from while filling rows", minimum=1)
+    over_long: Literal["refuse", "cut"] = _field(
+        "refuse", "documents over the budgets: skipped and counted, or cut at an item border"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One data source of the mixture."""
+
+    kind: Literal["shapes", "documents", "tfds"] = _field(
+        "shapes", "shapes: the embedded world; documents: JSONL files or a folder; tfds: by name"
+    )
+    weight: float = _field(1.0, "share in the mixture (relative)", minimum=0.0)
+    task: str = _field("", "shapes: text, qa, t2i, edit, story or clip")
+    path: str = _field("", "documents: file or folder; tfds: the prepared dataset's folder")
+    ntp_weight: float = _field(1.0, "weight of its text tokens", minimum=0.0)
+    flow_weight: float = _field(1.0, "weight of its noised tokens", minimum=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    sources: dict[str, SourceConfig] = _field({}, "name -> source")
+    validation_documents: int = _field(
+        256, "held-out documents of the fixed validation set, shared out by weight", minimum=1
+    )
+    num_workers: int = _field(0, "worker processes of the pipeline; 0: threads only", minimum=0)
+    max_broken: int = _field(100, "broken records skipped before training stops", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    implementation: Literal["xla", "dense"] = _field(
+        "xla", "xla: blockwise over active blocks; dense: the L x L reference, for tests"
+    )
+    block_q: int = _field(256, "queries per block", minimum=1)
+    block_kv: int = _field(256, "keys per block", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The deep-fusion transformer. Defaults: Qwen2.5-0.5B's conventions at a small size."""
+
+    num_layers: int = _field(6, minimum=1)
+    embed_dim: int = _field(256, minimum=8)
+    mlp_dim: int = _field(704, minimum=1)
+    num_heads: int = _field(4, minimum=1)
+    num_kv_heads: int = _field(2, minimum=1)
+    head_dim: int = _field(64, minimum=8)
+    rms_norm_eps: float = _field(1e-6, above=0.0)
+    tie_embeddings: bool = True
+    fusion: Literal["deep", "shared"] = _field(
+        "deep", "deep: weights per branch; shared: one set for all tokens (ablations A, B, C)"
+    )
+    rope: Literal["il_rope", "m_rope"] = "il_rope"
+    rope_theta: float = _field(1e6, above=0.0)
+    rope_tail: float = _field(
+        0.25,
+        "[choice] share of the rotary pairs, at the low-frequency end, that IL-RoPE gives to T "
+        "alone; the paper's 16 of 64. 0 interleaves T, H, W to the end (equation 9 as written)",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    timestep_embed_dim: int = _field(256, "sinusoids before the timestep MLP", minimum=2)
+    timestep_scale: float = _field(1000.0, "t in [0, 1] is multiplied by this", above=0.0)
+    connector: Literal["merger", "vit_merger"] = _field(
+        "merger",
+        "[choice] merger: our trainable merger on features before Qwen2-VL's own; vit_merger: "
+        "a trainable linear layer on the output of Qwen2-VL's frozen merger",
+    )
+    scan_layers: bool = _field(False, "one compiled layer instead of num_layers copies")
+    remat: Literal["none", "full"] = "none"
+    dtype: Literal["float32", "bfloat16"] = _field("float32", "of computation")
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    cross_entropy_chunk: int = _field(1024, "tokens whose logits exist at a time", minimum=1)
+    attention: AttentionConfig = _field(AttentionConfig())
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model.num_heads ({self.num_heads}) must be a multiple of "
+                f"model.num_kv_heads ({self.num_kv_heads})."
+            )
+        if self.head_dim % 8:
+            raise ConfigError(f"model.head_dim ({self.head_dim}) must be a multiple of 8.")
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeConfig:
+    """FLUX's autoencoder (8x, 16 channels) at any width, or TAEF1. Frozen."""
+
+    kind: Literal["flux", "taef1"] = "flux"
+    weights: str = _field(
+        "embedded", "'embedded' (tiny, ships with the package), or a safetensors file or folder"
+    )
+    block_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = _field(2, minimum=1)
+    norm_groups: int = _field(32, minimum=1)
+    latent_channels: int = _field(16, minimum=1)
+    scaling_factor: float = _field(0.3611, above=0.0)
+    shift_factor: float = 0.1159
+    sample_posterior: bool = _field(True, "[choice] False: the posterior's mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """Qwen2-VL's vision tower at any width. Frozen."""
+
+    weights: str = _field("embedded", "'embedded', or a safetensors file or folder")
+    depth: int = _field(32, minimum=1)
+    embed_dim: int = _field(1280, minimum=8)
+    num_heads: int = _field(16, minimum=1)
+    mlp_dim: int = _field(5120, minimum=1)
+    patch_size: int = _field(14, minimum=1)
+    merge_size: int = _field(2, minimum=1)
+    temporal_patch_size: int = _field(2, minimum=1)
+    rope_theta: float = _field(10000.0, above=0.0)
+    layer_norm_eps: float = _field(1e-6, above=0.0)
+    merger_dim: int = _field(0, "width of the tower's own merger's output; 0: no merger", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """lambda * L_NTP + L_flow (equation 7)."""
+
+    ntp_weight: float = _field(1.0, "[choice] lambda", minimum=0.0)
+    timesteps: Literal["logit_normal", "uniform"] = _field("logit_normal", "[choice]")
+    logit_mean: float = _field(0.0, "of the logit-normal, before the shift")
+    logit_std: float = _field(1.0, above=0.0)
+    shift: Literal["none", "constant", "resolution"] = _field(
+        "resolution",
+        "[choice] towards noise: none; constant: `shift_factor`; resolution: "
+        "sqrt(tokens / shift_base_tokens) (SD3, equation 23)",
+    )
+    shift_factor: float = _field(1.0, above=0.0)
+    shift_base_tokens: int = _field(256, "tokens of an image at shift 1", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, linear warm-up, then constant or cosine."""
+
+    learning_rate: float = _field(1e-4, above=0.0)
+    end_learning_rate: float = _field(0.0, "at the end of a cosine schedule", minimum=0.0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: int = _field(100, minimum=0)
+    b1: float = _field(0.9, minimum=0.0, maximum=1.0)
+    b2: float = _field(0.95, minimum=0.0, maximum=1.0)
+    eps: float = _field(1e-8, above=0.0)
+    weight_decay: float = _field(0.0, "on matrices only: no norms, biases or embeddings", minimum=0)
+    clip_norm: float = _field(1.0, "global gradient norm; 0: none", minimum=0.0)
+    ema_decay: float = _field(0.999, "0: no moving average", minimum=0.0, maximum=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    num_steps: int = _field(1000, minimum=1)
+    batch_rows: int = _field(4, "rows per micro-step over the whole mesh", minimum=1)
+    accumulate: int = _field(1, "micro-steps per optimizer step", minimum=1)
+    max_minutes: float = _field(
+        0.0, "stop cleanly after this long (the schedule follows the clock); 0: no limit", minimum=0
+    )
+    log_every: int = _field(10, minimum=1)
+    eval_every: int = _field(0, "0: only at the end", minimum=0)
+    checkpoint_every: int = _field(500, minimum=1)
+    keep_checkpoints: int = _field(2, minimum=1)
+    timestep_bins: int = _field(4, "flow loss is logged per bin of t", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per axis; -1 takes what is left (at most once)."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MogaoConfig:
+    name: str = "default"
+    seed: int = 0
+    tokenizer: TokenizerConfig = _field(TokenizerConfig())
+    images: ImageConfig = _field(ImageConfig())
+    layout: LayoutConfig = _field(LayoutConfig())
+    packing: PackingConfig = _field(PackingConfig())
+    data: DataConfig = _field(DataConfig())
+    model: ModelConfig = _field(ModelConfig())
+    vae: VaeConfig = _field(VaeConfig())
+    vit: VitConfig = _field(VitConfig())
+    objective: ObjectiveConfig = _field(ObjectiveConfig())
+    optimizer: OptimizerConfig = _field(OptimizerConfig())
+    train: TrainConfig = _field(TrainConfig())
+    mesh: MeshConfig = _field(MeshConfig())

@@ -1,0 +1,55 @@
+"""Settings: frozen dataclasses (schema), and their way in from files and flags (convert)."""
+
+from mogao_jax.config.checks import check
+from mogao_jax.config.convert import (
+    default_config,
+    from_config_dict,
+    from_dict,
+    load_config,
+    parse_config_args,
+    source,
+    to_dict,
+)
+from mogao_jax.config.schema import (
+    AttentionConfig,
+    DataConfig,
+    ImageConfig,
+    LayoutConfig,
+    MeshConfig,
+    ModelConfig,
+    MogaoConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PackingConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+    VaeConfig,
+    VitConfig,
+)
+
+__all__ = [
+    "AttentionConfig",
+    "DataConfig",
+    "ImageConfig",
+    "LayoutConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "MogaoConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PackingConfig",
+    "SourceConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "VaeConfig",
+    "VitConfig",
+    "check",
+    "default_config",
+    "from_config_dict",
+    "from_dict",
+    "load_config",
+    "parse_config_args",
+    "source",
+    "to_dict",
+]

@@ -1,0 +1,172 @@
+"""Conditions between fields of a config: what can be known to fail before time is spent."""
+
+from __future__ import annotations
+
+import pathlib
+
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import ConfigError
+
+SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip")
+_GENERATING = ("t2i", "edit", "story", "clip")
+_READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
+
+
+def check(config: MogaoConfig) -> None:
+    """Raises ConfigError where two fields contradict each other; says which to change."""
+    _check_sources(config)
+    _check_images(config)
+    _check_packing(config)
+    _check_model(config)
+    _check_encoders(config)
+    _check_training(config)
+    _check_mesh(config)
+
+
+def image_tokens(config: MogaoConfig) -> int:
+    """VAE tokens (16x16 pixels each) of the largest image that `config.images` lets through."""
+    images = config.images
+    return max(1, min(images.max_pixels, images.max_side**2) // 256)
+
+
+def _check_sources(config: MogaoConfig) -> None:
+    sources = config.data.sources
+    if not sources:
+        raise ConfigError(
+            "config.data.sources is empty: add at least one, for example "
+            "config.data.sources.t2i = source(kind='shapes', task='t2i')."
+        )
+    if not any(s.weight > 0 for s in sources.values()):
+        raise ConfigError(
+            "config.data.sources: every weight is 0, so nothing would be trained on; "
+            "give at least one source a weight above 0."
+        )
+    for name, s in sources.items():
+        if s.kind == "shapes" and s.task not in SHAPES_TASKS:
+            raise ConfigError(
+                f"config.data.sources.{name}.task is {s.task!r}; a source of kind 'shapes' needs "
+                f"one of {', '.join(SHAPES_TASKS)}."
+            )
+        if s.kind != "shapes" and s.weight > 0 and not s.path:
+            raise ConfigError(
+                f"config.data.sources.{name}.path is empty; a source of kind {s.kind!r} needs it: "
+                f"--config.data.sources.{name}.path=PATH"
+            )
+    if config.tokenizer.kind == "file":
+        path = config.tokenizer.path
+        if not path or not pathlib.Path(path).expanduser().exists():
+            raise ConfigError(
+                f"config.tokenizer.path is {path!r}, where nothing is; kind 'file' needs a "
+                "tokenizer.json or the folder that holds one."
+            )
+
+
+def _check_images(config: MogaoConfig) -> None:
+    images = config.images
+    if images.max_side % 16:
+        lower = images.max_side // 16 * 16
+        raise ConfigError(
+            f"config.images.max_side ({images.max_side}) must be a multiple of 16, the size of "
+            f"a VAE token; use {lower} or {lower + 16}."
+        )
+    if images.min_pixels > min(images.max_pixels, images.max_side**2):
+        raise ConfigError(
+            f"config.images.min_pixels ({images.min_pixels}) is over what max_pixels "
+            f"({images.max_pixels}) and max_side ({images.max_side}) allow; lower it."
+        )
+
+
+def _check_packing(config: MogaoConfig) -> None:
+    packing, need = config.packing, image_tokens(config)
+    used = [s for s in config.data.sources.values() if s.weight > 0]
+
+    def generates(s):
+        return s.task in _GENERATING if s.kind == "shapes" else s.flow_weight > 0
+
+    def reads_back(s):
+        return s.kind == "shapes" and s.task in _READING_BACK
+
+    vae_only = config.layout.understanding_encoder == "vae"
+    reads = vae_only and any(s.kind == "shapes" and s.task == "qa" for s in used)
+    wanted = [
+        ("noised_tokens", packing.noised_tokens, any(map(generates, used))),
+        ("clean_tokens", packing.clean_tokens, reads or any(map(reads_back, used))),
+    ]
+    for name, budget, needed in wanted:
+        if needed and budget < need:
+            raise ConfigError(
+                f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
+                f"({config.images.max_pixels} pixels are {need} tokens); raise the first to at "
+                f"least {need}, or lower the second to {budget * 256}."
+            )
+
+
+def _check_model(config: MogaoConfig) -> None:
+    model = config.model
+    if model.timestep_embed_dim % 2:
+        raise ConfigError(
+            f"config.model.timestep_embed_dim ({model.timestep_embed_dim}) must be even: it holds "
+            "as many sines as cosines."
+        )
+    if model.connector == "vit_merger" and config.vit.merger_dim == 0:
+        raise ConfigError(
+            "config.model.connector is 'vit_merger', but config.vit.merger_dim is 0 (a tower "
+            "without a merger); set its width, or use connector 'merger'."
+        )
+
+
+def _check_encoders(config: MogaoConfig) -> None:
+    vae, vit = config.vae, config.vit
+    if vae.kind == "flux":
+        if len(vae.block_channels) != 4:
+            raise ConfigError(
+                f"config.vae.block_channels has {len(vae.block_channels)} entries; an 8x "
+                "autoencoder has 4."
+            )
+        for channels in vae.block_channels:
+            if channels < 1 or channels % vae.norm_groups:
+                raise ConfigError(
+                    f"config.vae.block_channels: {channels} is not a multiple of "
+                    f"config.vae.norm_groups ({vae.norm_groups})."
+                )
+    if vit.embed_dim % vit.num_heads or (vit.embed_dim // vit.num_heads) % 4:
+        raise ConfigError(
+            f"config.vit.embed_dim ({vit.embed_dim}) must be config.vit.num_heads "
+            f"({vit.num_heads}) times a multiple of 4 (2-D rotary positions)."
+        )
+
+
+def _check_training(config: MogaoConfig) -> None:
+    optimizer = config.optimizer
+    for name in ("b1", "b2", "ema_decay"):
+        if getattr(optimizer, name) >= 1:
+            raise ConfigError(f"config.optimizer.{name} must be below 1: at 1 nothing is learned.")
+    if optimizer.end_learning_rate > optimizer.learning_rate:
+        raise ConfigError(
+            f"config.optimizer.end_learning_rate ({optimizer.end_learning_rate}) is over "
+            f"learning_rate ({optimizer.learning_rate})."
+        )
+    if optimizer.warmup_steps > config.train.num_steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps ({optimizer.warmup_steps}) is over "
+            f"config.train.num_steps ({config.train.num_steps}): warm-up would never end."
+        )
+
+
+def _check_mesh(config: MogaoConfig) -> None:
+    mesh = config.mesh
+    axes = {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "context")}
+    for name, size in axes.items():
+        if size != -1 and size < 1:
+            raise ConfigError(
+                f"config.mesh.{name} is {size}; it must be a number of devices, or -1 for what "
+                "is left."
+            )
+    if sum(size == -1 for size in axes.values()) > 1:
+        raise ConfigError("config.mesh: only one axis can be -1 (what is left).")
+    split = mesh.data * mesh.fsdp
+    if mesh.data > 0 and mesh.fsdp > 0 and config.train.batch_rows % split:
+        raise ConfigError(
+            f"config.train.batch_rows ({config.train.batch_rows}) must be a multiple of "
+            f"mesh.data x mesh.fsdp ({split}), over which rows are split."
+        )

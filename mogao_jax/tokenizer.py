@@ -120,15 +120,12 @@ class BpeTokenizer(Tokenizer):
             # Also out of the vocabulary proper: with `ignore_merges` a word found there whole
             # becomes its id without any merge.
             added = {token["content"] for token in spec.get("added_tokens", [])}
-            encoder = tokenizers.Tokenizer.from_str(
-                json.dumps(_without_added(spec, added))
-            )
+            encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_added(spec, added)))
         except Exception as e:  # noqa: BLE001  (all that the library raises)
             raise ConfigError(f"{str(file)!r} is not a tokenizer.json: {e}") from None
-        ids = {
-            name: whole.token_to_id(content) for name, content in SPECIAL_TOKENS.items()
-        }
-        missing = [SPECIAL_TOKENS[name] for name, i in ids.items() if i is None]
+        found = {name: whole.token_to_id(content) for name, content in SPECIAL_TOKENS.items()}
+        ids = {name: i for name, i in found.items() if i is not None}
+        missing = [content for name, content in SPECIAL_TOKENS.items() if name not in ids]
         if missing:
             raise ConfigError(
                 f"The tokenizer {str(file)!r} has no token {', '.join(missing)}. Mogao needs "
@@ -140,9 +137,7 @@ class BpeTokenizer(Tokenizer):
         self._set_special(ids)
 
     def encode(self, text: str) -> list[int]:
-        text = text.encode("utf-8", errors="replace").decode(
-            "utf-8"
-        )  # no lone surrogates
+        text = text.encode("utf-8", errors="replace").decode("utf-8")  # no lone surrogates
         return self._encoder.encode(text, add_special_tokens=False).ids
 
     def _decode_plain(self, ids: list[int]) -> str:
@@ -152,9 +147,7 @@ class BpeTokenizer(Tokenizer):
 def _without_added(spec: dict, added: set[str]) -> dict:
     model = dict(spec["model"])
     if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {
-            word: i for word, i in model["vocab"].items() if word not in added
-        }
+        model["vocab"] = {word: i for word, i in model["vocab"].items() if word not in added}
     # A post-processor may refer to added tokens; encoding asks for no special tokens anyway.
     return {**spec, "added_tokens": [], "model": model, "post_processor": None}
 
@@ -168,18 +161,11 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     if config.kind == "byte":
         return ByteTokenizer()
     if config.kind == "shapes":
-        embedded = (
-            importlib.resources.files("mogao_jax")
-            / "data"
-            / "shapes"
-            / "tokenizer.json"
-        )
+        embedded = importlib.resources.files("mogao_jax") / "data" / "shapes" / "tokenizer.json"
         with importlib.resources.as_file(embedded) as path:
             return BpeTokenizer(path)
     if config.kind == "file":
         if not config.path:
             raise ConfigError("tokenizer.kind is 'file', but tokenizer.path is empty.")
         return BpeTokenizer(config.path)
-    raise ConfigError(
-        f"tokenizer.kind must be byte, shapes or file, got {config.kind!r}."
-    )
+    raise ConfigError(f"tokenizer.kind must be byte, shapes or file, got {config.kind!r}.")

@@ -12,9 +12,7 @@ from mogao_jax.config.schema import TokenizerConfig
 from mogao_jax.errors import ConfigError
 
 SHARED = pathlib.Path(
-    os.environ.get(
-        "MOGAO_SHARED", pathlib.Path(__file__).resolve().parents[1] / ".." / "shared"
-    )
+    os.environ.get("MOGAO_SHARED", pathlib.Path(__file__).resolve().parents[1] / ".." / "shared")
 )
 QWEN = SHARED / "tokenizers" / "qwen2.5"
 TEXTS = [
@@ -42,9 +40,7 @@ def small_bpe(path: pathlib.Path, special=SPECIAL, **model):
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {c: i for i, c in enumerate([*alphabet, "re", "red"])}
-    t = tokenizers.Tokenizer(
-        models.BPE(vocab=vocab, merges=[("r", "e"), ("re", "d")], **model)
-    )
+    t = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("r", "e"), ("re", "d")], **model))
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     t.decoder = decoders.ByteLevel()
     t.add_special_tokens(special)
@@ -57,9 +53,7 @@ def tokenizer(request, tmp_path):
     if request.param == "byte":
         return tk.load_tokenizer(TokenizerConfig())
     if request.param == "bpe":
-        return tk.BpeTokenizer(
-            small_bpe(tmp_path / "tokenizer.json", ignore_merges=True)
-        )
+        return tk.BpeTokenizer(small_bpe(tmp_path / "tokenizer.json", ignore_merges=True))
     if not QWEN.is_dir():
         pytest.skip("the Qwen2.5 tokenizer is not at hand (MOGAO_SHARED)")
     return tk.load_tokenizer(TokenizerConfig(kind="file", path=str(QWEN)))
@@ -83,10 +77,7 @@ def test_decode_names_control_tokens_on_request(tokenizer):
         tokenizer.vision_start,
     ]
     assert tokenizer.decode(ids) == "hi"
-    assert (
-        tokenizer.decode(ids, keep_special=True)
-        == "<|im_start|>hi<|im_end|><|vision_start|>"
-    )
+    assert tokenizer.decode(ids, keep_special=True) == "<|im_start|>hi<|im_end|><|vision_start|>"
 
 
 def test_lone_surrogates_do_not_crash(tokenizer):
@@ -140,8 +131,6 @@ def test_errors(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="bad.json.*not a tokenizer"):
         tk.BpeTokenizer(tmp_path / "bad.json")
-    lacking = small_bpe(
-        tmp_path / "lacking.json", special=["<|endoftext|>", "<|im_start|>"]
-    )
+    lacking = small_bpe(tmp_path / "lacking.json", special=["<|endoftext|>", "<|im_start|>"])
     with pytest.raises(ConfigError, match=r"no token <\|im_end\|>, <\|vision_start\|>"):
         tk.BpeTokenizer(lacking)

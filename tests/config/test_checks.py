@@ -1,0 +1,76 @@
+"""Conditions between fields: each contradiction is refused, naming the fields to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from mogao_jax.config import check, default_config, from_config_dict, source
+from mogao_jax.config.checks import image_tokens
+from mogao_jax.errors import ConfigError
+
+
+def _config(changes=None, **task_by_source):
+    config = default_config()
+    for name, task in (task_by_source or {"pictures": "story"}).items():
+        config.data.sources[name] = source(kind="shapes", task=task)
+    config.packing.clean_tokens = 256
+    for path, value in (changes or {}).items():
+        node = config
+        *groups, last = path.split(".")
+        for group in groups:
+            node = node[group]
+        node[last] = value
+    return from_config_dict(config)
+
+
+def test_a_sound_config_passes():
+    check(_config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.sources": {}}, ["data.sources is empty"]),
+        ({"data.sources.pictures.weight": 0.0}, ["every weight is 0"]),
+        ({"data.sources.pictures.task": "draw"}, ["pictures.task", "'draw'", "t2i"]),
+        ({"data.sources.pictures.kind": "documents"}, ["pictures.path=PATH"]),
+        ({"tokenizer.kind": "file"}, ["tokenizer.path"]),
+        ({"tokenizer.kind": "file", "tokenizer.path": "/no/such"}, ["/no/such"]),
+        ({"images.max_side": 250}, ["240 or 256"]),
+        ({"images.min_pixels": 100_000}, ["images.min_pixels", "max_pixels"]),
+        ({"packing.noised_tokens": 255}, ["packing.noised_tokens (255)", "256", "65280"]),
+        ({"packing.clean_tokens": 255}, ["packing.clean_tokens (255)"]),
+        ({"model.timestep_embed_dim": 33}, ["timestep_embed_dim", "even"]),
+        ({"model.connector": "vit_merger"}, ["vit.merger_dim"]),
+        ({"vae.block_channels": (32, 64)}, ["vae.block_channels", "4"]),
+        ({"vae.block_channels": (32, 64, 64, 65)}, ["65", "norm_groups"]),
+        ({"vit.num_heads": 7}, ["vit.embed_dim", "vit.num_heads"]),
+        ({"optimizer.b2": 1.0}, ["optimizer.b2"]),
+        ({"optimizer.end_learning_rate": 1.0}, ["end_learning_rate"]),
+        ({"optimizer.warmup_steps": 5000}, ["warmup_steps (5000)", "num_steps"]),
+        ({"mesh.fsdp": -1}, ["only one axis"]),
+        ({"mesh.tensor": 0}, ["mesh.tensor is 0"]),
+        ({"mesh.data": 3}, ["train.batch_rows (4)", "(3)"]),
+    ],
+)
+def test_contradictions(changes, words):
+    with pytest.raises(ConfigError) as error:
+        check(_config(changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_budgets_are_asked_of_the_streams_in_use_alone():
+    small = {"packing.noised_tokens": 16, "packing.clean_tokens": 16}
+    check(_config(small, talk="text", questions="qa"))
+    check(_config({"packing.clean_tokens": 16}, pictures="t2i"))
+    with pytest.raises(ConfigError, match="noised_tokens"):
+        check(_config(small, pictures="t2i"))
+    reads_vae = {**small, "layout.understanding_encoder": "vae"}
+    with pytest.raises(ConfigError, match="clean_tokens"):
+        check(_config(reads_vae, questions="qa"))
+
+
+def test_image_tokens_are_bounded_by_budget_and_canvas():
+    assert image_tokens(_config()) == 256
+    assert image_tokens(_config({"images.max_side": 64})) == 16

@@ -1,0 +1,221 @@
+"""What a picture of the embedded world shows: objects on a canvas, and what can be said of them.
+
+A scene is the truth of a picture. Coordinates are pixels, x to the right and y down, with the
+origin at the upper left corner of the canvas; an object's centre (cx, cy) lies on a corner
+between four pixels and its diameter is even, so that an object looks the same wherever it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 10, 40),
+    "green": (20, 150, 50),
+    "blue": (25, 60, 225),
+    "yellow": (255, 225, 0),
+    "purple": (145, 30, 170),
+    "orange": (255, 120, 0),
+    "cyan": (0, 195, 215),
+    "black": (20, 20, 20),
+}
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "gray": (200, 200, 200),
+    "cream": (255, 238, 195),
+    "mint": (200, 245, 212),
+    "lavender": (222, 208, 252),
+}
+
+SIZES = ("small", "large")
+RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+REGIONS = {
+    ("top", "left"): "top left",
+    ("top", "middle"): "top",
+    ("top", "right"): "top right",
+    ("middle", "left"): "left",
+    ("middle", "middle"): "center",
+    ("middle", "right"): "right",
+    ("bottom", "left"): "bottom left",
+    ("bottom", "middle"): "bottom",
+    ("bottom", "right"): "bottom right",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What an object is, without its place."""
+
+    shape: str
+    color: str
+    size: str = "small"
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """One object.
+
+    Attributes:
+      shape, color, size: of SHAPES, COLORS, SIZES.
+      diameter: side of its bounding square in pixels, even (a triangle may fill less of it).
+      cx, cy: centre of that square in pixels.
+    """
+
+    shape: str
+    color: str
+    size: str
+    diameter: int
+    cx: int
+    cy: int
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.shape, self.color, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A canvas (height and width in pixels), its background and its objects, later ones on top."""
+
+    height: int
+    width: int
+    background: str
+    objects: tuple[Object, ...]
+
+    def with_objects(self, objects: tuple[Object, ...]) -> Scene:
+        return dataclasses.replace(self, objects=objects)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The parameters of a world; the default suits models of a few million parameters.
+
+    Attributes:
+      canvases: (height, width) of the pictures, multiples of 16 (the VAE grid).
+      small, large: diameters in pixels, even.
+      margin: least distance of an object from the edge.
+      gap: least distance between two objects' bounding squares.
+      max_count: most objects in a picture.
+      slow, fast: pixels that an object of a clip moves per frame.
+    """
+
+    canvases: tuple[tuple[int, int], ...] = (
+        (64, 64),
+        (48, 48),
+        (48, 80),
+        (80, 48),
+        (48, 64),
+        (64, 48),
+        (32, 96),
+        (96, 32),
+        (32, 64),
+        (64, 32),
+        (32, 80),
+        (80, 32),
+    )
+    small: int = 14
+    large: int = 22
+    margin: int = 2
+    gap: int = 3
+    max_count: int = 5
+    slow: int = 4
+    fast: int = 10
+
+    @property
+    def max_pixels(self) -> int:
+        """Area of the largest canvas, the pixel budget of this world."""
+        return max(h * w for h, w in self.canvases)
+
+    def diameter(self, size: str) -> int:
+        return self.small if size == "small" else self.large
+
+    def scaled(self, factor: int) -> World:
+        """The same world with `factor` times larger pictures."""
+        return dataclasses.replace(
+            self,
+            canvases=tuple((h * factor, w * factor) for h, w in self.canvases),
+            **{
+                name: getattr(self, name) * factor
+                for name in ("small", "large", "margin", "gap", "slow", "fast")
+            },
+        )
+
+
+DEFAULT_WORLD = World()
+
+_GENEVAL_SHRINK = 0.1  # of the summed extents: smaller offsets count as none
+_GENEVAL_AXIS = 0.5  # part of the unit offset along an axis from which the relation holds
+_CLEAR = 0.9  # the same, from which it holds beyond doubt (within 26 degrees of the axis)
+
+
+def _unit_offset(a: Object, b: Object) -> tuple[float, float]:
+    shrink = _GENEVAL_SHRINK * (a.diameter + b.diameter)
+    dx, dy = a.cx - b.cx, a.cy - b.cy
+    x = math.copysign(max(abs(dx) - shrink, 0.0), dx)
+    y = math.copysign(max(abs(dy) - shrink, 0.0), dy)
+    norm = math.hypot(x, y)
+    return (x / norm, y / norm) if norm > 0 else (0.0, 0.0)
+
+
+def relations(a: Object, b: Object) -> frozenset[str]:
+    """The relations of a to b that hold by GenEval's rule (Ghosh et al. 2023, its evaluator).
+
+    The offset between centres, shortened by a tenth of both extents along each axis, must have
+    more than half of its length along the relation's axis: none to two of RELATIONS.
+    """
+    x, y = _unit_offset(a, b)
+    held = []
+    if x < -_GENEVAL_AXIS:
+        held.append("left of")
+    if x > _GENEVAL_AXIS:
+        held.append("right of")
+    if y < -_GENEVAL_AXIS:
+        held.append("above")
+    if y > _GENEVAL_AXIS:
+        held.append("below")
+    return frozenset(held)
+
+
+def relation(a: Object, b: Object) -> str | None:
+    """The relation of a to b if it is beyond doubt (then it is also the only one), else None."""
+    x, y = _unit_offset(a, b)
+    if abs(x) >= _CLEAR:
+        return "left of" if x < 0 else "right of"
+    if abs(y) >= _CLEAR:
+        return "above" if y < 0 else "below"
+    return None
+
+
+# Parts of the canvas: a place is named only if it is well inside one third of it.
+BANDS = {"low": (0.0, 0.38), "mid": (0.44, 0.56), "high": (0.62, 1.0)}
+
+
+def _band(position: float) -> str | None:
+    for name, (low, high) in BANDS.items():
+        if low <= position <= high:
+            return name
+    return None
+
+
+_ROWS = {"low": "top", "mid": "middle", "high": "bottom"}
+_COLUMNS = {"low": "left", "mid": "middle", "high": "right"}
+
+
+def region(obj: Object, scene: Scene) -> str | None:
+    """The part of the canvas ("top left", "top", "center", ...) of an object; None if unclear."""
+    row, column = _band(obj.cy / scene.height), _band(obj.cx / scene.width)
+    if row is None or column is None:
+        return None
+    return REGIONS[_ROWS[row], _COLUMNS[column]]
+
+
+def separated(a: Object, b: Object, gap: int) -> bool:
+    """Whether the bounding squares of two objects keep at least `gap` pixels apart."""
+    reach = (a.diameter + b.diameter) // 2 + gap
+    return abs(a.cx - b.cx) >= reach or abs(a.cy - b.cy) >= reach

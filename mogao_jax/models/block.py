@@ -1,0 +1,178 @@
+"""One deep-fused decoder layer: joint attention, separate weights per branch (paper, section 3.1).
+
+Axes: B batch, U und tokens, G gen tokens (C clean, then N noised), D embed, F mlp, N query heads,
+K key/value heads, H head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mogao_jax.models.layers import constrain, fan_in, linear
+from mogao_jax.ops.attention.api import Parts
+from mogao_jax.ops.modulation import modulate, per_token
+from mogao_jax.ops.norms import RMSNorm
+from mogao_jax.ops.rope import apply_rope
+
+
+class Modulation(NamedTuple):
+    """AdaLN's six vectors for each token: [B, L, D] each."""
+
+    attention_shift: jax.Array
+    attention_scale: jax.Array
+    attention_gate: jax.Array
+    mlp_shift: jax.Array
+    mlp_scale: jax.Array
+    mlp_gate: jax.Array
+
+
+class Streams(NamedTuple):
+    """The two residual streams, und[B, U, D] and gen[B, C + N, D]."""
+
+    und: jax.Array
+    gen: jax.Array
+
+
+class Rotations(NamedTuple):
+    """cos and sin of the rotary angles, float32[B, L, H/2] each, per stream."""
+
+    und: tuple[jax.Array, jax.Array]
+    gen: tuple[jax.Array, jax.Array]
+
+
+# (queries, keys, values, their metadata) -> outputs, each in parts.
+Attend = Callable[[Parts, Parts, Parts, Parts], Parts]
+
+
+class Branch(nn.Module):
+    """The weights that one branch's tokens meet in a layer: projections, FFN and norms.
+
+    The same shapes and equations as a Qwen2 layer; AdaLN, where there is any, comes from outside.
+    """
+
+    embed_dim: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    def setup(self):
+        kwargs = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        q_axes, kv_axes = ("embed", "q_heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        kv_shape = (self.num_kv_heads, self.head_dim)
+        self.attention_norm = RMSNorm(eps=self.eps, param_dtype=self.param_dtype)
+        self.query = linear((self.num_heads, self.head_dim), q_axes, use_bias=True, **kwargs)
+        self.key = linear(kv_shape, kv_axes, use_bias=True, **kwargs)
+        self.value = linear(kv_shape, kv_axes, use_bias=True, **kwargs)
+        self.output = linear(
+            self.embed_dim, ("q_heads", "head_dim", "embed"), axis=(-2, -1), **kwargs
+        )
+        self.mlp_norm = RMSNorm(eps=self.eps, param_dtype=self.param_dtype)
+        self.gate = linear(self.mlp_dim, ("embed", "mlp"), **kwargs)
+        self.up = linear(self.mlp_dim, ("embed", "mlp"), **kwargs)
+        self.down = linear(self.embed_dim, ("mlp", "embed"), kernel_init=fan_in, **kwargs)
+
+    def qkv(
+        self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], modulation: Modulation | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x[B, L, D] -> q[B, L, N, H], k[B, L, K, H], v[B, L, K, H], q and k rotated."""
+        h = self.attention_norm(x)
+        if modulation is not None:
+            h = modulate(h, modulation.attention_shift, modulation.attention_scale)
+        q, k = apply_rope(self.query(h), *rotation), apply_rope(self.key(h), *rotation)
+        return q, k, self.value(h)
+
+    def finish(
+        self, x: jax.Array, attended: jax.Array, modulation: Modulation | None
+    ) -> jax.Array:
+        """Adds attention's output [B, L, N, H] and the FFN to the residual stream [B, L, D]."""
+        h = self.output(attended)
+        x = x + (h if modulation is None else modulation.attention_gate * h)
+        h = self.mlp_norm(x)
+        if modulation is not None:
+            h = modulate(h, modulation.mlp_shift, modulation.mlp_scale)
+        h = self.down(nn.silu(self.gate(h)) * self.up(h))
+        return x + (h if modulation is None else modulation.mlp_gate * h)
+
+
+class Block(nn.Module):
+    """Both branches around one attention. `fusion='shared'`: one Branch serves both streams.
+
+    AdaLN-Zero modulates gen tokens only, computed once per image: with its zero initialisation
+    the gen stream passes every block unchanged.
+    """
+
+    attend: Attend
+    fusion: str
+    embed_dim: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    def setup(self):
+        sizes = {
+            "embed_dim": self.embed_dim,
+            "mlp_dim": self.mlp_dim,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "eps": self.eps,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        self.und = Branch(**sizes)
+        self.gen = self.und if self.fusion == "shared" else Branch(**sizes)
+        self.adaln = linear(
+            6 * self.embed_dim,
+            ("embed", None),
+            use_bias=True,
+            kernel_init=nn.initializers.zeros_init(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def __call__(
+        self,
+        streams: Streams,
+        conditioning: jax.Array,
+        conditioning_index: jax.Array,
+        rotations: Rotations,
+        meta: Parts,
+    ) -> Streams:
+        """Runs the layer.
+
+        Args:
+          streams: residual streams.
+          conditioning: [B, 1 + I, D] after SiLU; line 0 is t=1 (clean), then one per image.
+          conditioning_index: int32[B, G] line of `conditioning` for each gen token.
+          rotations: rotary cos and sin per stream.
+          meta: TokenMeta of the parts; the gen stream is its clean part, then its noised one.
+        """
+        num_clean = meta.clean.segment.shape[1]
+        table = self.adaln(conditioning)
+        modulation = Modulation(*jnp.split(per_token(table, conditioning_index), 6, -1))
+        und_qkv = self.und.qkv(streams.und, rotations.und, None)
+        gen_qkv = self.gen.qkv(streams.gen, rotations.gen, modulation)
+        parts = [
+            Parts(und=u, clean=g[:, :num_clean], noised=g[:, num_clean:])
+            for u, g in zip(und_qkv, gen_qkv)
+        ]
+        out = jax.tree.map(lambda x: checkpoint_name(x, "attention"), self.attend(*parts, meta))
+        attended = jnp.concatenate([out.clean, out.noised], 1)
+        und = self.und.finish(streams.und, out.und, None)
+        gen = self.gen.finish(streams.gen, attended, modulation)
+        axes = ("act_batch", "act_len", "act_embed")
+        return Streams(constrain(und, *axes), constrain(gen, *axes))

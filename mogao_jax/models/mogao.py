@@ -1,0 +1,280 @@
+"""Mogao: one deep-fusion transformer over text, ViT tokens and VAE tokens (paper, section 3.1).
+
+A pure function of (params, inputs): noise and timesteps are drawn by the caller.
+
+Axes: B batch, U und tokens, C clean and N noised VAE tokens, I images, V merged ViT tokens,
+D embed, L vocab.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, VitConfig
+from mogao_jax.models.block import Block, Rotations, Streams
+from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
+from mogao_jax.models.layers import constrain, linear
+from mogao_jax.ops.attention.api import Parts, attention
+from mogao_jax.ops.modulation import per_token
+from mogao_jax.ops.norms import RMSNorm
+from mogao_jax.ops.rope import rope_angles
+from mogao_jax.sequence.batch import PackedBatch
+from mogao_jax.sequence.masking import TokenMeta
+
+LATENT_PATCH = 2  # one VAE token is a 2x2 patch of latents
+
+
+class MogaoInputs(NamedTuple):
+    """What the transformer reads: a PackedBatch whose images have been encoded and noised."""
+
+    tokens: jax.Array  # int32[B, U]
+    vit_index: jax.Array  # int32[B, U] row of vit_features' merged tokens, -1 for text
+    vit_features: jax.Array  # [B, V * merge^2, C_vit], or [B, V, C] after the tower's own merger
+    clean_latents: jax.Array  # [B, C, 64]
+    noised_latents: jax.Array  # [B, N, 64] x_t
+    timesteps: jax.Array  # float32[B, I] of each image's noised copy; t=1 is data
+    noised_image: jax.Array  # int32[B, N] which image a noised token belongs to, -1 padding
+    meta: Parts  # TokenMeta of und, clean, noised
+    positions: Parts  # float32[B, ., 3] of und, clean, noised
+
+
+class MogaoOutputs(NamedTuple):
+    und_hidden: jax.Array  # [B, U, D] after the final norm; `head_table` gives its logits
+    velocity: jax.Array  # float32[B, N, 64]
+
+
+def make_inputs(
+    batch: PackedBatch,
+    *,
+    vit_features: jax.Array,
+    clean_latents: jax.Array,
+    noised_latents: jax.Array,
+    timesteps: jax.Array,
+) -> MogaoInputs:
+    """Joins a batch's token tables with its encoded images."""
+    parts = (batch.und, batch.clean, batch.noised)
+    return MogaoInputs(
+        tokens=batch.und.tokens,
+        vit_index=batch.und.vit_index,
+        vit_features=vit_features,
+        clean_latents=clean_latents,
+        noised_latents=noised_latents,
+        timesteps=timesteps,
+        noised_image=batch.noised.image,
+        meta=Parts(*(p.meta for p in parts)),
+        positions=Parts(*(p.positions for p in parts)),
+    )
+
+
+class Mogao(nn.Module):
+    """The whole trainable model.
+
+    Attributes:
+      config: the transformer's section of the config.
+      vocab_size: rows of the embedding.
+      latent_channels: of the VAE (16 for FLUX).
+      merge_size: side of the blocks that the ViT merger joins.
+      text_reads_vae: VAE-only understanding (ablations A, B).
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    latent_channels: int = 16
+    merge_size: int = 2
+    text_reads_vae: bool = False
+
+    def setup(self):
+        c = self.config
+        dtypes = {"dtype": jnp.dtype(c.dtype), "param_dtype": jnp.dtype(c.param_dtype)}
+        channels = self.latent_channels * LATENT_PATCH**2
+        self.token_embedding = self.param(
+            "token_embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
+            (self.vocab_size, c.embed_dim),
+            dtypes["param_dtype"],
+        )
+        if c.connector == "merger":
+            self.vit_merger = VitMerger(c.embed_dim, self.merge_size, **dtypes)
+        else:
+            self.vit_linear = linear(c.embed_dim, (None, "embed"), use_bias=True, **dtypes)
+        self.latent_in = linear(c.embed_dim, (None, "embed"), use_bias=True, **dtypes)
+        self.timestep_embedder = TimestepEmbedder(
+            c.embed_dim, c.timestep_embed_dim, c.timestep_scale, **dtypes
+        )
+        block = {
+            "attend": functools.partial(
+                _attend, config=c.attention, text_reads_vae=self.text_reads_vae
+            ),
+            "fusion": c.fusion,
+            "embed_dim": c.embed_dim,
+            "mlp_dim": c.mlp_dim,
+            "num_heads": c.num_heads,
+            "num_kv_heads": c.num_kv_heads,
+            "head_dim": c.head_dim,
+            "eps": c.rms_norm_eps,
+            **dtypes,
+        }
+        block_class = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat == "full" else Block
+        if c.scan_layers:
+            self.layers = nn.scan(
+                _ScanBlock,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast,) * 4,
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(block_class, block)
+        else:
+            self.layers = [block_class(**block) for _ in range(c.num_layers)]
+        self.final_norm = RMSNorm(eps=c.rms_norm_eps, param_dtype=dtypes["param_dtype"])
+        if not c.tie_embeddings:
+            self.lm_head = self.param(
+                "lm_head",
+                nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
+                (self.vocab_size, c.embed_dim),
+                dtypes["param_dtype"],
+            )
+        self.final_adaln = linear(
+            2 * c.embed_dim,
+            ("embed", None),
+            use_bias=True,
+            kernel_init=nn.initializers.zeros_init(),
+            **dtypes,
+        )
+        self.velocity_head = VelocityHead(channels, c.rms_norm_eps, **dtypes)
+
+    def __call__(self, inputs: MogaoInputs) -> MogaoOutputs:
+        c = self.config
+        num_clean = inputs.clean_latents.shape[1]
+        streams = self._embed(inputs)
+        conditioning = self._conditioning(inputs.timesteps)
+        # Line 0 of the conditioning is t=1: clean tokens are data. Padding goes there too.
+        index = jnp.concatenate(
+            [jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32), inputs.noised_image + 1], 1
+        )
+        rope = {"head_dim": c.head_dim, "theta": c.rope_theta, "kind": c.rope, "tail": c.rope_tail}
+        positions = inputs.positions
+        gen_positions = jnp.concatenate([positions.clean, positions.noised], 1)
+        rotations = Rotations(
+            und=rope_angles(positions.und, **rope), gen=rope_angles(gen_positions, **rope)
+        )
+
+        arguments = (conditioning, index, rotations, inputs.meta)
+        if c.scan_layers:
+            streams, _ = self.layers(streams, *arguments)
+        else:
+            for layer in self.layers:
+                streams = layer(streams, *arguments)
+
+        final = per_token(self.final_adaln(conditioning), index[:, num_clean:])
+        velocity = self.velocity_head(streams.gen[:, num_clean:], final)
+        return MogaoOutputs(self.final_norm(streams.und), velocity.astype(jnp.float32))
+
+    def _embed(self, inputs: MogaoInputs) -> Streams:
+        dtype = jnp.dtype(self.config.dtype)
+        text = jnp.take(self.token_embedding, inputs.tokens, axis=0).astype(dtype)
+        features = inputs.vit_features.astype(dtype)
+        is_merger = self.config.connector == "merger"
+        vit = self.vit_merger(features) if is_merger else self.vit_linear(features)
+        is_vit = inputs.vit_index >= 0
+        picked = jnp.take_along_axis(vit, jnp.where(is_vit, inputs.vit_index, 0)[..., None], 1)
+        und = jnp.where(is_vit[..., None], picked, text)
+        latents = jnp.concatenate([inputs.clean_latents, inputs.noised_latents], 1)
+        gen = self.latent_in(latents.astype(dtype))
+        axes = ("act_batch", "act_len", "act_embed")
+        return Streams(constrain(und, *axes), constrain(gen, *axes))
+
+    def _conditioning(self, timesteps: jax.Array) -> jax.Array:
+        """[B, 1 + I, D]: SiLU of the timestep embedding; line 0 is t=1, then one per image."""
+        ones = jnp.ones((timesteps.shape[0], 1), timesteps.dtype)
+        return nn.silu(self.timestep_embedder(jnp.concatenate([ones, timesteps], 1)))
+
+
+class _ScanBlock(nn.Module):
+    """A block in the form that nn.scan wants: (carry, broadcast...) -> (carry, None)."""
+
+    block_class: type[Block]
+    fields: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, streams, *arguments):
+        return self.block_class(**self.fields, name="block")(streams, *arguments), None
+
+
+def _attend(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    meta: Parts,
+    *,
+    config: AttentionConfig,
+    text_reads_vae: bool,
+) -> Parts:
+    return attention(
+        queries,
+        keys,
+        values,
+        meta,
+        meta,
+        implementation=config.implementation,
+        block_q=config.block_q,
+        block_kv=config.block_kv,
+        text_reads_vae=text_reads_vae,
+    )
+
+
+def build(
+    model: ModelConfig, vae: VaeConfig, vit: VitConfig, *, vocab_size: int, text_reads_vae: bool
+) -> Mogao:
+    """The model for a config's sections."""
+    return Mogao(
+        model,
+        vocab_size=vocab_size,
+        latent_channels=vae.latent_channels,
+        merge_size=vit.merge_size,
+        text_reads_vae=text_reads_vae,
+    )
+
+
+def head_table(params: dict[str, Any]) -> jax.Array:
+    """The output embedding [L, D]: logits are `und_hidden @ table.T`."""
+    return params["lm_head"] if "lm_head" in params else params["token_embedding"]
+
+
+def vit_feature_shape(vit: VitConfig, connector: str, num_patches: int) -> tuple[int, int]:
+    """(tokens, channels) of the ViT features that the connector expects for a row of patches."""
+    if connector == "vit_merger":
+        return num_patches // vit.merge_size**2, vit.merger_dim
+    return num_patches, vit.embed_dim
+
+
+def example_inputs(
+    batch: tuple[int, int, int, int, int, int], channels: int, vit_features: tuple[int, int]
+) -> MogaoInputs:
+    """Zero inputs of the given sizes, for `init` and `eval_shape`.
+
+    Args:
+      batch: (B, U, C, N, I, P) rows, und, clean, noised, images, ViT patches.
+      channels: of a VAE token (64).
+      vit_features: see `vit_feature_shape`.
+    """
+    b, u, c, n, i, _ = batch
+    integers = lambda length: jnp.zeros((b, length), jnp.int32)  # noqa: E731
+    meta = lambda length: TokenMeta(*(integers(length),) * 3)  # noqa: E731
+    positions = lambda length: jnp.zeros((b, length, 3), jnp.float32)  # noqa: E731
+    return MogaoInputs(
+        tokens=integers(u),
+        vit_index=integers(u) - 1,
+        vit_features=jnp.zeros((b, *vit_features), jnp.float32),
+        clean_latents=jnp.zeros((b, c, channels), jnp.float32),
+        noised_latents=jnp.zeros((b, n, channels), jnp.float32),
+        timesteps=jnp.zeros((b, i), jnp.float32),
+        noised_image=integers(n) - 1,
+        meta=Parts(meta(u), meta(c), meta(n)),
+        positions=Parts(positions(u), positions(c), positions(n)),
+    )

@@ -1,0 +1,90 @@
+"""From a document's items to the sequence that the model reads: tokens and pictures in order.
+
+Chat turns are wrapped as Qwen2.5 wraps them (`<|im_start|>role\\n ... <|im_end|>\\n`); images
+stand between `<|vision_start|>` and `<|vision_end|>` (paper, section 3). Which tokens are
+*trained* is decided here, what exists of each picture is decided in layout.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Protocol
+
+from mogao_jax.sequence.document import Document, Image, Item
+
+
+class TokenizerLike(Protocol):
+    """What this room needs of a tokenizer (mogao_jax.tokenizer.Tokenizer)."""
+
+    endoftext: int
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    image_pad: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One text token. `trained`: it is a next-token-prediction target."""
+
+    id: int
+    trained: bool
+    picture: int | None = None  # for vision tokens: which picture they stand around
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One image, as a whole: `index` counts the document's images, `target` if it is generated."""
+
+    index: int
+    target: bool
+
+
+Element = Token | Picture
+
+
+def render(document: Document, tokenizer: TokenizerLike, *, end_after_image: str) -> list[Element]:
+    """The document's elements in reading order.
+
+    Args:
+      document: what to render.
+      tokenizer: encodes text (never yielding control tokens) and knows the special ids.
+      end_after_image: 'never', 'interleaved' or 'always', see config LayoutConfig.
+    """
+    elements: list[Element] = []
+    num_pictures = 0
+    last = document.items[-1]
+    turns = [list(g) for _, g in itertools.groupby(document.items, key=lambda item: item.role)]
+    for turn in turns:
+        role = turn[0].role
+        if role is not None:
+            header = [tokenizer.im_start, *tokenizer.encode(f"{role}\n")]
+            elements += [Token(id, trained=False) for id in header]
+        for item in turn:
+            if isinstance(item, Image):
+                elements.append(Token(tokenizer.vision_start, item.loss, num_pictures))
+                elements.append(Picture(num_pictures, item.loss))
+                elements.append(Token(tokenizer.vision_end, False, num_pictures))
+                num_pictures += 1
+            else:
+                elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
+        if role is not None and turn is not turns[-1]:
+            elements.append(Token(tokenizer.im_end, turn[-1].loss))
+            elements += [Token(id, trained=False) for id in tokenizer.encode("\n")]
+    if isinstance(last, Image) and not _ends_after_image(document, last, end_after_image):
+        return elements[:-1]  # without <|vision_end|>: nothing follows the picture
+    if document.complete:
+        end = tokenizer.endoftext if last.role is None else tokenizer.im_end
+        elements.append(Token(end, last.loss))
+    return elements
+
+
+def _ends_after_image(document: Document, last: Item, policy: str) -> bool:
+    if not document.complete or not last.loss or policy == "never":
+        return False
+    num_targets = sum(isinstance(item, Image) and item.loss for item in document.items)
+    return policy == "always" or num_targets > 1

@@ -1,0 +1,1 @@
+"""`mogao <command>`: one module per command, each with `main(argv) -> exit status`."""

@@ -1,0 +1,92 @@
+"""The dispatcher: help, unknown commands, and how errors reach the user."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import mogao_jax
+from mogao_jax.cli import main as cli
+from mogao_jax.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _command(monkeypatch, function):
+    monkeypatch.setattr(cli, "_module", lambda name: types.SimpleNamespace(main=function))
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, text in cli.COMMANDS.items():
+        assert any(name in line and text in line for line in out.splitlines())
+
+
+def test_every_command_has_a_module_with_main():
+    for name in cli.COMMANDS:
+        spec = importlib.util.find_spec(f"mogao_jax.cli.{name}")
+        assert spec is not None, name
+
+
+def test_no_command_shows_help_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "usage: mogao COMMAND" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert mogao_jax.__version__ in capsys.readouterr().out
+
+
+def test_unknown_command(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_arguments_and_status_pass_through(monkeypatch):
+    seen = []
+    _command(monkeypatch, lambda argv: seen.append(argv) or 7)
+    assert cli.main(["train", "--config=x", "--workdir", "y"]) == 7
+    assert seen == [["--config=x", "--workdir", "y"]]
+
+
+def test_user_errors_are_one_message_without_traceback(monkeypatch, capsys):
+    def fail(argv):
+        raise ConfigError("config.a is 3; it must be 4.")
+
+    _command(monkeypatch, fail)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == "mogao: config.a is 3; it must be 4.\n"
+
+
+def test_interrupt_is_130(monkeypatch):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    _command(monkeypatch, interrupt)
+    assert cli.main(["train"]) == 130
+
+
+def test_our_own_defects_keep_their_traceback(monkeypatch):
+    def defect(argv):
+        raise ValueError("ours")
+
+    _command(monkeypatch, defect)
+    with pytest.raises(ValueError, match="ours"):
+        cli.main(["train"])
+
+
+def test_help_does_not_import_jax():
+    code = (
+        "import sys; from mogao_jax.cli.main import main; main(['--help']); "
+        "assert 'jax' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, timeout=60
+    )

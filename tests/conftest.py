@@ -1,0 +1,31 @@
+"""Set-up of all tests: eight simulated CPU devices, and where the optional shared folder lies."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+# Before jax is imported anywhere: the number of devices is fixed when its backend starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes over about 20 seconds (still part of CI)")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> pathlib.Path:
+    """The folder of real weights and data next to the repository; skips where it is absent."""
+    given = os.environ.get("MOGAO_SHARED")
+    folder = pathlib.Path(given) if given else ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder} (or MOGAO_SHARED), which is not here")
+    return folder

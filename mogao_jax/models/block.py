@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mogao_jax.models.layers import constrain, fan_in, linear
-from mogao_jax.ops.attention.api import Parts
+from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.modulation import modulate, per_token
 from mogao_jax.ops.norms import RMSNorm
 from mogao_jax.ops.rope import apply_rope

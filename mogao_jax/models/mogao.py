@@ -19,7 +19,8 @@ from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, Vit
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
 from mogao_jax.models.layers import constrain, linear
-from mogao_jax.ops.attention.api import Parts, attention
+from mogao_jax.ops.attention.api import attention
+from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.modulation import per_token
 from mogao_jax.ops.norms import RMSNorm
 from mogao_jax.ops.rope import rope_angles

@@ -1,0 +1,175 @@
+"""From a packed batch to weighted sums of losses: encode, noise, run the model, compare.
+
+`System` holds the modules of a config (no arrays); everything here is a pure function of the
+parameters, the frozen encoders' parameters, a batch and a draw of noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mogao_jax import flow
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.losses import WeightedSum, flow_loss, safe_divide, weighted_sum
+from mogao_jax.models.mogao import Mogao, MogaoInputs, head_table, make_inputs
+from mogao_jax.models.vae import encode_images, patchify_latents
+from mogao_jax.ops.cross_entropy import cross_entropy
+from mogao_jax.sequence.batch import GenStream, PackedBatch
+from mogao_jax.training.noise import NoiseDraw
+
+
+class EncoderParams(NamedTuple):
+    """Frozen parameters; `vit` is None where understanding goes through the VAE."""
+
+    vae: Any
+    vit: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+    """The modules that a config describes. Compared by identity, so that jit can close over it."""
+
+    config: MogaoConfig
+    model: Mogao
+    vae: nn.Module
+    vit: nn.Module | None
+    sources: tuple[str, ...]  # names of the data sources, for metrics
+
+
+class Losses(NamedTuple):
+    """Numerators and denominators over the global batch, and per-token values for metrics."""
+
+    ntp: WeightedSum
+    flow: WeightedSum
+    ntp_per_token: jax.Array  # float32[B, U]
+    flow_per_token: jax.Array  # float32[B, N]
+    is_correct: jax.Array  # bool[B, U] the target is the likeliest token
+
+
+def encode_batch(
+    system: System, encoders: EncoderParams, batch: PackedBatch, posterior: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the frozen encoders: each image once, however many copies it has.
+
+    Returns:
+      tokens of latents float32[B, I * tokens of the canvas, 64] and ViT features (see
+      `MogaoInputs.vit_features`).
+    """
+    images = batch.images
+    noise = posterior if system.config.vae.sample_posterior else None
+    latents = encode_images(system.vae, encoders.vae, images.pixels, images.size, noise)
+    tokens = patchify_latents(latents)
+    tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+    if system.vit is None:
+        rows, num_patches = batch.vit.segment.shape
+        shape = (rows, num_patches, system.config.vit.embed_dim)
+        return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
+    features = system.vit.apply({"params": encoders.vit}, batch.vit)
+    return jax.lax.stop_gradient((tokens, features))
+
+
+def _take(canvas_tokens: jax.Array, stream: GenStream, num_images: int) -> jax.Array:
+    """Tokens of a gen stream [B, L, 64] by their addresses on the canvases; zeros at padding."""
+    per_image = canvas_tokens.shape[1] // num_images
+    is_token = stream.image >= 0
+    address = jnp.where(is_token, stream.image * per_image + stream.patch, 0)
+    taken = jnp.take_along_axis(canvas_tokens, address[..., None], 1)
+    return jnp.where(is_token[..., None], taken, 0.0)
+
+
+def model_inputs(
+    system: System, encoders: EncoderParams, batch: PackedBatch, noise: NoiseDraw
+) -> tuple[MogaoInputs, jax.Array]:
+    """The transformer's inputs, and the velocities float32[B, N, 64] it is to predict."""
+    latents, vit_features = encode_batch(system, encoders, batch, noise.posterior)
+    num_images = batch.images.uid.shape[1]
+    x = _take(latents, batch.noised, num_images)
+    eps = _take(noise.noise.reshape(latents.shape), batch.noised, num_images)
+    image = jnp.maximum(batch.noised.image, 0)
+    t = jnp.take_along_axis(noise.timesteps, image, 1)
+    inputs = make_inputs(
+        batch,
+        vit_features=vit_features,
+        clean_latents=_take(latents, batch.clean, num_images),
+        noised_latents=flow.interpolate(x, eps, t),
+        timesteps=noise.timesteps,
+    )
+    return inputs, flow.velocity_target(x, eps)
+
+
+def losses(
+    system: System,
+    params: Any,
+    encoders: EncoderParams,
+    batch: PackedBatch,
+    noise: NoiseDraw,
+) -> Losses:
+    """NTP and flow losses of a batch [B, ...] (equations 2 and 5), not yet divided."""
+    inputs, target = model_inputs(system, encoders, batch, noise)
+    outputs = system.model.apply({"params": params}, inputs)
+    ntp, is_correct = cross_entropy(
+        outputs.und_hidden,
+        head_table(params),
+        batch.und.targets,
+        batch.und.loss_weights,
+        chunk=system.config.model.cross_entropy_chunk,
+    )
+    per_token = flow_loss(outputs.velocity, target)
+    return Losses(
+        ntp=weighted_sum(ntp, batch.und.loss_weights),
+        flow=weighted_sum(per_token, batch.noised.loss_weights),
+        ntp_per_token=ntp,
+        flow_per_token=per_token,
+        is_correct=is_correct,
+    )
+
+
+def total_loss(ntp: WeightedSum, flow: WeightedSum, ntp_weight: float) -> jax.Array:
+    """lambda * L_NTP + L_flow (equation 7); a modality that is absent adds nothing."""
+    return ntp_weight * ntp.mean() + flow.mean()
+
+
+def breakdown(
+    system: System, batch: PackedBatch, noise: NoiseDraw, result: Losses
+) -> dict[str, WeightedSum]:
+    """Metrics as weighted sums: totals, per source, per timestep bin, token accuracy."""
+    und, noised = batch.und, batch.noised
+    image = jnp.maximum(noised.image, 0)
+    flow_source = jnp.take_along_axis(batch.images.source, image, 1)
+    t = jnp.take_along_axis(noise.timesteps, image, 1)
+    sums = {
+        "ntp_loss": result.ntp,
+        "flow_loss": result.flow,
+        "ntp_accuracy": _masked(result.is_correct, und.loss_weights, True),
+    }
+    for i, name in enumerate(system.sources):
+        sums[f"ntp_loss/{name}"] = _masked(result.ntp_per_token, und.loss_weights, und.source == i)
+        sums[f"flow_loss/{name}"] = _masked(
+            result.flow_per_token, noised.loss_weights, flow_source == i
+        )
+    bins = system.config.train.timestep_bins
+    for i in range(bins):
+        low, high = i / bins, (i + 1) / bins
+        inside = (t >= low) & ((t < high) | (i == bins - 1))
+        sums[f"flow_loss/t{low:.2f}-{high:.2f}"] = _masked(
+            result.flow_per_token, noised.loss_weights, inside
+        )
+    return sums
+
+
+def _masked(values: jax.Array, weights: jax.Array, mask) -> WeightedSum:
+    weights = jnp.where(mask, weights, 0.0)
+    return WeightedSum(jnp.sum(values * weights), jnp.sum(weights))
+
+
+def window_loss(
+    result: Losses, ntp_denominator: jax.Array, flow_denominator: jax.Array, ntp_weight: float
+) -> jax.Array:
+    """A micro-step's share of the loss of its optimizer window, whose weight sums are given."""
+    ntp = safe_divide(result.ntp.total, ntp_denominator)
+    return ntp_weight * ntp + safe_divide(result.flow.total, flow_denominator)

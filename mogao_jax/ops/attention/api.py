@@ -1,0 +1,94 @@
+"""Attention over a row in parts, by token metadata: the one entry, whatever computes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mogao_jax.ops.attention.dense import dense_attention
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.xla import blockwise_attention
+from mogao_jax.ops.per_shard import BATCH_AXES, per_shard
+
+Implementation = Literal["xla", "dense"]
+
+
+def attention(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    query_meta: Parts,
+    key_meta: Parts,
+    *,
+    implementation: Implementation = "xla",
+    block_q: int = 128,
+    block_kv: int = 128,
+    text_reads_vae: bool = False,
+    batch_axes: tuple[str, ...] = BATCH_AXES,
+) -> Parts:
+    """Softmax attention where `can_attend` allows it (PAPER.md section 4).
+
+    Scores are scaled by 1 / sqrt(H); scores and softmax are float32 whatever the dtype. Parts
+    that a part never reads are never computed. A query that may read nothing (padding) gives 0
+    and takes no gradient. Under an ambient mesh (`jax.set_mesh`) whose batch axes hold several
+    devices, every device works on its own rows, without communication.
+
+    Args:
+      queries: [B, T, N, H] per part (`Parts(und, clean, noised)`); None for an absent part.
+      keys, values: [B, S, K, H] per part, N a multiple of K; lengths need not be the queries'.
+      query_meta, key_meta: TokenMeta of int32[B, T] and int32[B, S] per part, present where the
+        arrays are. Any order of tokens is right; sorted by (segment, time) is fast.
+      implementation: "xla" is blockwise, "dense" holds [B, N, T, S] (short rows, tests).
+      block_q, block_kv: tokens per block, xla only; lengths need not be multiples.
+      text_reads_vae: VAE-only understanding (ablations A and B): und reads clean VAE tokens.
+      batch_axes: mesh axes that the batch is split over.
+    Returns:
+      Parts of [B, T, N, H] in the queries' dtype.
+    Raises:
+      ValueError: for shapes that do not fit each other, or an unknown implementation.
+    """
+    _check(queries, keys, values, query_meta, key_meta)
+    if implementation == "dense":
+
+        def compute(*parts: Parts) -> Parts:
+            return dense_attention(*parts, text_reads_vae=text_reads_vae)
+    elif implementation == "xla":
+
+        def compute(*parts: Parts) -> Parts:
+            return blockwise_attention(
+                *parts, block_q=block_q, block_kv=block_kv, text_reads_vae=text_reads_vae
+            )
+    else:
+        raise ValueError(f"unknown attention implementation {implementation!r}: xla or dense")
+    num_rows = next(p.shape[0] for p in queries if p is not None)
+    # The loop over tiles has as many steps as the rows it works on have active tiles.
+    compute = per_shard(compute, num_rows, batch_axes=batch_axes)
+    return compute(queries, keys, values, query_meta, key_meta)
+
+
+def _check(queries: Parts, keys: Parts, values: Parts, query_meta: Parts, key_meta: Parts) -> None:
+    for name, arrays, meta in (("query", queries, query_meta), ("key", keys, key_meta)):
+        for part in Parts._fields:
+            x, m = getattr(arrays, part), getattr(meta, part)
+            if (x is None) != (m is None):
+                raise ValueError(f"{name} part {part!r}: arrays and metadata must both be there")
+            if x is not None and any(f.shape != x.shape[:2] for f in m):
+                raise ValueError(
+                    f"{name} part {part!r}: metadata must be of shape {x.shape[:2]}, "
+                    f"got {[f.shape for f in m]}"
+                )
+    shapes = [None if p is None else p.shape for p in keys]
+    if shapes != [None if p is None else p.shape for p in values]:
+        raise ValueError("keys and values must be of the same shapes")
+    if all(p is None for p in queries) or all(p is None for p in keys):
+        raise ValueError("attention needs at least one part of queries and one of keys")
+    heads = {p.shape[2] for p in queries if p is not None}
+    kv_heads = {p.shape[2] for p in keys if p is not None}
+    head_dims = {p.shape[3] for p in (*queries, *keys) if p is not None}
+    batches = {p.shape[0] for p in (*queries, *keys) if p is not None}
+    if len(heads) > 1 or len(kv_heads) > 1 or len(head_dims) > 1 or len(batches) > 1:
+        raise ValueError(
+            f"parts disagree: query heads {heads}, key heads {kv_heads}, head sizes {head_dims}, "
+            f"batch sizes {batches}"
+        )
+    if max(heads) % max(kv_heads):
+        raise ValueError(f"query heads ({max(heads)}) must be a multiple of {max(kv_heads)}")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from mogao_jax.errors import ConfigError
+
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -46,6 +48,7 @@ REGIONS = {
     ("bottom", "middle"): "bottom",
     ("bottom", "right"): "bottom right",
 }
+REGION_NAMES = tuple(REGIONS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,17 @@ class World:
     max_count: int = 5
     slow: int = 4
     fast: int = 10
+
+    def __post_init__(self):
+        if not self.canvases or any(h < 16 or h % 16 or w < 16 or w % 16 for h, w in self.canvases):
+            raise ConfigError(
+                f"shapes world: canvases must be multiples of 16 pixels, got {self.canvases}."
+            )
+        if any(d < 2 or d % 2 for d in (self.small, self.large)) or self.small >= self.large:
+            raise ConfigError(
+                "shapes world: diameters must be even with small < large, got "
+                f"small {self.small}, large {self.large}."
+            )
 
     @property
     def max_pixels(self) -> int:
@@ -213,6 +227,19 @@ def region(obj: Object, scene: Scene) -> str | None:
     if row is None or column is None:
         return None
     return REGIONS[_ROWS[row], _COLUMNS[column]]
+
+
+def region_bounds(name: str, scene: Scene) -> tuple[int, int, int, int]:
+    """The centres that lie in a region: (left, right, top, bottom) in pixels, all included."""
+    row, column = next(place for place, known in REGIONS.items() if known == name)
+    x_low, x_high = BANDS[next(band for band, word in _COLUMNS.items() if word == column)]
+    y_low, y_high = BANDS[next(band for band, word in _ROWS.items() if word == row)]
+    return (
+        math.ceil(x_low * scene.width),
+        math.floor(x_high * scene.width),
+        math.ceil(y_low * scene.height),
+        math.floor(y_high * scene.height),
+    )
 
 
 def separated(a: Object, b: Object, gap: int) -> bool:

@@ -190,8 +190,8 @@ def question_text(rng: np.random.Generator, question: Question) -> str:
     if kind == "relation":
         assert question.other is not None
         other = noun_phrase(rng, question.other, "the")
-        forms = ("where is {x} relative to {y}?", "seen from {y}, where is {x}?")
-        return pick(rng, (*forms, "on which side of {y} is {x}?")).format(x=the, y=other)
+        sides = ("where is {x} relative to {y}?", "seen from {y}, where is {x}?")
+        return pick(rng, (*sides, "on which side of {y} is {x}?")).format(x=the, y=other)
     return _claim_text(rng, question, the)
 
 

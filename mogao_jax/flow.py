@@ -1,0 +1,164 @@
+"""Rectified flow: the path, its velocity, which timesteps are trained, and the ODE solvers.
+
+**t = 1 is data, t = 0 is noise** (PAPER.md section 2). Other conventions are converted where
+they come in; nothing else in the package says which way time runs.
+
+Everything here is a pure function. Those without `sigmoid` in them work on numpy and jax arrays
+alike. A timestep that stands for a whole image has fewer axes than the image: axes are matched
+from the left (t: f32[I], x: f32[I, H, W, C]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mogao_jax.config.schema import ObjectiveConfig
+
+Array = Any  # numpy or jax
+VelocityFn = Callable[[Array, Array], Array]
+
+
+def _like(t: Array, x: Array) -> Array:
+    """Gives t trailing axes until it broadcasts against x from the left."""
+    if isinstance(t, float | int):
+        return t
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+# --------------------------------------------------------------------------------------- path
+
+
+def interpolate(x: Array, noise: Array, t: Array) -> Array:
+    """The point of the path at time t: `t x + (1 - t) noise` (equation 3).
+
+    Args:
+      x: data, float[..., any].
+      noise: of x's shape.
+      t: float in [0, 1], scalar or of x's leading axes.
+    """
+    t = _like(t, x)
+    return t * x + (1 - t) * noise
+
+
+def velocity_target(x: Array, noise: Array) -> Array:
+    """What the network learns: d x_t / dt = x - noise, the same all along the path."""
+    return x - noise
+
+
+# ---------------------------------------------------------------------------------- timesteps
+
+
+def shift_timesteps(t: Array, shift: Array) -> Array:
+    """Moves timesteps towards noise by a factor: `t / (s - (s - 1) t)`.
+
+    SD3 (arXiv 2403.03206, equation 23) has sigma' = s sigma / (1 + (s - 1) sigma) with sigma the
+    amount of noise; this is the same with t = 1 - sigma. It keeps 0 and 1; s > 1 goes towards
+    noise, s < 1 towards data, and shifts compose by multiplication.
+    """
+    return t / (shift - (shift - 1) * t)
+
+
+def timestep_shift(config: ObjectiveConfig, num_tokens: Array) -> Array:
+    """The shift factor of images of `num_tokens` VAE tokens each (int[...]); float32[...].
+
+    More tokens average away more noise, so that a large picture needs more of it to be destroyed
+    as far as a small one: s = sqrt(num_tokens / shift_base_tokens). An image of no tokens
+    (padding of the image table) counts as one token, so that nothing becomes NaN.
+    """
+    tokens = jnp.maximum(jnp.asarray(num_tokens, jnp.float32), 1.0)
+    if config.shift == "resolution":
+        return jnp.sqrt(tokens / config.shift_base_tokens)
+    factor = config.shift_factor if config.shift == "constant" else 1.0
+    return jnp.full_like(tokens, factor)
+
+
+def timesteps_from_uniforms(u: Array, config: ObjectiveConfig, num_tokens: Array) -> Array:
+    """Timesteps as a monotone function of uniform numbers.
+
+    Being a function of u alone, it serves random training (u drawn from a key) and low-variance
+    validation (u stratified: (i + 1/2) / n) alike.
+
+    Args:
+      u: float[...] in [0, 1].
+      config: `timesteps` uniform (t = u) or logit_normal (t = sigmoid(m + s z), z the normal
+        quantile of u; m > 0 means closer to data), then the shift.
+      num_tokens: int[...], VAE tokens of the image; broadcast against u.
+    Returns:
+      float32[...] in [0, 1].
+    """
+    u = jnp.asarray(u, jnp.float32)
+    if config.timesteps == "uniform":
+        t = u
+    else:
+        z = jax.scipy.special.ndtri(u)
+        t = jax.nn.sigmoid(config.logit_mean + config.logit_std * z)
+    return shift_timesteps(t, timestep_shift(config, num_tokens))
+
+
+def sample_timesteps(key: jax.Array, config: ObjectiveConfig, num_tokens: Array) -> Array:
+    """Random timesteps, float32 of num_tokens' shape, from one key."""
+    u = jax.random.uniform(key, jnp.shape(num_tokens))
+    return timesteps_from_uniforms(u, config, num_tokens)
+
+
+def timestep_grid(num_steps: int, shift: Array = 1.0) -> Array:
+    """Where a sampler stops: from 0 (noise) to 1 (data), `num_steps` intervals.
+
+    Args:
+      shift: scalar, or float[I] for a grid per image.
+    Returns:
+      float32[num_steps + 1] or [num_steps + 1, I]; equal steps before the shift.
+    """
+    shift = jnp.asarray(shift, jnp.float32)
+    t = jnp.linspace(0.0, 1.0, num_steps + 1, dtype=jnp.float32)
+    return shift_timesteps(t.reshape((-1,) + (1,) * shift.ndim), shift)
+
+
+# ------------------------------------------------------------------------------------ solvers
+
+
+def euler_step(velocity: Array, x: Array, t: Array, t_next: Array) -> Array:
+    """One step of first order: x + (t_next - t) v, with v the velocity at (x, t)."""
+    return x + _like(t_next - t, x) * velocity
+
+
+def heun_step(velocity_fn: VelocityFn, x: Array, t: Array, t_next: Array) -> Array:
+    """One step of second order: the mean of the velocities at both ends. Two evaluations."""
+    v = velocity_fn(x, t)
+    v_next = velocity_fn(euler_step(v, x, t, t_next), t_next)
+    return euler_step((v + v_next) / 2, x, t, t_next)
+
+
+def integrate(
+    velocity_fn: VelocityFn,
+    x: Array,
+    timesteps: Array,
+    method: Literal["euler", "heun"] = "euler",
+) -> Array:
+    """Follows dx/dt = v(x, t) along `timesteps`.
+
+    Args:
+      velocity_fn: (x, t) -> velocity of x's shape; t is timesteps' trailing shape.
+      x: where to begin: noise, if timesteps[0] is 0.
+      timesteps: float[num_steps + 1, ...], as from `timestep_grid`.
+      method: euler (num_steps evaluations, error O(1/n)) or heun (twice as many, O(1/n^2)).
+    Returns:
+      x at timesteps[-1]; its dtype is kept.
+    """
+    if method not in ("euler", "heun"):
+        raise ValueError(f"method must be 'euler' or 'heun', got {method!r}")
+
+    def step(x, interval):
+        t, t_next = interval
+        if method == "euler":
+            x_next = euler_step(velocity_fn(x, t), x, t, t_next)
+        else:
+            x_next = heun_step(velocity_fn, x, t, t_next)
+        return x_next.astype(x.dtype), None
+
+    timesteps = jnp.asarray(timesteps)
+    return jax.lax.scan(step, jnp.asarray(x), (timesteps[:-1], timesteps[1:]))[0]

@@ -1,0 +1,136 @@
+"""The device mesh, and how a batch lies on it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.sharding.rules import MESH_AXES
+
+BATCH_AXES = ("data", "fsdp")
+
+
+class MeshSizes(Protocol):
+    """Devices per axis; -1, at most once, takes what is left. `config.MeshConfig` is one."""
+
+    @property
+    def data(self) -> int: ...
+    @property
+    def fsdp(self) -> int: ...
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+
+
+def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices with the axes data, fsdp, tensor, context (some of size 1).
+
+    The axes are of type Auto: linen's sharding constraints do not work with Explicit ones, which
+    `jax.make_mesh` makes by default.
+
+    Args:
+      config: sizes per axis.
+      devices: default: all of them, of all processes.
+    Raises:
+      ConfigError: sizes that are impossible by themselves.
+      EnvironmentProblem: sizes that do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(config, len(devices))
+    return jax.make_mesh(
+        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
+    )
+
+
+def axis_sizes(config: MeshSizes, num_devices: int) -> tuple[int, ...]:
+    """Sizes in the order of MESH_AXES, -1 filled in; raises as `make_mesh` does."""
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    for axis, size in zip(MESH_AXES, sizes, strict=True):
+        if size != -1 and size < 1:
+            raise ConfigError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for the rest.")
+    open_axes = [a for a, s in zip(MESH_AXES, sizes, strict=True) if s == -1]
+    if len(open_axes) > 1:
+        raise ConfigError(
+            f"mesh.{' and mesh.'.join(open_axes)} are both -1; only one axis can take the rest."
+        )
+    fixed = math.prod(s for s in sizes if s != -1)
+    if num_devices % fixed == 0 and (open_axes or fixed == num_devices):
+        return tuple(num_devices // fixed if s == -1 else s for s in sizes)
+    asked = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True) if s != 1)
+    near = nearest_sizes(sizes, num_devices)
+    works = " ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, near, strict=True))
+    raise EnvironmentProblem(
+        f"the mesh {asked or 'of one device'} does not fit the {num_devices} devices there are. "
+        f"The nearest that does: {works}."
+    )
+
+
+def nearest_sizes(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
+    """The sizes nearest to those wanted (by ratios) whose product is `num_devices`.
+
+    An axis of -1 takes what is left at no cost.
+    """
+    free = sizes.index(-1) if -1 in sizes else None
+    divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
+    others = [i for i in range(len(sizes)) if i != (0 if free is None else free)]
+
+    def candidates():
+        for picked in itertools.product(divisors, repeat=len(others)):
+            if num_devices % math.prod(picked) == 0:
+                full = dict(zip(others, picked, strict=True))
+                rest = num_devices // math.prod(picked)
+                yield tuple(full.get(i, rest) for i in range(len(sizes)))
+
+    def cost(candidate):
+        ratios = [abs(math.log(c / s)) for c, s in zip(candidate, sizes, strict=True) if s != -1]
+        return (sum(ratios), [-c for c in candidate])
+
+    return min(candidates(), key=cost)
+
+
+def check_rows(mesh: Mesh, num_rows: int, field: str = "train.batch_rows") -> None:
+    """Raises ConfigError unless the rows of a batch can be shared out over the mesh."""
+    ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
+    if num_rows % ways:
+        below, above = num_rows // ways * ways, (num_rows // ways + 1) * ways
+        choices = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"{field} is {num_rows}, but the mesh shares rows among data x fsdp = {ways} devices; "
+            f"use a multiple of {ways}, such as {choices}."
+        )
+
+
+def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
+    """Rows over data and fsdp; `batch_axis` is 1 where an axis of micro-steps comes first."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * batch_axis, BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def global_batch(mesh: Mesh, host_batch: Any, batch_axis: int = 0) -> Any:
+    """Global arrays from each process's own rows.
+
+    Args:
+      host_batch: a tree of numpy arrays, this process's rows; the global batch is all processes'
+        rows in the order of their devices in the mesh.
+      batch_axis: which axis counts the rows.
+    Returns:
+      The same tree of jax arrays, sharded by `batch_sharding`.
+    """
+    sharding = batch_sharding(mesh, batch_axis)
+
+    def one(x):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(one, host_batch)

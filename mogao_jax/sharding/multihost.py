@@ -1,0 +1,99 @@
+"""Several processes that make one program: start, who am I, wait for each other, agree."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from mogao_jax.errors import EnvironmentProblem
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_timeout_seconds: int = 100,
+) -> bool:
+    """Joins the other processes, before anything touches a device.
+
+    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    where none of it is set, this is a program of one process and nothing happens.
+    `coordinator="auto"` lets jax find the others (TPU pods, SLURM, Open MPI).
+
+    Returns:
+      True if this is now one of several processes, or of one that jax watches over.
+    Raises:
+      EnvironmentProblem: with what is missing, or what jax had to say.
+    """
+    if jax.distributed.is_initialized():
+        return True
+    coordinator = coordinator or os.environ.get(_VARIABLES[0])
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout_seconds)
+            return True
+        if num_processes is None and _VARIABLES[1] in os.environ:
+            num_processes = int(os.environ[_VARIABLES[1]])
+        if process_id is None and _VARIABLES[2] in os.environ:
+            process_id = int(os.environ[_VARIABLES[2]])
+        given = (coordinator, num_processes, process_id)
+        if all(v is None for v in given):
+            return False
+        missing = [n for n, v in zip(_VARIABLES, given, strict=True) if v is None]
+        if missing:
+            raise EnvironmentProblem(
+                f"to start several processes, {' and '.join(missing)} must be set as well "
+                "(or set JAX_COORDINATOR_ADDRESS=auto alone where jax can find out by itself)."
+            )
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as e:
+        raise EnvironmentProblem(
+            f"the processes could not find each other ({e}). Check that the coordinator "
+            f"{coordinator!r} can be reached from here and that every process has its own number."
+        ) from e
+    return True
+
+
+def process_index() -> int:
+    return jax.process_index()
+
+
+def process_count() -> int:
+    return jax.process_count()
+
+
+def is_main() -> bool:
+    """Whether this process writes logs and files that there is one of."""
+    return jax.process_index() == 0
+
+
+def sync(name: str) -> None:
+    """Waits until all processes are here. `name` must be the same everywhere."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def gather(value: int | float) -> list[Any]:
+    """Every process's number (int up to 32 bits, or float), in the order of process index."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    dtype = np.float32 if isinstance(value, float) else np.uint32
+    return multihost_utils.process_allgather(np.asarray(value, dtype)).reshape(-1).tolist()
+
+
+def all_agree(ok: bool) -> bool:
+    """True if it is true in every process."""
+    return all(gather(int(ok)))

@@ -1,0 +1,110 @@
+"""Logical axes to mesh axes: the only table, and what follows from it.
+
+Models name what an axis *is*; this table says where it lives. Weights are cut twice: along
+`embed` over "fsdp" (every weight has it, so that everything is spread) and along their own axis
+over "tensor". Activations follow the batch over "data" and "fsdp", and the tokens of a row over
+"context".
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    # activations
+    ("act_batch", ("data", "fsdp")),
+    ("act_len", "context"),
+    ("act_embed", None),
+    ("act_heads", "tensor"),
+    ("act_kv_heads", "tensor"),
+    ("act_mlp", "tensor"),
+    ("act_vocab", "tensor"),
+    # weights
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("q_heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("vocab", "tensor"),
+    ("head_dim", None),
+    ("layers", None),
+)
+
+_TABLE = dict(RULES)
+
+
+def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes of an array whose axes have these logical names (None: not cut).
+
+    A mesh axis cuts an array once: where two names ask for the same one, the first gets it.
+
+    Raises:
+      ValueError: for a name that the table does not have (a misspelt name would otherwise leave
+        the array whole on every device without a word).
+    """
+    taken: set[str] = set()
+    entries: list[Any] = []
+    for name in names:
+        if name is not None and name not in _TABLE:
+            raise ValueError(f"unknown logical axis {name!r}; the table has {', '.join(_TABLE)}")
+        axes = _TABLE[name] if name is not None else None
+        wanted = (axes,) if isinstance(axes, str) else axes or ()
+        free = tuple(a for a in wanted if a not in taken)
+        taken.update(free)
+        entries.append(None if not free else free[0] if len(free) == 1 else free)
+    return PartitionSpec(*entries)
+
+
+def sharding_of(
+    shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, name: str
+) -> NamedSharding:
+    """The spec on a mesh; an axis of the array that does not divide stays whole, with a warning.
+
+    Two KV heads on four "tensor" devices, or 259 vocabulary rows on two, are then copied rather
+    than refused.
+    """
+    entries: list[Any] = []
+    for size, axes in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        devices = math.prod(mesh.shape[a] for a in names)
+        if size % devices:
+            logging.getLogger(__name__).warning(
+                "%s: an axis of size %d is not divided by mesh axes %s (%d devices); "
+                "it is kept whole on each of them.", name, size, names, devices,
+            )  # fmt: skip
+            axes = None
+        entries.append(axes)
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.Partitioned)
+
+
+def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
+    """A sharding for every array of a tree.
+
+    Args:
+      abstract: arrays or ShapeDtypeStructs, some in linen's boxes that carry logical names
+        (`nn.with_logical_partitioning`); what carries no names is copied to every device.
+      mesh: with the axes of MESH_AXES.
+    Returns:
+      The *unboxed* tree with NamedShardings as leaves.
+    """
+
+    def one(path, leaf):
+        where = jax.tree_util.keystr(path)
+        if not _is_box(leaf):
+            return NamedSharding(mesh, PartitionSpec())
+        if len(leaf.names) != len(leaf.value.shape):
+            raise ValueError(f"{where}: names {leaf.names} for shape {leaf.value.shape}")
+        return sharding_of(leaf.value.shape, partition_spec(leaf.names), mesh, where)
+
+    return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=_is_box)

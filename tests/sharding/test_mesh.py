@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from mogao_jax.config.schema import MeshConfig
+from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.sharding import mesh as mesh_lib
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(fsdp=4), (2, 4, 1, 1)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2, 1)),
+        (MeshConfig(data=2, fsdp=2, tensor=1, context=2), (2, 2, 1, 2)),
+    ],
+)
+def test_sizes_are_filled_in(config, expected):
+    assert mesh_lib.axis_sizes(config, 8) == expected
+
+
+def test_mesh_has_auto_axes_and_all_devices():
+    mesh = mesh_lib.make_mesh(MeshConfig(fsdp=2))
+    assert mesh.axis_names == ("data", "fsdp", "tensor", "context")
+    assert mesh.axis_types == (AxisType.Auto,) * 4
+    assert mesh.size == len(jax.devices()) == 8
+    assert mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (MeshConfig(data=0), ConfigError, "mesh.data is 0"),
+        (MeshConfig(tensor=-2), ConfigError, "mesh.tensor is -2"),
+        (MeshConfig(fsdp=-1), ConfigError, "mesh.data and mesh.fsdp are both -1"),
+        (MeshConfig(fsdp=3), EnvironmentProblem, "mesh.data=2 mesh.fsdp=4 mesh.tensor=1"),
+        (MeshConfig(data=2), EnvironmentProblem, "mesh.data=8 mesh.fsdp=1"),
+        (MeshConfig(data=1, fsdp=16), EnvironmentProblem, "mesh.data=1 mesh.fsdp=8"),
+    ],
+)
+def test_impossible_sizes_say_what_works(config, error, message):
+    with pytest.raises(error, match=message):
+        mesh_lib.make_mesh(config)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 6, 8, 12, 256])
+def test_the_suggestion_works(num_devices):
+    rng = np.random.default_rng(num_devices)
+    for _ in range(20):
+        config = MeshConfig(*(int(n) for n in rng.integers(1, 9, 4)))
+        config = dataclasses.replace(config, data=-1) if rng.integers(2) else config
+        near = mesh_lib.nearest_sizes(dataclasses.astuple(config), num_devices)
+        assert mesh_lib.axis_sizes(MeshConfig(*near), num_devices) == near
+
+
+def test_rows_must_be_shared_out_evenly():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh_lib.check_rows(mesh, 8)
+    with pytest.raises(ConfigError, match="train.batch_rows is 6.*multiple of 4, such as 4 or 8"):
+        mesh_lib.check_rows(mesh, 6)
+    with pytest.raises(ConfigError, match="such as 4\\."):
+        mesh_lib.check_rows(mesh, 1)
+
+
+def test_global_batch_is_cut_along_the_rows():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    batch = {"a": np.arange(24.0, dtype=np.float32).reshape(8, 3), "b": np.arange(8)}
+    placed = mesh_lib.global_batch(mesh, batch)
+    assert placed["a"].sharding.spec == P(("data", "fsdp"))
+    np.testing.assert_array_equal(placed["a"], batch["a"])
+    np.testing.assert_array_equal(placed["b"], batch["b"])
+    assert {s.data.shape for s in placed["a"].addressable_shards} == {(2, 3)}
+    for shard in placed["a"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, batch["a"][shard.index])
+
+
+def test_global_batch_with_micro_steps_in_front():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=4, fsdp=2))
+    batch = np.arange(48).reshape(3, 16)
+    placed = mesh_lib.global_batch(mesh, batch, batch_axis=1)
+    np.testing.assert_array_equal(placed, batch)
+    assert {s.data.shape for s in placed.addressable_shards} == {(3, 2)}

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import logging
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mogao_jax.config.schema import MeshConfig
+from mogao_jax.sharding import mesh as mesh_lib
+from mogao_jax.sharding import rules
+
+
+def test_specs():
+    assert rules.partition_spec(("act_batch", "act_len", "act_heads", "head_dim")) == P(
+        ("data", "fsdp"), "context", "tensor", None
+    )
+    assert rules.partition_spec(("layers", "embed", "mlp")) == P(None, "fsdp", "tensor")
+    assert rules.partition_spec(("embed", None)) == P("fsdp", None)
+
+
+def test_a_mesh_axis_is_used_once():
+    assert rules.partition_spec(("embed", "embed")) == P("fsdp", None)
+    assert rules.partition_spec(("embed", "act_batch")) == P("fsdp", "data")
+
+
+def test_a_misspelt_name_is_refused():
+    with pytest.raises(ValueError, match="unknown logical axis 'mpl'"):
+        rules.partition_spec(("embed", "mpl"))
+
+
+def test_rules_name_only_axes_of_the_mesh():
+    for _, axes in rules.RULES:
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            assert axis in rules.MESH_AXES
+
+
+def test_linen_reads_the_same_table():
+    """Activations go through linen's own constraint, weights through `partition_spec`."""
+    for names in (("act_batch", "act_len", "act_embed"), ("embed", "q_heads", "head_dim")):
+        linen = nn.logical_to_mesh_axes(names, rules.RULES)
+        assert tuple(linen) == tuple(rules.partition_spec(names))
+
+
+class _Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
+        return nn.Dense(12, kernel_init=init, name="up")(x)
+
+
+def test_tree_shardings_and_what_does_not_divide(caplog):
+    mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    boxed = jax.eval_shape(_Layer().init, jax.random.key(0), jnp.ones((1, 6)))["params"]
+    shardings = rules.tree_shardings(boxed, mesh)
+    assert shardings["up"]["kernel"].spec == P("fsdp", "tensor")
+    assert shardings["up"]["bias"].spec == P()
+
+    mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
+    with caplog.at_level(logging.WARNING):
+        shardings = rules.tree_shardings(boxed, mesh)
+    assert shardings["up"]["kernel"].spec == P("fsdp", None)  # 12 columns on 8 devices
+    assert "kernel" in caplog.text and "size 12" in caplog.text

@@ -1,0 +1,154 @@
+"""AdamW: schedule, clipping, which weights decay, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mogao_jax.config.schema import OptimizerConfig
+
+Schedule = Callable[..., float]
+
+
+class Optimizer(NamedTuple):
+    """What a train step needs.
+
+    Attributes:
+      transform: `transform.update(grads, opt_state, params, learning_rate=lr)`; the learning rate
+        is an argument and not part of the state, because a run limited by the clock does not
+        know its number of steps.
+      schedule: `schedule(step, progress)` -> learning rate, computed on the host.
+    """
+
+    transform: optax.GradientTransformationExtraArgs
+    schedule: Schedule
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
+    """AdamW with decoupled weight decay (arXiv 1711.05101), in this order:
+
+    clip the global norm -> Adam's direction -> + weight_decay * param (matrices) -> * -lr.
+
+    Moments and arithmetic are float32 even where parameters or gradients are not.
+    """
+    parts: list[optax.GradientTransformation] = []
+    if config.clip_norm:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    if config.weight_decay:
+        parts.append(_decay_weights(config.weight_decay))
+    parts.append(_scale_by_learning_rate())
+    return Optimizer(_in_float32(optax.chain(*parts)), make_schedule(config, num_steps))
+
+
+# ----------------------------------------------------------------------------------- schedule
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
+    """`schedule(step, progress=None)` -> learning rate of the step with this index (from 0).
+
+    It is a product: a warm-up counted in *steps* (Adam's moments need steps, not minutes),
+    `min(1, (step + 1) / warmup_steps)`, times a decay that follows *progress* in [0, 1]: the
+    share of the run that is over, by default step / num_steps, or the share of the time that is
+    used up. cosine goes from learning_rate (progress 0) to end_learning_rate (progress 1).
+    """
+
+    def schedule(step: int, progress: float | None = None) -> float:
+        progress = step / num_steps if progress is None else progress
+        progress = min(max(progress, 0.0), 1.0)
+        rate = config.learning_rate
+        if config.schedule == "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * progress))
+            rate = config.end_learning_rate + (rate - config.end_learning_rate) * share
+        if config.warmup_steps:
+            rate *= min(1.0, (step + 1) / config.warmup_steps)
+        return rate
+
+    return schedule
+
+
+# ------------------------------------------------------------------------------- weight decay
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the weights that decay: matrices, i.e. parameters named `kernel`.
+
+    Norm scales, biases, embedding tables and other free vectors do not. It is decided by name:
+    the number of axes says nothing once layers are stacked (a stacked bias has two). The output
+    head, where it is not tied, is a kernel and decays.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The parameter's own name: the last key that is a name (linen's boxes add one behind it)."""
+    names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+    return names[-1] if names else ""
+
+
+def _decay_weights(weight_decay: float) -> optax.GradientTransformation:
+    def update(updates, state, params=None):
+        decays = decay_mask(params)
+
+        def one(u, p, m):
+            return u + weight_decay * p if m else u
+
+        return jax.tree.map(one, updates, params, decays), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
+    def update(updates, state, params=None, *, learning_rate, **extra):
+        del params, extra
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _in_float32(
+    inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs a transform on float32 copies (no copies where all is float32 already).
+
+    `optax.apply_updates` casts the sum back to the parameter's dtype.
+    """
+
+    def cast(tree):
+        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params):
+        return inner.init(cast(params))
+
+    def update(updates, state, params=None, **extra):
+        return inner.update(cast(updates), state, cast(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+# ----------------------------------------------------------------------------- moving average
+
+
+def ema_decay_at(decay: float, num_updates: Any) -> Any:
+    """The average's decay after `num_updates` updates: min(decay, (1 + n) / (10 + n)).
+
+    Early on the average then forgets the random initialisation as fast as the weights leave it
+    (the warm-up of TensorFlow's ExponentialMovingAverage).
+    """
+    return jnp.minimum(decay, (1.0 + num_updates) / (10.0 + num_updates))
+
+
+def init_ema(params: Any) -> Any:
+    """A float32 copy of the parameters (a real copy: both are donated to the step)."""
+    return jax.tree.map(lambda p: jnp.array(p, dtype=jnp.float32, copy=True), params)
+
+
+def update_ema(ema: Any, params: Any, decay: float, num_updates: Any) -> Any:
+    """`d ema + (1 - d) params` with d from `ema_decay_at`, in float32."""
+    d = ema_decay_at(decay, jnp.asarray(num_updates, jnp.float32))
+    return jax.tree.map(lambda e, p: d * e + (1 - d) * p.astype(jnp.float32), ema, params)

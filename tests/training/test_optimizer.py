@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mogao_jax.config.schema import MeshConfig, OptimizerConfig
+from mogao_jax.sharding import mesh as mesh_lib
+from mogao_jax.training import optimizer as optim
+from mogao_jax.training import state as state_lib
+
+PLAIN = OptimizerConfig(
+    learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0
+)
+
+
+def _params(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return {
+        "embed": {"embedding": rng.normal(size=(5, 4)).astype(dtype)},
+        "block": {
+            "norm": {"scale": rng.normal(size=(4,)).astype(dtype)},
+            "up": {
+                "kernel": rng.normal(size=(4, 3)).astype(dtype),
+                "bias": rng.normal(size=(3,)).astype(dtype),
+            },
+        },
+    }
+
+
+def _grads(seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), _params())
+
+
+def _numpy_adamw(params, all_grads, config, rates):
+    """AdamW as published (arXiv 1711.05101, algorithm 2), in float64, one array at a time."""
+    flat = {jax.tree_util.keystr(k): np.float64(v) for k, v in _leaves(params)}
+    m = {k: 0 * v for k, v in flat.items()}
+    v2 = {k: 0 * v for k, v in flat.items()}
+    for n, (grads, rate) in enumerate(zip(all_grads, rates, strict=True), start=1):
+        g = {jax.tree_util.keystr(k): np.float64(v) for k, v in _leaves(grads)}
+        norm = math.sqrt(sum((v**2).sum() for v in g.values()))
+        scale = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        for k in flat:
+            m[k] = config.b1 * m[k] + (1 - config.b1) * g[k] * scale
+            v2[k] = config.b2 * v2[k] + (1 - config.b2) * (g[k] * scale) ** 2
+            direction = (m[k] / (1 - config.b1**n)) / (
+                np.sqrt(v2[k] / (1 - config.b2**n)) + config.eps
+            )
+            if "kernel" in k:
+                direction = direction + config.weight_decay * flat[k]
+            flat[k] = flat[k] - rate * direction
+    return flat
+
+
+def _leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw_is_the_published_one(clip_norm, weight_decay):
+    config = dataclasses.replace(PLAIN, clip_norm=clip_norm, weight_decay=weight_decay)
+    transform, _ = optim.make_optimizer(config, 10)
+    params, rates = _params(), [0.1, 0.05, 0.2]
+    all_grads = [_grads(i) for i in range(3)]
+    state = transform.init(params)
+    update = jax.jit(transform.update)
+    for grads, rate in zip(all_grads, rates, strict=True):
+        updates, state = update(grads, state, params, learning_rate=jnp.float32(rate))
+        params = optax.apply_updates(params, updates)
+    expected = _numpy_adamw(_params(), all_grads, config, rates)
+    for path, leaf in _leaves(params):
+        np.testing.assert_allclose(leaf, expected[jax.tree_util.keystr(path)], rtol=1e-5, atol=1e-6)
+
+
+def test_low_precision_parameters_keep_float32_moments():
+    transform, _ = optim.make_optimizer(dataclasses.replace(PLAIN, weight_decay=0.1), 10)
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), _params())
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3, jnp.bfloat16), params)
+    state = transform.init(params)
+    updates, state = transform.update(grads, state, params, learning_rate=0.1)
+    assert {x.dtype for x in jax.tree.leaves(state) if x.ndim} == {jnp.dtype(jnp.float32)}
+    applied = optax.apply_updates(params, updates)
+    assert {x.dtype for x in jax.tree.leaves(applied)} == {jnp.dtype(jnp.bfloat16)}
+
+
+# --------------------------------------------------------------------------------------- mask
+
+
+class _Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.RMSNorm(name="norm")(x)
+        return nn.Dense(4, name="up")(x), None
+
+
+class _Model(nn.Module):
+    scan: bool
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(5, 4, name="embed")(tokens)
+        if self.scan:
+            stack = nn.scan(
+                _Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            x, _ = stack(name="layers")(x, None)
+        else:
+            for i in range(3):
+                x, _ = _Block(name=f"layer_{i}")(x, None)
+        return nn.Dense(5, use_bias=False, name="head")(x)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_only_matrices_decay(scan):
+    shapes = jax.eval_shape(_Model(scan).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    mask = optim.decay_mask(shapes["params"])
+    decayed = {jax.tree_util.keystr(k) for k, m in _leaves(mask) if m}
+    blocks = ["layers"] if scan else ["layer_0", "layer_1", "layer_2"]
+    assert decayed == {f"['{b}']['up']['kernel']" for b in blocks} | {"['head']['kernel']"}
+    assert len(_leaves(mask)) == len(_leaves(shapes["params"]))
+
+
+def test_mask_sees_through_boxes():
+    boxed = {"up": {"kernel": nn.LogicallyPartitioned(jnp.ones((2, 2)), ("embed", "mlp"))}}
+    assert jax.tree.leaves(optim.decay_mask(boxed)) == [True]
+
+
+# ----------------------------------------------------------------------------------- schedule
+
+
+def test_schedule_warms_up_by_steps_and_decays_by_progress():
+    config = OptimizerConfig(
+        learning_rate=1.0, end_learning_rate=0.1, schedule="cosine", warmup_steps=4
+    )
+    schedule = optim.make_schedule(config, 100)
+    for step, warm in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
+        cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 100))
+        assert schedule(step) == pytest.approx(warm * cosine, rel=1e-12)
+    assert schedule(50) == pytest.approx(0.55, rel=1e-12)
+    assert schedule(100) == pytest.approx(0.1, rel=1e-12)
+    assert schedule(1000) == pytest.approx(0.1, rel=1e-12)  # never below the end
+    assert schedule(50, 1.0) == pytest.approx(0.1, rel=1e-12)  # the clock decides
+    assert schedule(5000, 0.5) == pytest.approx(0.55, rel=1e-12)
+    assert schedule(0, 0.5) == pytest.approx(0.55 / 4, rel=1e-12)
+
+
+def test_schedule_without_warm_up_is_optax_cosine():
+    config = OptimizerConfig(learning_rate=3e-4, schedule="cosine", warmup_steps=0)
+    reference = optax.cosine_decay_schedule(3e-4, 50)
+    schedule = optim.make_schedule(config, 50)
+    for step in range(50):
+        assert schedule(step) == pytest.approx(float(reference(step)), rel=1e-4)
+
+
+def test_constant_schedule():
+    config = OptimizerConfig(learning_rate=0.3, schedule="constant", warmup_steps=2)
+    schedule = optim.make_schedule(config, 10)
+    assert [schedule(s) for s in (0, 1, 2, 9)] == pytest.approx([0.15, 0.3, 0.3, 0.3])
+
+
+# --------------------------------------------------------------------------------- EMA, state
+
+
+def test_ema_follows_its_definition():
+    params = [{"w": np.float32([i, -2 * i])} for i in range(5)]
+    ema = optim.init_ema(params[0])
+    expected = np.float64(params[0]["w"])
+    for n, p in enumerate(params[1:]):
+        ema = optim.update_ema(ema, p, 0.3, n)
+        d = min(0.3, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * p["w"]
+    np.testing.assert_allclose(ema["w"], expected, rtol=1e-6)
+    assert float(optim.ema_decay_at(0.999, 0)) == pytest.approx(0.1)
+    assert float(optim.ema_decay_at(0.999, 10**6)) == pytest.approx(0.999)
+
+
+def _init_boxed():
+    def box(x, names):
+        return nn.LogicallyPartitioned(x, names)
+
+    key = jax.random.key(1)
+    return {
+        "up": {"kernel": box(jax.random.normal(key, (4, 8)), ("embed", "mlp"))},
+        "norm": {"scale": jnp.ones((4,))},
+    }
+
+
+def test_state_is_cut_like_its_parameters():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    transform, _ = optim.make_optimizer(OptimizerConfig(weight_decay=0.1), 10)
+    abstract = state_lib.abstract_state(_init_boxed, transform, mesh, ema_decay=0.9)
+    kernels = [x for x in jax.tree.leaves(abstract) if x.shape == (4, 8)]
+    assert len(kernels) == 4  # parameter, two moments, average
+    assert {x.sharding.spec for x in kernels} == {P("fsdp", "tensor")}
+
+    state = state_lib.init_state(_init_boxed, transform, mesh, ema_decay=0.9)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for real, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (real.shape, real.dtype) == (wanted.shape, wanted.dtype)
+        assert real.sharding.is_equivalent_to(wanted.sharding, real.ndim)
+    np.testing.assert_array_equal(state.ema_params["up"]["kernel"], state.params["up"]["kernel"])
+    assert state_lib.num_bytes(abstract) == 4 * (4 * (32 + 4)) + 2 * 4  # two int32 counters
+
+
+def test_state_step_with_and_without_average():
+    transform, _ = optim.make_optimizer(PLAIN, 10)
+    params = {"w": jnp.array([1.0, 2.0])}
+    grads = {"w": jnp.array([1.0, -1.0])}
+    plain = state_lib.TrainState.create(params, transform)
+    assert plain.ema_params is None
+    averaged = state_lib.TrainState.create(params, transform, ema_decay=0.9)
+    plain = plain.apply_gradients(grads, transform, learning_rate=0.1)
+    averaged = averaged.apply_gradients(grads, transform, learning_rate=0.1, ema_decay=0.9)
+    assert int(plain.step) == int(averaged.step) == 1
+    np.testing.assert_allclose(plain.params["w"], [0.9, 2.1], rtol=1e-5)
+    np.testing.assert_array_equal(averaged.params["w"], plain.params["w"])
+    np.testing.assert_allclose(averaged.ema_params["w"], [0.91, 2.09], rtol=1e-5)

@@ -1,0 +1,287 @@
+"""Metrics: sums and weights from the devices, means in metrics.jsonl and TensorBoard.
+
+A step hands out pairs (weighted sum, weight), never means: a mean of means is wrong when batches
+hold different numbers of text and image tokens. The division comes last, here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mogao_jax.errors import EnvironmentProblem, MogaoError
+from mogao_jax.training import workdir as workdir_lib
+
+
+class LossNotFinite(MogaoError):
+    """Training diverged: a loss or a gradient norm is NaN or infinite."""
+
+
+class Mean(NamedTuple):
+    """A weighted sum and its weight: scalars, or vectors of one length (see `labels`)."""
+
+    total: Any
+    weight: Any
+
+
+def timestep_bin_labels(num_bins: int) -> list[str]:
+    """['t0.00-0.25', ...]: equal bins of t, where t = 1 is data."""
+    edges = [i / num_bins for i in range(num_bins + 1)]
+    return [f"t{a:.2f}-{b:.2f}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def labels(sources: Sequence[str], num_bins: int) -> dict[str, list[str]]:
+    """What the elements of the vector metrics are called.
+
+    A step's vector metric `ntp_loss/source` (one element per data source, in the config's order)
+    is written as `ntp_loss/<source>`, `flow_loss/timestep` as `flow_loss/t0.00-0.25`, ...
+    """
+    return {
+        "ntp_loss/source": [f"ntp_loss/{s}" for s in sources],
+        "flow_loss/source": [f"flow_loss/{s}" for s in sources],
+        "flow_loss/timestep": [f"flow_loss/{b}" for b in timestep_bin_labels(num_bins)],
+    }
+
+
+class Accumulator:
+    """Collects steps' metrics and fetches them from the devices only when they are wanted.
+
+    `add` does not wait for the step: it keeps device arrays. `take` fetches all of them at once.
+    """
+
+    def __init__(self, labels: Mapping[str, Sequence[str]] | None = None):
+        """
+        Args:
+          labels: {vector metric: names of its elements}, as made by `labels`.
+        """
+        self._labels = {k: list(v) for k, v in (labels or {}).items()}
+        self._pending: list[tuple[int, dict[str, Mean]]] = []
+        self._last_good: dict[str, float] = {}
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes one step's metrics.
+
+        Args:
+          step: for messages.
+          metrics: {name: Mean or (total, weight), or a plain scalar, which weighs 1}.
+        """
+        pairs = {k: Mean(*v) if isinstance(v, tuple) else Mean(v, 1.0) for k, v in metrics.items()}
+        self._pending.append((step, pairs))
+
+    def take(self) -> dict[str, float]:
+        """Means over the steps since the last call; metrics of zero weight are left out.
+
+        Raises:
+          LossNotFinite: naming the first step with a NaN or an infinity, and where to look.
+        """
+        fetched = jax.device_get(self._pending)
+        self._pending = []
+        sums: dict[str, list[float]] = {}
+        for step, metrics in fetched:
+            values = self._expand(metrics)
+            bad = sorted(k for k, (total, _) in values.items() if not math.isfinite(total))
+            if bad:
+                raise LossNotFinite(self._diverged(step, bad, values))
+            for name, (total, weight) in values.items():
+                pair = sums.setdefault(name, [0.0, 0.0])
+                pair[0] += total
+                pair[1] += weight
+            self._last_good = {"step": step, **_means(values)}
+        return _means(sums)
+
+    def _expand(self, metrics: Mapping[str, Mean]) -> dict[str, tuple[float, float]]:
+        values: dict[str, tuple[float, float]] = {}
+        for name, (total, weight) in metrics.items():
+            total = np.asarray(total, np.float64)
+            weight = np.broadcast_to(np.asarray(weight, np.float64), total.shape)
+            if total.ndim == 0:
+                values[name] = (float(total), float(weight))
+                continue
+            names = self._labels.get(name)
+            if names is None or len(names) != total.size:
+                raise ValueError(f"metric {name!r} has shape {total.shape}, labels {names}")
+            for label, t, w in zip(names, total, weight, strict=True):
+                values[label] = (float(t), float(w))
+        return values
+
+    def _diverged(self, step: int, bad: list[str], values: Mapping[str, Any]) -> str:
+        parts = [f"step {step}: not a finite number: {', '.join(bad)}."]
+        shown = {k: v for k, v in _means(values).items() if math.isfinite(v) and "/" not in k}
+        if shown:
+            parts.append("In the same step: " + _listing(shown) + ".")
+        good = {k: v for k, v in self._last_good.items() if "/" not in k}
+        if good:
+            parts.append("Last good step: " + _listing(good) + ".")
+        sources = [k for k in bad if "/" in k and not k.split("/")[-1].startswith("t0")]
+        if sources and len(sources) < sum("/" in k for k in values):
+            parts.append(f"Look first at the data behind {', '.join(sources)}.")
+        parts.append(
+            "Training stopped and nothing was saved since the last checkpoint, from which the "
+            "same command resumes. If grad_norm in metrics.jsonl grew before this step, lower "
+            "optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps; "
+            "if it came at once, look at the documents of this step, or at model.dtype."
+        )
+        return " ".join(parts)
+
+
+def _means(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}
+
+
+def _listing(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+
+
+class Throughput:
+    """Tokens and steps per second, and the share of the time spent waiting for data."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._reset()
+
+    def _reset(self) -> None:
+        self._began = self._clock()
+        self._waited = self._paused = 0.0
+        self._steps = self._tokens = 0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Around the call that gets the next batch."""
+        began = self._clock()
+        yield
+        self._waited += self._clock() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not training (evaluation, saving): taken out of the time."""
+        began = self._clock()
+        yield
+        self._paused += self._clock() - began
+
+    def step(self, tokens: int) -> None:
+        """After a step over `tokens` real (not padding) tokens."""
+        self._steps += 1
+        self._tokens += tokens
+
+    def take(self) -> dict[str, float]:
+        """Rates since the last call. Call it after the devices were waited for."""
+        seconds = max(self._clock() - self._began - self._paused, 1e-9)
+        rates = {
+            "tokens_per_second": self._tokens / seconds,
+            "steps_per_second": self._steps / seconds,
+            "data_wait_share": self._waited / seconds,
+        }
+        self._reset()
+        return rates
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl, and to TensorBoard.
+
+    A line is {"step": int, "time": unix seconds, "split": "train", "<metric>": float, ...}. It is
+    written in one piece, so that a reader, or a kill, never meets half of one (a torn last line,
+    after a power cut, is dropped on opening). A value that is not finite is written as null.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int = 0,
+        tensorboard: bool = True,
+        clock: Callable[[], float] = time.time,
+    ):
+        """
+        Args:
+          workdir: the run's folder.
+          resume_step: steps done in the state that training goes on from; later records, of
+            steps that will be done again, are removed.
+          tensorboard: False: JSON lines only.
+        """
+        folder = pathlib.Path(workdir)
+        self._path = folder / workdir_lib.METRICS
+        self._clock = clock
+        self._truncate(resume_step)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._tensorboard = None
+        if tensorboard:
+            import tensorboardX
+
+            self._tensorboard = tensorboardX.SummaryWriter(
+                str(folder / workdir_lib.TENSORBOARD),
+                purge_step=resume_step + 1 if resume_step else None,
+            )
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def _truncate(self, resume_step: int) -> None:
+        if not self._path.exists():
+            return
+        text = self._path.read_text(encoding="utf-8")
+        kept = [line for line, record in _records(text) if record["step"] <= resume_step]
+        wanted = "".join(line + "\n" for line in kept)
+        if wanted != text:
+            workdir_lib.write_atomically(self._path, wanted)
+
+    def write(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
+        """One record. `step` counts steps done; metric names are flat ('flow_loss/qa')."""
+        values = {k: float(v) for k, v in metrics.items()}
+        record: dict[str, Any] = {"step": int(step), "time": self._clock(), "split": split}
+        record |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            written = os.write(self._file, line)
+        except OSError as e:
+            raise EnvironmentProblem(
+                f"{str(self._path)!r} cannot be written ({e.strerror}). Free some disk space; "
+                "the same command then resumes from the last checkpoint."
+            ) from e
+        if written != len(line):
+            raise EnvironmentProblem(
+                f"{str(self._path)!r} could not be written to the end: the disk is full. Free "
+                "some space; the same command then resumes from the last checkpoint."
+            )
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, int(step))
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+
+def _records(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines that are whole records."""
+    for line in text.split("\n"):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield line, record
+
+
+def read_metrics(workdir: str | os.PathLike, split: str | None = None) -> list[dict[str, Any]]:
+    """The records of a run in order, of one split or of all; [] where there is none."""
+    path = pathlib.Path(workdir) / workdir_lib.METRICS
+    if not path.exists():
+        return []
+    records = [record for _, record in _records(path.read_text(encoding="utf-8"))]
+    return [r for r in records if split is None or r.get("split") == split]

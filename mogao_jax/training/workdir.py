@@ -1,0 +1,100 @@
+"""The run's folder: checked before time is spent, and written so that it is never half a file.
+
+config.json  metrics.jsonl  checkpoints/  tensorboard/  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from typing import Any
+
+from mogao_jax.errors import EnvironmentProblem
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+TENSORBOARD = "tensorboard"
+_SPARE = 64 * 2**20  # for logs, metrics and the report
+
+
+def prepare(workdir: str | os.PathLike, needed_bytes: int = 0) -> pathlib.Path:
+    """Makes the folder and sees that it can be written and has room.
+
+    Args:
+      workdir: made with its parents if it is not there.
+      needed_bytes: what the run is going to write (`checkpoint_bytes`); what already lies in
+        checkpoints/ counts as room, because new ones replace it.
+    Returns:
+      The absolute path.
+    Raises:
+      EnvironmentProblem: the folder cannot be made or written, or the disk is too full.
+    """
+    path = pathlib.Path(workdir).expanduser().absolute()
+    probe = path / f".write-test-{uuid.uuid4().hex}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(probe, "wb") as f:
+                f.write(b"\0" * 4096)
+                f.flush()
+                os.fsync(f.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+        free = shutil.disk_usage(path).free
+    except OSError as e:
+        raise EnvironmentProblem(
+            f"workdir {str(path)!r} cannot be written ({e.strerror or e}). "
+            "Give another folder with --workdir, or free it or its permissions."
+        ) from e
+    room = free + folder_bytes(path / CHECKPOINTS)
+    if room < needed_bytes + _SPARE:
+        raise EnvironmentProblem(
+            f"workdir {str(path)!r} has {_gib(room)} of room, but this run needs about "
+            f"{_gib(needed_bytes + _SPARE)} (its checkpoints, and one more while it is written). "
+            "Free some, give another folder with --workdir, or lower train.keep_checkpoints."
+        )
+    return path
+
+
+def checkpoint_bytes(state_bytes: int, keep_checkpoints: int) -> int:
+    """Disk space for the checkpoints kept and the one being written."""
+    return state_bytes * (keep_checkpoints + 1)
+
+
+def folder_bytes(path: pathlib.Path) -> int:
+    """Bytes of all files below a folder; 0 where there is none."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except OSError:  # deleted meanwhile
+                continue
+    return total
+
+
+def write_config(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+    """Writes config.json: the full config as JSON."""
+    write_atomically(workdir / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is either the old one or the new one, whatever happens meanwhile."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        try:
+            with open(temporary, "w", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as e:
+        raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror or e}).") from e
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,85 @@
+"""Which fields of a config may change between a checkpoint and the run that goes on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mogao_jax.config.convert import to_dict
+from mogao_jax.config.schema import MogaoConfig
+
+# These may change: how long and how fast to train, how it is computed, where files lie.
+# Everything else decides what the parameters mean or where the data stands.
+_FREE_PREFIXES = (
+    "name",
+    "train.",
+    "optimizer.",
+    "objective.",
+    "mesh.",
+    "model.dtype",
+    "model.remat",
+    "model.attention.",
+    "model.cross_entropy_chunk",
+    "data.max_broken",
+    "data.validation_documents",
+)
+_FREE_SUFFIXES = (".path", ".weights")
+# Exceptions from the above: the data position counts batches of this many rows.
+_FIXED = ("train.batch_rows",)
+_ABSENT = "(absent)"
+
+
+class Difference(NamedTuple):
+    field: str
+    saved: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_show(self.saved)} -> {_show(self.now)}"
+
+
+def differences(
+    saved: Mapping[str, Any], config: MogaoConfig
+) -> tuple[list[Difference], list[Difference]]:
+    """Compares a stored config with the one of now.
+
+    A field that one of them does not have (it was added, or removed, since) counts as having its
+    default.
+
+    Returns:
+      Differences that forbid going on, and those that are only worth a word.
+    """
+    defaults = _flatten(to_dict(MogaoConfig()))
+    before, now = _flatten(saved), _flatten(to_dict(config))
+    refused, noted = [], []
+    for field in sorted(before.keys() | now.keys()):
+        default = defaults.get(field, _ABSENT)
+        difference = Difference(field, before.get(field, default), now.get(field, default))
+        if difference.saved != difference.now:
+            (noted if _may_change(difference) else refused).append(difference)
+    return refused, noted
+
+
+def _may_change(d: Difference) -> bool:
+    if d.field in _FIXED:
+        return False
+    if d.field == "optimizer.ema_decay":  # with or without an average: other arrays
+        return bool(d.saved) == bool(d.now)
+    if d.field.endswith(_FREE_SUFFIXES):  # a file may lie elsewhere; "embedded" is other content
+        return "embedded" not in (d.saved, d.now) and _ABSENT not in (d.saved, d.now)
+    return d.field.startswith(_FREE_PREFIXES)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    return value if value == _ABSENT else json.dumps(value)

@@ -109,7 +109,7 @@ def test_never_holds_all_logits():
     assert max(sizes) <= max(chunk * vocab, length * 4)
 
 
-def test_split_batch_is_the_whole_one_and_reduces_once():
+def test_split_batch_is_the_whole_one_and_reduces_once(collectives):
     arguments = problem(8, 10, 6, 21, used=0.5)
     weights = arguments[3]
 
@@ -127,11 +127,8 @@ def test_split_batch_is_the_whole_one_and_reduces_once():
         split = compiled(*placed)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    text = compiled.as_text()
-    loops = [c for c in text.split("\n\n") if "while" in c.split("\n")[0] or "body" in c[:200]]
-    assert loops
-    collectives = re.findall(r"= \S+ (all-\w+|reduce-scatter|collective-permute)\(", text)
-    assert set(collectives) <= {"all-reduce"}, collectives
+    # The loss and the table's gradient are summed over devices, outside of the loops.
+    assert collectives(compiled.as_text()) == {("all-reduce", True)}
 
 
 def test_shapes_that_do_not_fit_are_refused():

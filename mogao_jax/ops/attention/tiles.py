@@ -12,13 +12,19 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.ops.attention.parts import NOISED, Parts, readable_parts
-from mogao_jax.sequence.masking import PADDING_SEGMENT, TokenMeta
+from mogao_jax.sequence.masking import PADDING_SEGMENT, TokenMeta, can_attend
 
 _BIG = np.iinfo(np.int32).max
+
+
+def _library(meta: TokenMeta) -> Any:
+    """numpy for metadata on the host (reports, tests), jax.numpy otherwise."""
+    return np if isinstance(meta.segment, np.ndarray) else jnp
 
 
 class Blocks(NamedTuple):
@@ -58,6 +64,7 @@ def readable_tiles(queries: Blocks, keys: Blocks, text_reads_vae: bool) -> np.nd
 
 def blocked_meta(meta: Parts, blocks: Blocks) -> TokenMeta:
     """Metadata of all parts, padded and cut: int32[B, blocks, size] each."""
+    xp = _library(next(part for part in meta if part is not None))
     columns = []
     for field in range(3):
         pieces = []
@@ -65,8 +72,8 @@ def blocked_meta(meta: Parts, blocks: Blocks) -> TokenMeta:
             if length:
                 padding = ((0, 0), (0, count * blocks.size - length))
                 fill = PADDING_SEGMENT if field == 0 else 0
-                pieces.append(jnp.pad(part[field], padding, constant_values=fill))
-        joined = jnp.concatenate(pieces, axis=1)
+                pieces.append(xp.pad(part[field], padding, constant_values=fill))
+        joined = xp.concatenate(pieces, axis=1)
         columns.append(joined.reshape(joined.shape[0], blocks.total, blocks.size))
     return TokenMeta(*columns)
 
@@ -83,13 +90,14 @@ class _Summary(NamedTuple):
 
 
 def _summary(meta: TokenMeta) -> _Summary:
+    xp = _library(meta)
     real = meta.segment != PADDING_SEGMENT
-    first = jnp.min(jnp.where(real, meta.segment, _BIG), axis=-1)
-    last = jnp.max(jnp.where(real, meta.segment, -1), axis=-1)
+    first = xp.min(xp.where(real, meta.segment, _BIG), axis=-1)
+    last = xp.max(xp.where(real, meta.segment, -1), axis=-1)
 
     def times(where):
-        low = jnp.min(jnp.where(where, meta.time, _BIG), axis=-1)
-        high = jnp.max(jnp.where(where, meta.time, -_BIG), axis=-1)
+        low = xp.min(xp.where(where, meta.time, _BIG), axis=-1)
+        high = xp.max(xp.where(where, meta.time, -_BIG), axis=-1)
         return low, high
 
     return _Summary(
@@ -109,6 +117,7 @@ def active_tiles(
       query, key: blocked metadata (`blocked_meta`).
       tiles: the readable tiles (`readable_tiles`).
     """
+    xp = _library(query)
     q, k = _summary(query), _summary(key)
     i, j = tiles[:, 0], tiles[:, 1]
     noised_query = queries.part_of_block[i] == NOISED
@@ -119,11 +128,11 @@ def active_tiles(
         q_low, q_high = q_low[:, i], q_high[:, i]
         k_low, k_high = k_low[:, j], k_high[:, j]
         own_noise = (k_low <= q_high) & (q_low <= k_high)
-        history = jnp.where(noised_query, k_low < q_high, k_low <= q_high)
-        return jnp.where(noised_key, own_noise, history)
+        history = xp.where(noised_query, k_low < q_high, k_low <= q_high)
+        return xp.where(noised_key, own_noise, history)
 
     q_first, q_last, k_first, k_last = q.first[:, i], q.last[:, i], k.first[:, j], k.last[:, j]
-    low, high = jnp.maximum(q_first, k_first), jnp.minimum(q_last, k_last)
+    low, high = xp.maximum(q_first, k_first), xp.minimum(q_last, k_last)
     active = low <= high  # some segment may be in both (never with an empty block)
     # Only one segment can be in both: if it is at an end of both blocks, its times are known.
     single = low == high
@@ -132,3 +141,56 @@ def active_tiles(
             known = single & (q_end == low) & (k_end == low)
             active = active & (~known | times_allow(q_times, k_times))
     return active
+
+
+class TileStatistics(NamedTuple):
+    """What attention over some metadata costs, summed over the rows of the batch.
+
+    Tiles are counted in whole (padding of the last blocks included); pairs are (query, key).
+    """
+
+    tiles_executed: int
+    tiles_needed: int  # hold at least one pair that attends
+    pairs_executed: int
+    pairs_needed: int  # attend
+
+    @property
+    def overhead(self) -> float:
+        """Pairs executed over pairs needed."""
+        return self.pairs_executed / max(self.pairs_needed, 1)
+
+
+def tile_statistics(
+    query_meta: Parts,
+    key_meta: Parts,
+    *,
+    block_q: int,
+    block_kv: int,
+    text_reads_vae: bool = False,
+) -> TileStatistics:
+    """Counts the tiles that blockwise attention runs and the pairs that it is run for.
+
+    For reports: works on the host, a tile at a time, on concrete metadata (TokenMeta of
+    int32[B, L] per part, None for an absent part).
+    """
+    queries = cut(_lengths(query_meta), block_q)
+    keys = cut(_lengths(key_meta), block_kv)
+    readable = readable_tiles(queries, keys, text_reads_vae)
+    if not len(readable):
+        return TileStatistics(0, 0, 0, 0)
+    q_meta = blocked_meta(jax.tree.map(np.asarray, query_meta), queries)
+    k_meta = blocked_meta(jax.tree.map(np.asarray, key_meta), keys)
+    active = active_tiles(q_meta, k_meta, readable, queries, keys)
+    pairs = tiles_needed = 0
+    for row, tile in zip(*np.nonzero(active), strict=True):
+        i, j = readable[tile]
+        q, k = q_meta.take((row, i, slice(None), None)), k_meta.take((row, j, None, slice(None)))
+        inside = int(np.sum(can_attend(q, k, text_reads_vae=text_reads_vae)))
+        pairs += inside
+        tiles_needed += inside > 0
+    executed = int(np.sum(active))
+    return TileStatistics(executed, tiles_needed, executed * queries.size * keys.size, pairs)
+
+
+def _lengths(meta: Parts) -> tuple[int, ...]:
+    return tuple(0 if part is None else part.segment.shape[1] for part in meta)

@@ -62,8 +62,6 @@ def blockwise_attention(
     """As `api.attention`, on one device (or one shard of the batch)."""
     lengths_q = tuple(0 if p is None else p.shape[1] for p in queries)
     lengths_k = tuple(0 if p is None else p.shape[1] for p in keys)
-    if not sum(lengths_q) or not sum(lengths_k):
-        return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
     kv_heads = next(p.shape[2] for p in keys if p is not None)
     heads = next(p.shape[2] for p in queries if p is not None)
     static = _Static(
@@ -73,6 +71,8 @@ def blockwise_attention(
         heads // kv_heads,
         text_reads_vae,
     )
+    if not len(tiling.readable_tiles(static.queries, static.keys, text_reads_vae)):
+        return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
     q_meta = tiling.blocked_meta(query_meta, static.queries)
     k_meta = tiling.blocked_meta(key_meta, static.keys)
     out = _attend(

@@ -73,8 +73,8 @@ def blockwise_attention(
     )
     if not len(tiling.readable_tiles(static.queries, static.keys, text_reads_vae)):
         return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
-    q_meta = tiling.blocked_meta(query_meta, static.queries)
-    k_meta = tiling.blocked_meta(key_meta, static.keys)
+    q_meta = tiling.blocked_meta(jax.tree.map(jnp.asarray, query_meta), static.queries)
+    k_meta = tiling.blocked_meta(jax.tree.map(jnp.asarray, key_meta), static.keys)
     out = _attend(
         static,
         _to_blocks(queries, static.queries, static.kv_heads),

@@ -33,6 +33,7 @@ RANK = {
     "losses": 3,
     "ops": 3,
     "models": 4,
+    "encoders": 5,
     "porting": 5,
     "training": 5,
     "sampling": 5,

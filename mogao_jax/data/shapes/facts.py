@@ -65,7 +65,9 @@ def _sum(rng: np.random.Generator) -> Exchange:
         first = second = pick(rng, SHAPES)
         unit = plural(pick(rng, NOUNS[first]))
     x, y = _things(rng, first, a), _things(rng, second, b)
-    form = pick(rng, ("how much is {x} and {y}?", "what is {x} plus {y}?", "{x} and {y} make"))
+    form = pick(
+        rng, ("how much is {x} and {y}?", "what is {x} and {y} together?", "{x} and {y} make")
+    )
     return form.format(x=x, y=y), f"{NUMBERS[a + b]} {unit}."
 
 

@@ -1,7 +1,6 @@
 """The renderer: scene -> picture, anti-aliased by the covered share of each pixel.
 
-A shape is a set of points given by where it is entered and left along a horizontal line. A
-pixel's coverage is the area of the shape inside it: exact along x, the mean over 64 lines along
+A pixel's coverage is the area of the shape inside it: exact along x, the mean over 256 lines along
 y. Colours are mixed linearly in sRGB values, c * coverage + below * (1 - coverage), rounded half
 up. Coverage depends on shape and diameter alone, since centres lie on pixel corners, and is
 computed once.
@@ -16,7 +15,7 @@ import numpy as np
 
 from mogao_jax.data.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Scene
 
-_LINES = 64  # per pixel
+_LINES = 256  # per pixel
 
 RING_HOLE = 0.5  # inner radius over outer radius
 CROSS_ARM = 0.36  # half of an arm's width over half of the diameter
@@ -50,20 +49,24 @@ POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
 CIRCLES: dict[str, tuple[float, ...]] = {"circle": (1.0,), "ring": (1.0, RING_HOLE)}
 
 
-def _crossings(shape: str, y: float) -> list[float]:
-    """Sorted x where the line at height y enters and leaves the shape, in turn."""
-    found: list[float] = []
+def _borders(shape: str, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Borders met by lines at heights y: (x, side) with side +1 where the shape is right of x.
+
+    Side is -1 where it is left of x, and 0 on lines that do not meet the border.
+    """
+    found = []
     if shape in CIRCLES:
-        for radius in CIRCLES[shape]:
-            if abs(y) < radius:
-                x = math.sqrt(radius * radius - y * y)
-                found += [-x, x]
+        for k, radius in enumerate(CIRCLES[shape]):
+            x = np.sqrt(np.maximum(radius * radius - y * y, 0))
+            side = np.where(np.abs(y) < radius, 1 if k == 0 else -1, 0)  # the second is a hole
+            found += [(-x, side), (x, -side)]
     else:
-        corners = POLYGONS[shape]
+        corners = POLYGONS[shape]  # clockwise as seen: edges that go up have the shape on the right
         for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
-            if (y0 <= y) != (y1 <= y):
-                found.append(x0 + (y - y0) * (x1 - x0) / (y1 - y0))
-    return sorted(found)
+            if y0 != y1:
+                met = (min(y0, y1) <= y) & (y < max(y0, y1))
+                found.append((x0 + (y - y0) * (x1 - x0) / (y1 - y0), met * (1 if y1 < y0 else -1)))
+    return found
 
 
 @functools.cache
@@ -76,14 +79,13 @@ def coverage(shape: str, diameter: int) -> np.ndarray:
     if shape not in SHAPES or diameter <= 0 or diameter % 2:
         raise ValueError(f"no {shape!r} of diameter {diameter}: it must be positive and even.")
     radius = diameter / 2
-    right = np.arange(1, diameter + 1, dtype=np.float64)
-    rows = np.zeros((diameter * _LINES, diameter))
-    for line in range(diameter * _LINES):
-        y = (line + 0.5) / _LINES
-        for k, x in enumerate(_crossings(shape, y / radius - 1)):
-            covered = np.clip(right - (x + 1) * radius, 0, 1)  # of each pixel, right of x
-            rows[line] += -covered if k % 2 else covered
-    out = rows.reshape(diameter, _LINES, diameter).mean(1).astype(np.float32)
+    y = (np.arange(diameter * _LINES) + 0.5) / _LINES / radius - 1
+    right = np.arange(1, diameter + 1)
+    lines = np.zeros((diameter * _LINES, diameter))
+    for x, side in _borders(shape, y):
+        # Share of each pixel that lies right of the border.
+        lines += side[:, None] * np.clip(right - ((x + 1) * radius)[:, None], 0, 1)
+    out = lines.reshape(diameter, _LINES, diameter).mean(1).astype(np.float32)
     out = np.clip(out, 0, 1)
     out.flags.writeable = False
     return out

@@ -207,7 +207,7 @@ def relation(a: Object, b: Object) -> str | None:
 
 
 # Parts of the canvas: a place is named only if it is well inside one third of it.
-BANDS = {"low": (0.0, 0.38), "mid": (0.44, 0.56), "high": (0.62, 1.0)}
+BANDS = {"low": (0.0, 0.31), "mid": (0.42, 0.58), "high": (0.69, 1.0)}
 
 
 def _band(position: float) -> str | None:

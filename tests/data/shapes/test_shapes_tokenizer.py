@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from mogao_jax.data.shapes.tasks import TASKS
+from mogao_jax.data.shapes.train_tokenizer import (
+    SPECIAL_TOKENS,
+    TOKENIZER_PATH,
+    main,
+    mean_tokens,
+    train,
+)
+from mogao_jax.data.shapes.world import ShapesSource
+
+tokenizers = pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.Tokenizer.from_file(str(TOKENIZER_PATH))
+
+
+def test_vocabulary(tokenizer):
+    assert tokenizer.get_vocab_size() == 512
+    assert [tokenizer.token_to_id(t) for t in SPECIAL_TOKENS] == list(range(506, 512))
+    assert TOKENIZER_PATH.stat().st_size < 40_000
+
+
+def test_any_text_comes_back(tokenizer):
+    odd = ["", " ", "Ünïcödé ✓ 日本語 🙂", "a\n\n\tb  c", "".join(map(chr, range(1, 300)))]
+    own = [
+        item.text
+        for task in TASKS
+        for index in range(50)
+        for item in ShapesSource(task, split="validation")[index].items
+        if hasattr(item, "text")
+    ]
+    for text in odd + own:
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+        assert all(0 <= i < 506 for i in ids)
+
+
+def test_words_of_the_world_are_single_tokens(tokenizer):
+    words = "red green blue yellow purple orange cyan black circle square triangle cross star ring"
+    for word in f"{words} left right background and the is".split():
+        assert len(tokenizer.encode(" " + word).ids) == 1, word
+    for header in ("user", "assistant"):
+        assert len(tokenizer.encode(header).ids) == 1
+    for task in TASKS:
+        assert mean_tokens(tokenizer, task, 100)[1] < 1.8  # per word, punctuation included
+
+
+def test_training_is_deterministic_and_written_as_json(tmp_path, capsys):
+    first, second = train(60), train(60)
+    assert first.to_str() == second.to_str()
+    assert main(["--output", str(tmp_path / "tokenizer.json"), "--documents", "60"]) == 0
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == json.loads(first.to_str())
+    assert "t2i" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def encode_batch(
         rows, num_patches = batch.vit.segment.shape
         shape = (rows, num_patches, system.config.vit.embed_dim)
         return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
-    features = system.vit.apply({"params": encoders.vit}, batch.vit)
+    features = system.vit.apply({"params": encoders.vit}, *batch.vit)
     return jax.lax.stop_gradient((tokens, features))
 
 
@@ -103,14 +103,12 @@ def model_inputs(
 
 
 def losses(
-    system: System,
-    params: Any,
-    encoders: EncoderParams,
-    batch: PackedBatch,
-    noise: NoiseDraw,
+    system: System, params: Any, batch: PackedBatch, inputs: MogaoInputs, target: jax.Array
 ) -> Losses:
-    """NTP and flow losses of a batch [B, ...] (equations 2 and 5), not yet divided."""
-    inputs, target = model_inputs(system, encoders, batch, noise)
+    """NTP and flow losses of a batch [B, ...] (equations 2 and 5), not yet divided.
+
+    `inputs` and `target` are those of `model_inputs`.
+    """
     outputs = system.model.apply({"params": params}, inputs)
     ntp, is_correct = cross_entropy(
         outputs.und_hidden,
@@ -137,34 +135,40 @@ def total_loss(ntp: WeightedSum, flow: WeightedSum, ntp_weight: float) -> jax.Ar
 def breakdown(
     system: System, batch: PackedBatch, noise: NoiseDraw, result: Losses
 ) -> dict[str, WeightedSum]:
-    """Metrics as weighted sums: totals, per source, per timestep bin, token accuracy."""
+    """Metrics as weighted sums: totals, per source, per timestep bin, token accuracy.
+
+    Vector metrics ("ntp_loss/source", ...) are spelled out by `training.metrics.labels`.
+    """
     und, noised = batch.und, batch.noised
     image = jnp.maximum(noised.image, 0)
     flow_source = jnp.take_along_axis(batch.images.source, image, 1)
     t = jnp.take_along_axis(noise.timesteps, image, 1)
-    sums = {
+    num_bins = system.config.train.timestep_bins
+    timestep_bin = jnp.clip((t * num_bins).astype(jnp.int32), 0, num_bins - 1)
+    num_sources = len(system.sources)
+    return {
         "ntp_loss": result.ntp,
         "flow_loss": result.flow,
-        "ntp_accuracy": _masked(result.is_correct, und.loss_weights, True),
+        "ntp_accuracy": _sums(result.is_correct, und.loss_weights),
+        "ntp_loss/source": _sums(result.ntp_per_token, und.loss_weights, und.source, num_sources),
+        "flow_loss/source": _sums(
+            result.flow_per_token, noised.loss_weights, flow_source, num_sources
+        ),
+        "flow_loss/timestep": _sums(
+            result.flow_per_token, noised.loss_weights, timestep_bin, num_bins
+        ),
     }
-    for i, name in enumerate(system.sources):
-        sums[f"ntp_loss/{name}"] = _masked(result.ntp_per_token, und.loss_weights, und.source == i)
-        sums[f"flow_loss/{name}"] = _masked(
-            result.flow_per_token, noised.loss_weights, flow_source == i
-        )
-    bins = system.config.train.timestep_bins
-    for i in range(bins):
-        low, high = i / bins, (i + 1) / bins
-        inside = (t >= low) & ((t < high) | (i == bins - 1))
-        sums[f"flow_loss/t{low:.2f}-{high:.2f}"] = _masked(
-            result.flow_per_token, noised.loss_weights, inside
-        )
-    return sums
 
 
-def _masked(values: jax.Array, weights: jax.Array, mask) -> WeightedSum:
-    weights = jnp.where(mask, weights, 0.0)
-    return WeightedSum(jnp.sum(values * weights), jnp.sum(weights))
+def _sums(
+    values: jax.Array, weights: jax.Array, group: jax.Array | None = None, num_groups: int = 0
+) -> WeightedSum:
+    """Weighted sums over all tokens, or float32[num_groups] of them by each token's group."""
+    if group is None:
+        return WeightedSum(jnp.sum(values * weights), jnp.sum(weights))
+    is_in = (group[..., None] == jnp.arange(num_groups)).astype(jnp.float32)
+    total = jnp.einsum("bl,blg->g", values * weights, is_in)
+    return WeightedSum(total, jnp.einsum("bl,blg->g", weights, is_in))
 
 
 def window_loss(

@@ -22,6 +22,7 @@ from mogao_jax.training.objective import (
     System,
     breakdown,
     losses,
+    model_inputs,
     total_loss,
     window_loss,
 )
@@ -54,7 +55,8 @@ def loss_and_gradients(
         draw = noises.draw(
             key, micro.images, config.objective, latent_channels=config.vae.latent_channels
         )
-        result = losses(system, params, encoders, micro, draw)
+        inputs, target = model_inputs(system, encoders, micro, draw)
+        result = losses(system, params, micro, inputs, target)
         loss = window_loss(
             result, ntp_denominator, flow_denominator, config.objective.ntp_weight
         )
@@ -120,7 +122,8 @@ def make_eval_step(system: System) -> Callable[..., Metrics]:
             latent_channels=config.vae.latent_channels,
             uniforms=uniforms,
         )
-        result = losses(system, params, encoders, batch, draw)
+        inputs, target = model_inputs(system, encoders, batch, draw)
+        result = losses(system, params, batch, inputs, target)
         return breakdown(system, batch, draw, result)
 
     return eval_step

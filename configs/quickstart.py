@@ -1,0 +1,54 @@
+"""A small Mogao on the embedded world of shapes: the first thing to run.
+
+Costs: about 8 minutes on 2 CPU cores, under 3 GiB of memory.
+Run:   mogao train --config=configs/quickstart.py --workdir runs/quickstart
+       mogao report --workdir runs/quickstart
+"""
+
+from mogao_jax.config.convert import default_config, source
+
+
+def get_config():
+    c = default_config()
+    c.name = "quickstart"
+    c.tokenizer.kind = "shapes"  # a BPE of 512 tokens made for this world
+
+    # Pictures of up to 64 x 64 pixels, sides up to 96: at most 16 VAE tokens each.
+    c.images.max_pixels = 64 * 64
+    c.images.max_side = 96
+    c.images.vit_resize = "match_vae_grid"
+
+    # The paper's stage 3: 20% understanding, 40% text to image, 40% interleaved.
+    c.data.sources = {
+        "text": source(kind="shapes", task="text", weight=0.05),
+        "qa": source(kind="shapes", task="qa", weight=0.2),
+        "t2i": source(kind="shapes", task="t2i", weight=0.4),
+        "edit": source(kind="shapes", task="edit", weight=0.15),
+        "story": source(kind="shapes", task="story", weight=0.12),
+        "clip": source(kind="shapes", task="clip", weight=0.08),
+    }
+
+    c.model.num_layers = 6
+    c.model.embed_dim = 192
+    c.model.mlp_dim = 512
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 48
+
+    # Tiny frozen encoders that ship with the package.
+    c.vae.weights = "embedded"
+    c.vit.weights = "embedded"
+
+    c.objective.ntp_weight = 0.3
+    c.objective.shift = "none"
+
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 50
+    c.optimizer.weight_decay = 0.02
+    c.optimizer.ema_decay = 0.995
+
+    c.train.num_steps = 100_000
+    c.train.max_minutes = 8.0
+    c.train.batch_rows = 2
+    c.train.checkpoint_every = 500
+    return c

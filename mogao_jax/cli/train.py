@@ -1,0 +1,226 @@
+"""`mogao train --config=configs/X.py [--config.a.b=...] --workdir DIR`: trains, or goes on.
+
+The run folder decides: where it holds a checkpoint of the same config, training resumes from it.
+Everything that can be known to fail is checked before time is spent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import pathlib
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mogao_jax.cli.logs import configure_logging
+from mogao_jax.config.checks import check
+from mogao_jax.config.convert import parse_config_args, to_dict
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
+from mogao_jax.report.data_view import save_data_sample
+from mogao_jax.report.run_facts import save_run_facts
+from mogao_jax.sequence.batch import EMPTY
+from mogao_jax.sharding import multihost
+from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated
+from mogao_jax.tokenizer import Tokenizer, load_tokenizer
+from mogao_jax.training import workdir
+from mogao_jax.training.checkpointing import Checkpointer
+from mogao_jax.training.loop import Counters, Evaluator, Parts, evaluated_params, train
+from mogao_jax.training.metrics import MetricsWriter, read_metrics
+from mogao_jax.training.objective import EncoderParams, System
+from mogao_jax.training.optimizer import make_optimizer
+from mogao_jax.training.state import abstract_state, init_state, num_bytes
+from mogao_jax.training.step import make_eval_step, make_train_step
+from mogao_jax.training.system import count_parameters, init_params, make_system
+from mogao_jax.training.validation import hide_pictures, make_evaluator
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line and runs; returns the exit status."""
+    config, rest = parse_config_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="mogao train --config=FILE [--config.FIELD=VALUE ...]", description=__doc__
+    )
+    parser.add_argument("--workdir", required=True, help="the run's folder; made if need be")
+    parser.add_argument(
+        "--restart-data", action="store_true", help="on resuming, begin the data anew"
+    )
+    arguments = parser.parse_args(rest)
+    configure_logging()
+    multihost.initialize()
+    run(config, pathlib.Path(arguments.workdir), restart_data=arguments.restart_data)
+    return 0
+
+
+def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False) -> None:
+    """One run, from the checks to the last evaluation."""
+    check(config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, config.train.batch_rows)
+    folder = workdir.prepare(folder)
+    data = make_train_iterator(
+        config,
+        tokenizer=tokenizer,
+        process_index=multihost.process_index(),
+        process_count=multihost.process_count(),
+    )
+    system, encoders = make_system(config, tokenizer.vocab_size)
+    encoders = jax.device_put(encoders, replicated(mesh))
+
+    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+    init = functools.partial(init_params, config, system.model, jax.random.key(config.seed))
+    ema_decay = config.optimizer.ema_decay
+    abstract = abstract_state(init, optimizer.transform, mesh, ema_decay)
+    state_bytes = num_bytes(abstract)
+    workdir.prepare(folder, workdir.checkpoint_bytes(state_bytes, config.train.keep_checkpoints))
+
+    with jax.set_mesh(mesh), Checkpointer(folder, config, report=_say) as checkpointer:
+        restored = checkpointer.restore(abstract, data=data, restart_data=restart_data)
+        counters = Counters(**restored.counters) if restored else Counters()
+        state = restored.state if restored else None
+        step = restored.step if restored else 0
+        if _is_over(folder, config, counters, step):
+            _say(f"{folder} has already finished training at step {step}; nothing to do.")
+            return
+        if state is None:
+            state = init_state(init, optimizer.transform, mesh, ema_decay)
+            workdir.write_config(folder, to_dict(config))
+        parameters = count_parameters(state.params)
+        facts = functools.partial(save_run_facts, folder, parameters=parameters)
+        if multihost.is_main():
+            facts(devices=jax.devices())
+        _say(_summary(config, folder, mesh, parameters, state_bytes, step))
+
+        with MetricsWriter(folder, resume_step=step, tensorboard=multihost.is_main()) as writer:
+            evaluators, final = _evaluators(config, system, encoders, tokenizer, mesh, folder)
+            if step == 0 and "validation" in evaluators:
+                untrained = evaluators["validation"](evaluated_params(state))
+                writer.write(0, untrained, split="validation_untrained")
+            parts = Parts(
+                config=config,
+                mesh=mesh,
+                train_step=jax.jit(
+                    make_train_step(system, optimizer.transform), donate_argnums=0
+                ),
+                encoders=encoders,
+                data=data,
+                schedule=optimizer.schedule,
+                evaluators=evaluators,
+                final_evaluators=final,
+                checkpointer=checkpointer,
+                writer=writer,
+                sources=system.sources,
+                should_stop=_stop_on_signals(),
+            )
+            state = train(parts, state, counters)
+        if multihost.is_main():
+            facts(devices=jax.devices(), **_peak_memory())
+    finished = _is_over(folder, config, counters, int(state.step))
+    _say(
+        f"{'Done' if finished else 'Stopped'} at step {int(state.step)} after "
+        f"{counters.seconds / 60:.1f} minutes and {counters.tokens:,} tokens; saved in {folder}."
+        + ("" if finished else " The same command goes on from here.")
+    )
+    data.close()
+
+
+def _evaluators(
+    config: MogaoConfig,
+    system: System,
+    encoders: EncoderParams,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh,
+    folder: pathlib.Path,
+) -> tuple[dict[str, Evaluator], dict[str, Evaluator]]:
+    """(those of every evaluation, those of the last one); also saves the report's data sample."""
+    share = {
+        "process_index": multihost.process_index(),
+        "process_count": multihost.process_count(),
+    }
+    batches = make_validation_batches(config, tokenizer, **share)
+    if not batches:
+        return {}, {}
+    if multihost.is_main():
+        save_data_sample(
+            batches[0],
+            tokenizer,
+            folder,
+            sources=system.sources,
+            text_reads_vae=config.layout.understanding_encoder == "vae",
+        )
+    blind = make_validation_batches(config, tokenizer, context=EMPTY, **share)
+    blind = [hide_pictures(batch) for batch in blind]
+    step = jax.jit(make_eval_step(system))
+    make = functools.partial(make_evaluator, system, encoders, mesh, eval_step=step)
+    return {"validation": make(batches)}, {"validation_no_condition": make(blind)}
+
+
+def _is_over(folder: pathlib.Path, config: MogaoConfig, counters: Counters, step: int) -> bool:
+    limit = config.train.max_minutes * 60
+    over = step >= config.train.num_steps or (0 < limit <= counters.seconds)
+    evaluated = [r for r in read_metrics(folder, "validation_no_condition") if r["step"] == step]
+    return over and (bool(evaluated) or not read_metrics(folder, "validation_untrained"))
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    """SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
+
+    A second SIGINT interrupts at once, as usual.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        del frame
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return lambda: bool(asked)
+
+
+def _peak_memory() -> dict[str, str]:
+    """Peak memory of the process, and of the first device where it keeps count."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scale = 1 if sys.platform == "darwin" else 1024
+    facts = {"peak memory": f"{peak * scale / 2**30:.2f} GiB"}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        facts["peak device memory"] = f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB"
+    return facts
+
+
+def _summary(
+    config: MogaoConfig,
+    folder: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    parameters: dict[str, int],
+    state_bytes: int,
+    step: int,
+) -> str:
+    axes = " x ".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "one device"
+    total = sum(parameters.values())
+    counts = ", ".join(f"{part} {n:,}" for part, n in parameters.items())
+    where = f"resuming at step {step}" if step else "starting"
+    return (
+        f"{config.name}: {where} in {folder}\n"
+        f"  devices     {jax.device_count()} {jax.devices()[0].device_kind} ({axes})\n"
+        f"  parameters  {total:,} ({counts})\n"
+        f"  state       {state_bytes / 2**20:.0f} MiB\n"
+        f"  sources     {', '.join(config.data.sources)}"
+    )
+
+
+def _say(message: str) -> None:
+    if multihost.is_main():
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""Putting a config's modules together: the model, the frozen encoders, initial parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.models.encoder_weights import load_vae, load_vit
+from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
+from mogao_jax.training.objective import EncoderParams, System
+
+# Parts that parameters are counted by, in the order of a report.
+PARTS = {
+    "embedding": ("token_embedding",),
+    "und branch": ("und",),
+    "gen branch": ("gen",),
+    "AdaLN": ("adaln",),
+}
+
+
+def make_system(config: MogaoConfig, vocab_size: int) -> tuple[System, EncoderParams]:
+    """The modules of a config, and its frozen encoders' parameters.
+
+    Raises:
+      CheckpointError, ConfigError: weights that are missing, damaged or of another shape.
+    """
+    uses_vit = config.layout.understanding_encoder == "vit"
+    vae = load_vae(config.vae)
+    vit = load_vit(config.vit) if uses_vit else None
+    system = System(
+        config=config,
+        model=make_model(config, vocab_size),
+        vae=vae.module,
+        vit=vit.module if vit else None,
+        sources=tuple(config.data.sources),
+    )
+    return system, EncoderParams(vae.params, vit.params if vit else None)
+
+
+def make_model(config: MogaoConfig, vocab_size: int) -> Mogao:
+    """The trainable model of a config."""
+    return build(
+        config.model,
+        config.vae,
+        config.vit,
+        vocab_size=vocab_size,
+        text_reads_vae=config.layout.understanding_encoder == "vae",
+    )
+
+
+def init_params(config: MogaoConfig, model: Mogao, key: jax.Array) -> Any:
+    """Initial parameters, boxed with logical axis names. Parameters know no sequence length."""
+    num_patches = config.vit.merge_size**2
+    inputs = example_inputs(
+        (1, 4, 4, 4, 1, num_patches),
+        config.vae.latent_channels * LATENT_PATCH**2,
+        vit_feature_shape(config.vit, config.model.connector, num_patches),
+    )
+    return model.init(key, inputs)["params"]
+
+
+def count_parameters(params: Any) -> dict[str, int]:
+    """Number of parameters per part: the first part whose module lies on the path, else by name.
+
+    Args:
+      params: arrays or their shapes, boxed or not.
+    """
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(params)):
+        names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        part = next((p for p, keys in PARTS.items() if set(keys) & set(names)), names[0])
+        counts[part] = counts.get(part, 0) + leaf.size
+    return counts

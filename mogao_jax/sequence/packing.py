@@ -35,6 +35,13 @@ FIELDS = {
     "images": "images",
     "vit_patches": "vit_patches",
 }
+_WORDS = {
+    "und": "und tokens (text and ViT)",
+    "clean": "clean VAE tokens",
+    "noised": "noised VAE tokens",
+    "images": "images",
+    "vit_patches": "ViT patches",
+}
 
 
 def budgets(config: PackingConfig) -> Sizes:
@@ -45,7 +52,7 @@ def budgets(config: PackingConfig) -> Sizes:
 def exceeds(needed: Sizes, limits: Sizes) -> str | None:
     """Which budgets a document is over, as a message with the fields to raise; None if it fits."""
     over = [
-        f"{n} {name.replace('_', ' ')} (packing.{FIELDS[name]}={limit})"
+        f"{n} {_WORDS[name]} (packing.{FIELDS[name]}={limit})"
         for name, n, limit in zip(Sizes._fields, needed, limits, strict=True)
         if n > limit
     ]

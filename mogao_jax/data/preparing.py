@@ -1,0 +1,139 @@
+"""A drawn record becomes a laid-out document that fits a row, or the reason why it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mogao_jax.config.schema import MogaoConfig, SourceConfig
+from mogao_jax.data.mixture import Draw
+from mogao_jax.data.sources import Source, Split, open_source
+from mogao_jax.errors import DocumentError
+from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
+from mogao_jax.sequence.document import Document
+from mogao_jax.sequence.layout import lay_out
+from mogao_jax.sequence.packing import budgets, exceeds
+from mogao_jax.tokenizer import Tokenizer
+
+
+class Unusable(NamedTuple):
+    """Why a record is skipped."""
+
+    reason: str
+    over_long: bool = False
+
+
+class Prepared(NamedTuple):
+    """A laid-out document, exact sizes."""
+
+    batch: PackedBatch
+    size: Sizes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preparer:
+    """Reads, lays out and, where config says so, cuts documents. The same draw gives the same.
+
+    Attributes:
+      config, tokenizer: of the run.
+      names, settings, sources: the sources with a place in the config, in its order; a draw's
+        `source` counts in these.
+      context: FULL, IMAGE_ONLY or EMPTY puts every target image into that context.
+    """
+
+    config: MogaoConfig
+    tokenizer: Tokenizer
+    names: tuple[str, ...]
+    settings: tuple[SourceConfig, ...]
+    sources: tuple[Source, ...]
+    context: int | None = None
+
+    def __deepcopy__(self, memo: dict) -> Preparer:
+        return self  # immutable
+
+    def document(self, draw: Draw) -> Document:
+        """Raises DocumentError, naming the source."""
+        try:
+            return self.sources[draw.source][draw.record]
+        except DocumentError as e:
+            raise DocumentError(f"{self.names[draw.source]}: {e}") from None
+
+    def lay_out(self, document: Document, draw: Draw) -> PackedBatch:
+        """Raises DocumentError, naming the source and the document."""
+        config, settings = self.config, self.settings[draw.source]
+        try:
+            return lay_out(
+                document,
+                tokenizer=self.tokenizer,
+                images=config.images,
+                layout=config.layout,
+                vit=config.vit,
+                rng=np.random.default_rng([config.seed, draw.source, draw.number]),
+                source=draw.source,
+                ntp_weight=settings.ntp_weight,
+                flow_weight=settings.flow_weight,
+                context=self.context,
+            )
+        except DocumentError as e:
+            name, reason = self.names[draw.source], str(e)
+            named = "" if document.id in reason else f"document {document.id!r}: "
+            raise DocumentError(f"{name}: {named}{reason}") from None
+
+    def __call__(self, draw: Draw) -> Prepared | Unusable:
+        try:
+            document = self.document(draw)
+            batch = self.lay_out(document, draw)
+        except DocumentError as e:
+            return Unusable(str(e))
+        limits = budgets(self.config.packing)
+        problem = exceeds(sizes(batch), limits)
+        if problem is None:
+            return Prepared(batch, sizes(batch))
+        reason = f"{self.names[draw.source]}: document {document.id!r} {problem}"
+        if self.config.packing.over_long == "cut":
+            return self._cut(document, draw) or Unusable(f"{reason}, even when cut", True)
+        return Unusable(reason, over_long=True)
+
+    def _cut(self, document: Document, draw: Draw) -> Prepared | None:
+        """The longest beginning, in whole items, that fits and still has something to learn."""
+        limits = budgets(self.config.packing)
+        for end in range(len(document.items) - 1, 0, -1):
+            try:
+                shorter = Document(document.items[:end], id=document.id, complete=False)
+                batch = self.lay_out(shorter, draw)
+            except DocumentError:  # nothing is left to learn, or only empty texts
+                return None
+            if exceeds(sizes(batch), limits) is None:
+                return Prepared(batch, sizes(batch))
+        return None
+
+
+def make_preparer(
+    config: MogaoConfig, tokenizer: Tokenizer, split: Split, context: int | None = None
+) -> Preparer:
+    """Opens all sources of weight above 0.
+
+    Raises:
+      DataError: naming the source that is missing or empty.
+    """
+    used = list(config.data.sources.items())
+    return Preparer(
+        config=config,
+        tokenizer=tokenizer,
+        names=tuple(name for name, _ in used),
+        settings=tuple(settings for _, settings in used),
+        sources=tuple(
+            open_source(name, settings, seed=config.seed, split=split)
+            if settings.weight > 0
+            else ()
+            for name, settings in used
+        ),
+        context=context,
+    )
+
+
+def source_lengths(sources: Sequence[Source]) -> list[int]:
+    return [len(source) for source in sources]

@@ -1,0 +1,337 @@
+"""Where documents come from: random access by index, nothing but an index held in memory.
+
+A source is anything with `len(source)` and `source[index] -> Document`; reading a record may
+raise DocumentError, opening a source raises DataError. Every source is split into training and
+validation, in one of two ways:
+
+- by its own: files named `*.validation.jsonl`, the shapes world's split, a tfds split
+  `validation`;
+- otherwise by index: about one record in HELD_OUT_EVERY is held out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from mogao_jax.config.schema import SourceConfig
+from mogao_jax.errors import DataError, DocumentError
+from mogao_jax.sequence.document import Document, Image, Text, from_json
+
+Split = Literal["train", "validation"]
+HELD_OUT_EVERY = 20
+MAX_RECORD_BYTES = 256 * 2**20
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Documents by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Document: ...
+
+
+def open_source(name: str, config: SourceConfig, *, seed: int, split: Split) -> Source:
+    """The source that a config asks for.
+
+    Args:
+      name: its name in the config, for messages.
+      seed: of the procedural world; files do not depend on it.
+    Raises:
+      DataError: it is missing, empty or unreadable.
+    """
+    try:
+        if config.kind == "shapes":
+            from mogao_jax.data.shapes.world import ShapesSource
+
+            return ShapesSource(config.task, seed, split)
+        if config.kind == "documents":
+            return DocumentsSource(config.path, split)
+        return TfdsSource(config.path, split)
+    except DataError as e:
+        raise DataError(f"data source {name!r}: {e}") from None
+
+
+def held_out(length: int) -> np.ndarray:
+    """bool[length]: which records of a source without a split of its own are for validation.
+
+    Decided by a hash of the index, so that records in any order are sampled evenly. A source of
+    two records or more holds out at least one.
+    """
+    x = np.arange(length, dtype=np.uint64) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)  # the finaliser of splitmix64
+    out = x % np.uint64(HELD_OUT_EVERY) == 0
+    if length > 1 and not out.any():
+        out[np.argmin(x)] = True
+    return out
+
+
+def _select(length: int, split: Split, own_split: bool) -> np.ndarray | None:
+    """Indices of a split's records; None for all of them."""
+    if own_split:
+        return None
+    return np.flatnonzero(held_out(length) == (split == "validation"))
+
+
+# ---------------------------------------------------------------------------------- documents
+
+
+class DocumentsSource:
+    """Documents on disk, in any of these forms:
+
+    - a JSONL file, one document per line (see sequence/document.py for the JSON form);
+    - a folder with such files;
+    - a folder with one document per `.json` file;
+    - a folder of pictures, each with its caption in a `.txt` file of the same name: the user
+      asks with the caption, the assistant draws the picture.
+
+    Folders are searched to any depth, in order of names. Of JSONL files those that end in
+    `.validation.jsonl` are the validation split; a file `x.jsonl` given alone has
+    `x.validation.jsonl` beside it, if that exists.
+    """
+
+    def __init__(self, path: str | pathlib.Path, split: Split = "train"):
+        """Raises DataError if there is nothing at `path`, or no document in it."""
+        if not str(path):
+            raise DataError("its path is empty; give a JSONL file or a folder.")
+        root = pathlib.Path(path).expanduser()
+        try:
+            self._parts, own_split = _scan(root, split)
+        except OSError as e:
+            raise DataError(f"{str(root)!r} cannot be read: {e.strerror or e}.") from None
+        self._ends = np.cumsum([len(part) for part in self._parts]).astype(np.int64)
+        total = int(self._ends[-1]) if self._parts else 0
+        if not total and split == "train":
+            raise DataError(
+                f"{str(root)!r} holds no documents: a .jsonl file with one document per line, "
+                ".json files, or pictures with captions in .txt files of the same name."
+            )
+        self._selected = _select(total, split, own_split)
+        self._length = total if self._selected is None else len(self._selected)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __deepcopy__(self, memo: dict) -> DocumentsSource:
+        return self  # immutable; workers' datasets are copies that may share it
+
+    def __getitem__(self, index: int) -> Document:
+        """Raises DocumentError, naming the file and line, if the record is broken."""
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        record = index if self._selected is None else int(self._selected[index])
+        part = int(np.searchsorted(self._ends, record, side="right"))
+        return self._parts[part].read(record - (int(self._ends[part - 1]) if part else 0))
+
+
+class _Part(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Document: ...
+
+
+def _scan(root: pathlib.Path, split: Split) -> tuple[list[_Part], bool]:
+    """The parts that hold a split, and whether they are that split and no more."""
+    if not root.exists():
+        raise DataError(f"nothing is at {str(root)!r}; check the path.")
+    if root.is_file():
+        if root.suffix.lower() not in (".jsonl", ".json"):
+            raise DataError(f"{str(root)!r} is not a .jsonl file or a folder.")
+        if root.suffix.lower() == ".json":
+            return [_JsonFiles([root], root.parent)], False
+        validation = root.with_suffix(".validation.jsonl")
+        if not validation.is_file():
+            return [_Jsonl(root, root.parent)], False
+        return [_Jsonl(root if split == "train" else validation, root.parent)], True
+    files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    lines = [p for p in files if p.suffix.lower() == ".jsonl"]
+    if lines:
+        validation_files = [p for p in lines if p.name.lower().endswith(".validation.jsonl")]
+        if not validation_files:
+            return [_Jsonl(p, root) for p in lines], False
+        training = [p for p in lines if p not in set(validation_files)]
+        return [_Jsonl(p, root) for p in (training, validation_files)[split != "train"]], True
+    documents = [p for p in files if p.suffix.lower() == ".json"]
+    if documents:
+        return [_JsonFiles(documents, root)], False
+    present = set(files)
+    pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    captioned = [p for p in pictures if p.with_suffix(".txt") in present]
+    if len(captioned) < len(pictures):
+        logger.warning(
+            "%s: %d of %d pictures have no caption (.txt) and are left out.",
+            root,
+            len(pictures) - len(captioned),
+            len(pictures),
+        )
+    return ([_Captioned(captioned, root)] if captioned else []), False
+
+
+class _Jsonl:
+    """Lines of a file, by byte offset."""
+
+    def __init__(self, file: pathlib.Path, root: pathlib.Path):
+        self._file, self._name = file, str(file.relative_to(root))
+        self._starts, self._numbers = _line_starts(file)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def read(self, index: int) -> Document:
+        line = index if self._numbers is None else int(self._numbers[index])
+        place = f"{self._name}:{line + 1}"
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        if end - start > MAX_RECORD_BYTES:
+            raise DocumentError(f"{place}: the line has {(end - start) / 2**20:.0f} MiB.")
+        try:
+            with open(self._file, "rb") as f:
+                f.seek(start)
+                raw = f.read(end - start)
+        except OSError as e:
+            raise DocumentError(f"{place} cannot be read: {e.strerror or e}.") from None
+        return _parse(raw.partition(b"\n")[0], self._file.parent, place)
+
+
+def _line_starts(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Offsets of the lines that are not blank, int64[n + 1], and their numbers if some are."""
+    newlines, offset = [np.zeros(0, np.int64)], 0
+    blank = []
+    with open(file, "rb") as f:
+        while chunk := f.read(1 << 24):
+            newlines.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + offset)
+            offset += len(chunk)
+        ends = np.concatenate([*newlines, [offset]])
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        for line in np.flatnonzero(ends - starts < 8):  # too short for a document: blank?
+            f.seek(int(starts[line]))
+            if not f.read(int(ends[line] - starts[line])).strip():
+                blank.append(line)
+    if len(blank) == 1 and blank[0] == len(starts) - 1:  # after the last newline
+        return np.append(starts[:-1], offset), None
+    numbers = np.delete(np.arange(len(starts)), blank)
+    return np.append(starts[numbers], offset), numbers if blank else None
+
+
+def _parse(raw: bytes, base_dir: pathlib.Path, place: str) -> Document:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise DocumentError(f"{place}: not UTF-8 ({e.reason} at byte {e.start}).") from None
+    return from_json(text, base_dir=base_dir, place=place)
+
+
+def _read_small(path: pathlib.Path, place: str) -> bytes:
+    try:
+        size = os.stat(path).st_size
+        if size > MAX_RECORD_BYTES:
+            raise DocumentError(f"{place}: the file has {size / 2**20:.0f} MiB.")
+        return path.read_bytes()
+    except OSError as e:
+        raise DocumentError(f"{place} cannot be read: {e.strerror or e}.") from None
+
+
+class _JsonFiles:
+    """One document per file."""
+
+    def __init__(self, files: Sequence[pathlib.Path], root: pathlib.Path):
+        self._files, self._root = files, root
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> Document:
+        file = self._files[index]
+        place = str(file.relative_to(self._root))
+        return _parse(_read_small(file, place), file.parent, place)
+
+
+class _Captioned:
+    """Pictures with captions beside them."""
+
+    def __init__(self, pictures: Sequence[pathlib.Path], root: pathlib.Path):
+        self._pictures, self._root = pictures, root
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def read(self, index: int) -> Document:
+        picture = self._pictures[index]
+        place = str(picture.relative_to(self._root))
+        try:
+            caption = _read_small(picture.with_suffix(".txt"), place).decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise DocumentError(f"{place}: its caption is not UTF-8.") from None
+        if not caption:
+            raise DocumentError(f"{place}: its caption is empty.")
+        items = (Text(caption, "user", False), Image(path=picture, role="assistant"))
+        return Document(items, id=place)
+
+
+# --------------------------------------------------------------------------------------- tfds
+
+
+class TfdsSource:
+    """A dataset prepared with tensorflow-datasets (file format array_record), by its folder.
+
+    Its features are those of data/builders/documents.py: `id`, `complete`, and for the items
+    `kinds`, `roles`, `losses` and `contents`.
+    """
+
+    def __init__(self, path: str | pathlib.Path, split: Split = "train"):
+        """Raises DataError if there is no such dataset, or tensorflow-datasets is missing."""
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise DataError(
+                "reading tfds datasets needs the package tensorflow-datasets "
+                "(without TensorFlow): pip install tensorflow-datasets"
+            ) from None
+        folder = pathlib.Path(path).expanduser()
+        if not (folder / "dataset_info.json").is_file():
+            raise DataError(f"no prepared tfds dataset in {str(folder)!r} (no dataset_info.json).")
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+            own_split = "validation" in builder.info.splits
+            wanted = split if own_split else "train"
+            self._records: Any = builder.as_data_source(split=wanted)
+        except Exception as e:  # noqa: BLE001  (damaged metadata or shards, unknown split, ...)
+            raise DataError(f"the tfds dataset in {str(folder)!r} cannot be opened: {e}") from None
+        self._name = f"{builder.info.name}/{wanted}"
+        self._selected = _select(len(self._records), split, own_split)
+        if split == "train" and not len(self):
+            raise DataError(f"the tfds dataset in {str(folder)!r} has no records.")
+
+    def __len__(self) -> int:
+        return len(self._records if self._selected is None else self._selected)
+
+    def __deepcopy__(self, memo: dict) -> TfdsSource:
+        return self
+
+    def __getitem__(self, index: int) -> Document:
+        """Raises DocumentError if the record is damaged or has other features."""
+        from mogao_jax.data.builders.documents import decode
+
+        record = index if self._selected is None else int(self._selected[index])
+        place = f"{self._name}:{record}"
+        try:
+            example = self._records[record]
+        except Exception as e:  # noqa: BLE001  (array_record raises its own on damaged bytes)
+            raise DocumentError(f"{place} cannot be read: {e}") from None
+        return decode(example, place)
+
+
+def write_jsonl(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes JSON objects, one per line."""
+    with open(path, "w", encoding="utf-8") as f:
+        for record in records:
+            f.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mogao_jax.config.convert import to_dict
@@ -97,8 +98,13 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exc) -> None:
-        self.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except CheckpointError as e:
+            if error is None:
+                raise
+            self._report(str(e))  # what ended the run matters more
 
     # ------------------------------------------------------------------------------- saving
 
@@ -463,21 +469,21 @@ def _read_meta(folder: pathlib.Path) -> dict[str, Any]:
 
 def _read_arrays(folder: pathlib.Path, target: Any) -> Any:
     """Arrays of a checkpoint as the target says; the target may be a part of what is saved."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(
-            folder / "state",
-            args=ocp.args.PyTreeRestore(
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
-        )
+    # The handler itself, not a Checkpointer around it: that one misses (and says so in the log)
+    # metadata which lies a folder higher.
+    return ocp.PyTreeCheckpointHandler().restore(
+        epath.Path(folder / "state"),
+        args=ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        ),
+    )
 
 
 def _saved_shapes(folder: pathlib.Path) -> Any:
     """The saved tree (nested dicts) with .shape and .dtype at its leaves."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.metadata(folder / "state").item_metadata.tree
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder / "state")).tree
 
 
 def _verify(tree: Any, expected: Mapping[str, str]) -> None:
@@ -529,6 +535,8 @@ def _versions() -> dict[str, str]:
 
 
 def _brief(error: BaseException) -> str:
-    """The last line of the innermost cause, or what there is of it."""
+    """What went wrong first, in one line (Orbax wraps it, with pages of storage details)."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

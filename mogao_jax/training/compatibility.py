@@ -52,7 +52,8 @@ def differences(
     """
     defaults = _flatten(to_dict(MogaoConfig()))
     before, now = _flatten(saved), _flatten(to_dict(config))
-    refused, noted = [], []
+    refused: list[Difference] = []
+    noted: list[Difference] = []
     for field in sorted(before.keys() | now.keys()):
         default = defaults.get(field, _ABSENT)
         difference = Difference(field, before.get(field, default), now.get(field, default))

@@ -26,8 +26,9 @@ def fingerprint(tree: Any) -> dict[str, str]:
       {path: 16 hexadecimal digits}, paths as in `path_name`, so that a subtree can be checked
       by itself and a message can say which array is damaged.
     """
-    flat = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    sums = jax.device_get(_sums(flat))
+    # One small program per shape, not one large one for the tree: it compiles much sooner.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get({path_name(path): _array_sums(leaf) for path, leaf in leaves})
     return {name: "".join(f"{int(s):08x}" for s in pair) for name, pair in sums.items()}
 
 
@@ -37,10 +38,6 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 @jax.jit
-def _sums(flat: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-    return {name: _array_sums(x) for name, x in flat.items()}
-
-
 def _array_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = x.astype(unsigned) if x.dtype == jnp.bool_ else _bitcast(x, unsigned)

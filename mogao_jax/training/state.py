@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,8 +15,7 @@ from mogao_jax.sharding import rules
 from mogao_jax.training import optimizer as optim
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """A pytree.
 
     Attributes:

@@ -9,6 +9,7 @@ from mogao_jax.errors import ConfigError
 
 SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip")
 _GENERATING = ("t2i", "edit", "story", "clip")
+_READING = ("qa", "edit", "story", "clip")  # tasks in which something follows an image
 _READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
 
 
@@ -27,6 +28,16 @@ def image_tokens(config: MogaoConfig) -> int:
     """VAE tokens (16x16 pixels each) of the largest image that `config.images` lets through."""
     images = config.images
     return max(1, min(images.max_pixels, images.max_side**2) // 256)
+
+
+def vit_tokens(config: MogaoConfig) -> int:
+    """ViT tokens (after the merge) of a square image of that size."""
+    images, need = config.images, image_tokens(config)
+    if images.vit_resize == "match_vae_grid":
+        return need
+    unit = config.vit.patch_size * config.vit.merge_size
+    side = max(1, round((need * 256) ** 0.5 / unit))
+    return max(1, min(side * side, images.vit_max_pixels // unit**2))
 
 
 def _check_sources(config: MogaoConfig) -> None:
@@ -88,17 +99,30 @@ def _check_packing(config: MogaoConfig) -> None:
 
     vae_only = config.layout.understanding_encoder == "vae"
     reads = vae_only and any(s.kind == "shapes" and s.task == "qa" for s in used)
-    wanted = [
+    gen = [
         ("noised_tokens", packing.noised_tokens, any(map(generates, used))),
         ("clean_tokens", packing.clean_tokens, reads or any(map(reads_back, used))),
     ]
-    for name, budget, needed in wanted:
+    for name, budget, needed in gen:
         if needed and budget < need:
             raise ConfigError(
                 f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
                 f"({config.images.max_pixels} pixels are {need} tokens); raise the first to at "
                 f"least {need}, or lower the second to {budget * 256}."
             )
+    if not vae_only and any(s.kind == "shapes" and s.task in _READING for s in used):
+        tokens = vit_tokens(config)
+        patches = tokens * config.vit.merge_size**2
+        for name, budget, least in (
+            ("vit_patches", packing.vit_patches, patches),
+            ("und_tokens", packing.und_tokens, tokens),
+        ):
+            if budget < least:
+                raise ConfigError(
+                    f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
+                    f"({config.images.max_pixels} pixels are {patches} ViT patches, {tokens} ViT "
+                    f"tokens); raise the first to at least {least}, or lower the second."
+                )
 
 
 def _check_model(config: MogaoConfig) -> None:

@@ -171,7 +171,8 @@ def _named(cls: Any, value: Any, path: str) -> dict[str, Any]:
                 f"config.{path} has an entry named {name!r}; names are made of letters, digits, "
                 "'_' and '-'."
             )
-    return {name: _value(cls, v, _join(path, name), {}) for name, v in value.items()}
+    # Sorted: sources are numbered in this order, which must survive ConfigDict and JSON.
+    return {name: _value(cls, value[name], _join(path, name), {}) for name in sorted(value)}
 
 
 def _bounded(value: Any, path: str, checks: Mapping[str, Any]) -> Any:

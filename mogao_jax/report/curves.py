@@ -58,9 +58,11 @@ def chart(lines: Sequence[Line], ylabel: str, *, percent: bool = False) -> str |
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     elif values.min() > 0 and values.max() / values.min() > 20:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        axes.yaxis.set_minor_formatter(lambda v, _: "")
     axes.set_xlabel("step", fontsize=9, color="#555")
     axes.set_ylabel(ylabel, fontsize=9, color="#555")
-    axes.tick_params(labelsize=8, colors="#555", length=0)
+    axes.tick_params(which="both", labelsize=8, colors="#555", length=0)
     axes.grid(True, color="#e6e8eb", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):

@@ -45,13 +45,15 @@ def save_data_sample(
     """Writes one row of a batch into the run folder `path` for the report.
 
     Args:
-      batch: numpy arrays; with the leading axis B (then `row` is taken), or a row without it.
+      batch: numpy arrays; a row, or rows along a leading axis (then `row` is taken), or more
+        leading axes before that (then the first of each).
       tokenizer: has `decode(ids, keep_special=True)`.
       sources: names of the data sources, in the order that the batch numbers them.
       text_reads_vae: the attention rule of VAE-only understanding.
     """
-    if np.ndim(batch.und.tokens) == 2:
-        batch = _row(batch, row)
+    while np.ndim(batch.und.tokens) > 1:
+        last = np.ndim(batch.und.tokens) == 2
+        batch = _row(batch, row if last else 0)
     folder = pathlib.Path(path)
     pictures = _Pictures(batch)
     documents = [

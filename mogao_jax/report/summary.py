@@ -31,7 +31,8 @@ def status(run: Run) -> str:
         when = f", last record {last.strftime('%Y-%m-%d %H:%M %Z')}"
         if times[-1] > times[0]:
             when += f", {duration(times[-1] - times[0])} after the first"
-    if planned and max(steps) >= planned:
+    evaluated = run.last("validation_no_condition").get("step")  # the last thing of a run
+    if evaluated == max(steps) or (planned and max(steps) >= planned):
         return f"Finished: {max(steps):,} steps{when}."
     most = f" of at most {planned:,}" if planned else ""
     return f"Step {max(steps):,}{most}{when}. The run is still going on, or was stopped."
@@ -96,7 +97,10 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("weights", _FUSION.get(get("model.fusion"), str(get("model.fusion")))),
         ("positions", str(get("model.rope")).replace("_", "-")),
-        ("images", f"up to {get('images.max_pixels')} pixels, sides to {get('images.max_side')}"),
+        (
+            "images",
+            f"up to {get('images.max_pixels')} pixels, no side over {get('images.max_side')}",
+        ),
         (
             "row",
             f"{get('packing.und_tokens')} und + {get('packing.clean_tokens')} clean + "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mogao_jax.config import check, default_config, from_config_dict, source
-from mogao_jax.config.checks import image_tokens
+from mogao_jax.config.checks import image_tokens, vit_tokens
 from mogao_jax.errors import ConfigError
 
 
@@ -40,6 +40,8 @@ def test_a_sound_config_passes():
         ({"images.min_pixels": 100_000}, ["images.min_pixels", "max_pixels"]),
         ({"packing.noised_tokens": 255}, ["packing.noised_tokens (255)", "256", "65280"]),
         ({"packing.clean_tokens": 255}, ["packing.clean_tokens (255)"]),
+        ({"packing.vit_patches": 323}, ["packing.vit_patches (323)", "least 324", "81 ViT"]),
+        ({"packing.und_tokens": 80}, ["packing.und_tokens (80)", "least 81"]),
         ({"model.timestep_embed_dim": 33}, ["timestep_embed_dim", "even"]),
         ({"model.connector": "vit_merger"}, ["vit.merger_dim"]),
         ({"vae.block_channels": (32, 64)}, ["vae.block_channels", "4"]),
@@ -74,3 +76,15 @@ def test_budgets_are_asked_of_the_streams_in_use_alone():
 def test_image_tokens_are_bounded_by_budget_and_canvas():
     assert image_tokens(_config()) == 256
     assert image_tokens(_config({"images.max_side": 64})) == 16
+
+
+@pytest.mark.parametrize("mode", ["native", "match_vae_grid"])
+@pytest.mark.parametrize("side", [16, 64, 160, 512])
+def test_vit_tokens_are_those_of_the_layout(mode, side):
+    from mogao_jax import images
+
+    config = _config({"images.max_pixels": side * side, "images.vit_resize": mode})
+    size = images.vit_size(side, side, mode, config.images.vit_max_pixels)
+    # Below its minimum size the ViT enlarges, which a check for large images need not know.
+    if side >= 56 or mode == "match_vae_grid":
+        assert vit_tokens(config) == size[0] * size[1] // 28**2

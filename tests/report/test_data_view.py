@@ -117,6 +117,7 @@ def test_a_row_of_a_batch_is_taken(tmp_path):
     alone = _save(tmp_path, row())[0]
     batch = stack_rows([row(EMPTY), row()])
     assert _save(tmp_path, batch, row=1)[0] == alone
+    assert _save(tmp_path, stack_rows([batch, batch]), row=1)[0] == alone
 
 
 def test_characters_of_several_tokens_are_put_together():

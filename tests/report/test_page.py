@@ -170,6 +170,13 @@ def test_a_run_killed_in_the_middle(workdir):
     assert "What was learned" not in words
 
 
+def test_a_run_that_the_clock_ended_is_finished(workdir):
+    config = json.loads((workdir / "config.json").read_text())
+    config["train"] |= {"num_steps": 100_000, "max_minutes": 1.0}
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert summary.status(load_run(workdir)).startswith("Finished: 60 steps")
+
+
 def test_a_run_that_has_logged_nothing(workdir):
     (workdir / "metrics.jsonl").write_text("")
     words = " ".join(_read(page.write_report(workdir).read_text(encoding="utf-8")).text)

@@ -1,0 +1,199 @@
+"""`mogao data`: look at, check and convert data."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from mogao_jax.config import parse_config_args
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import ConfigError, DocumentError
+from mogao_jax.sequence.batch import Sizes
+from mogao_jax.sequence.packing import FIELDS, budgets, exceeds
+from mogao_jax.tokenizer import load_tokenizer
+
+USAGE = """usage: mogao data ACTION ...
+
+  inspect  --config=FILE [--num N]     documents as the model sees them, token by token
+  fill     --config=FILE [--rows N]    how full rows are, and how fast the pipeline is
+  budgets  --config=FILE [--num N] [--und-tokens N]
+                                       packing budgets in proportion to the mixture
+  emoji    --zip PATH --out DIR        Noto emoji -> documents (captions, names, edits, series)
+  tfds     --documents PATH --out DIR  documents -> a tfds data set (array_record)
+
+Config fields can be set as in training: --config.packing.und_tokens=2048"""
+
+
+def main(argv: list[str]) -> int:
+    """Dispatches on the action. Raises MogaoError for what the user can mend."""
+    actions = {
+        "inspect": _inspect,
+        "fill": _fill,
+        "budgets": _budgets,
+        "emoji": _emoji,
+        "tfds": _tfds,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in actions:
+        raise ConfigError(f"there is no action {argv[0]!r} of 'mogao data'.\n{USAGE}")
+    actions[argv[0]](argv[1:])
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(f"{message}\n{self.format_usage().strip()}")
+
+
+def _flags(action: str, argv: list[str], *, with_config: bool, **flags):
+    """Parses flags: name=(type, default); a default of None makes the flag required."""
+    parser = _Parser(prog=f"mogao data {action}", allow_abbrev=False)
+    for name, (kind, default, text) in flags.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            required=default is None,
+            help=text,
+        )
+    if not with_config:
+        return parser.parse_args(argv)
+    config, rest = parse_config_args(argv)
+    return config, parser.parse_args(rest)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+# Imports of the pipeline stand in the actions: grain and the sources take a second to load.
+
+
+def _inspect(argv: list[str]) -> None:
+    config, flags = _flags(
+        "inspect", argv, with_config=True, num=(_positive, 6, "documents to show")
+    )
+    from mogao_jax.data.inspecting import describe
+    from mogao_jax.data.mixture import make_mixture
+    from mogao_jax.data.preparing import make_preparer, source_lengths
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    preparer = make_preparer(config, tokenizer, "train")
+    weights = [settings.weight for settings in preparer.settings]
+    draws = make_mixture(source_lengths(preparer.sources), weights, seed=config.seed)
+    for number in range(flags.num):
+        draw = draws[number]
+        print(f"--- {preparer.names[draw.source]}, record {draw.record}")
+        try:
+            document = preparer.document(draw)
+            laid_out = preparer.lay_out(document, draw)
+        except DocumentError as e:
+            print(f"cannot be used: {e}\n")
+            continue
+        print(f"id {document.id!r}")
+        print(describe(laid_out, tokenizer), end="\n\n")
+
+
+def _table(rows: list[tuple]) -> str:
+    columns = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, columns, strict=True)
+        lines.append(
+            "  ".join(f"{c!s:<{w}}" if not i else f"{c!s:>{w}}" for i, (c, w) in enumerate(cells))
+        )
+    return "\n".join(lines)
+
+
+def _fill(argv: list[str]) -> None:
+    config, flags = _flags("fill", argv, with_config=True, rows=(_positive, 200, "rows to pack"))
+    from mogao_jax.data.figures import measure_fill
+
+    report = measure_fill(config, load_tokenizer(config.tokenizer), flags.rows)
+    limits = budgets(config.packing)._asdict()
+    limits["gen"] = limits["clean"] + limits["noised"]
+    names = ["und", "gen", "clean", "noised", "images", "vit_patches"]
+    print(
+        _table(
+            [
+                ("budget", "of a row", "used"),
+                *((n, limits[n], f"{100 * report.shares[n]:.1f}%") for n in names),
+            ]
+        )
+    )
+    per_row = report.documents / report.rows
+    print(f"\n{report.rows} rows, {report.documents} documents ({per_row:.1f} a row)")
+    print(
+        f"{report.documents / report.seconds:,.0f} documents/s, "
+        f"{report.tokens / report.seconds:,.0f} tokens/s without padding (one process)"
+    )
+    print(f"skipped: {report.num_broken} broken, {report.num_over_long} over-long")
+
+
+def _budgets(argv: list[str]) -> None:
+    config, flags = _flags(
+        "budgets",
+        argv,
+        with_config=True,
+        num=(_positive, 2000, "documents to measure"),
+        und_tokens=(int, 0, "wanted size of the und stream (default: the config's)"),
+    )
+    from mogao_jax.data.figures import measure_sizes, suggest_budgets
+    from mogao_jax.data.preparing import make_preparer
+
+    preparer = make_preparer(config, load_tokenizer(config.tokenizer), "train")
+    found = measure_sizes(preparer, flags.num)
+    everything = np.concatenate(list(found.values()))
+    rows: list[tuple] = [("mean size of documents", "number", *Sizes._fields)]
+    for name, values in found.items():
+        rows.append((name, len(values), *(f"{x:.1f}" for x in values.mean(axis=0))))
+    rows.append(("all", len(everything), *(f"{x:.1f}" for x in everything.mean(axis=0))))
+    rows.append(("largest", "", *everything.max(axis=0)))
+    print(_table(rows))
+    _warn_of_over_long(config, everything)
+    suggested = suggest_budgets(found, flags.und_tokens or config.packing.und_tokens)
+    print("\nIn proportion to this mixture, with room for the largest document:")
+    for name, value in suggested._asdict().items():
+        print(f"  c.packing.{FIELDS[name]} = {value}")
+
+
+def _warn_of_over_long(config: MogaoConfig, found: np.ndarray) -> None:
+    limits = budgets(config.packing)
+    over = sum(exceeds(Sizes(*map(int, row)), limits) is not None for row in found)
+    if over:
+        print(f"\n{over} of {len(found)} documents are over the config's budgets.")
+
+
+def _emoji(argv: list[str]) -> None:
+    flags = _flags(
+        "emoji",
+        argv,
+        with_config=False,
+        zip=(str, None, "the archive of Noto emoji (index.jsonl and images/)"),
+        out=(str, None, "folder to write"),
+    )
+    from mogao_jax.data.builders.emoji import convert
+
+    for name, count in convert(flags.zip, flags.out).items():
+        print(f"{flags.out}/{name}: {count} documents")
+
+
+def _tfds(argv: list[str]) -> None:
+    flags = _flags(
+        "tfds",
+        argv,
+        with_config=False,
+        documents=(str, None, "a JSONL file, or a folder of documents"),
+        out=(str, None, "folder that the data set is written below"),
+    )
+    try:
+        from mogao_jax.data.builders.documents import prepare
+    except ImportError:
+        raise ConfigError("'mogao data tfds' needs: pip install tensorflow-datasets") from None
+    print(f"Written: {prepare(flags.documents, flags.out)}")

@@ -8,8 +8,10 @@ over "tensor". Activations follow the batch over "data" and "fsdp", and the toke
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -82,6 +84,17 @@ def sharding_of(
             axes = None
         entries.append(axes)
     return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[Mesh]:
+    """Where models are traced: a mesh, and this table for the names of activations.
+
+    Without the table, linen's constraints on activations do nothing, and the partitioner then
+    cuts features instead of rows and exchanges whole activations.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield mesh
 
 
 def _is_box(x: Any) -> bool:

@@ -35,6 +35,7 @@ from mogao_jax.errors import CheckpointError
 from mogao_jax.sharding import multihost
 from mogao_jax.training import compatibility, workdir
 from mogao_jax.training.fingerprint import fingerprint, path_name
+from mogao_jax.training.metrics import LossNotFinite
 from mogao_jax.training.state import TrainState
 
 _FORMAT = 1
@@ -133,10 +134,12 @@ class Checkpointer:
           Whether it was saved.
         Raises:
           CheckpointError: this save, or the one before it, could not be written.
+          LossNotFinite: the parameters are lost; the checkpoints before stay as they are.
         """
         if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
             return False
         tree = _as_tree(state)
+        _check_finite(step, tree["params"])
         meta = {
             "format": _FORMAT,
             "step": step,
@@ -493,6 +496,22 @@ def _verify(tree: Any, expected: Mapping[str, str]) -> None:
         raise _Damaged(
             f"{len(bad)} of {len(found)} arrays differ from their checksums, such as {bad[0]}"
         )
+
+
+def _check_finite(step: int, params: Any) -> None:
+    finite = jax.device_get({name: _all_finite(x) for name, x in _named(params)})
+    bad = [name for name, ok in finite.items() if not ok]
+    if bad:
+        raise LossNotFinite(
+            f"step {step}: {len(bad)} of {len(finite)} parameters are not finite, such as "
+            f"{bad[0]}. Nothing was saved; the same command resumes from the checkpoint before. "
+            "Lower optimizer.learning_rate, or look at grad_norm in metrics.jsonl."
+        )
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x))
 
 
 def _own(tree: Any) -> Any:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from mogao_jax.errors import EnvironmentProblem, MogaoError
+from mogao_jax.sharding import multihost
 from mogao_jax.training import workdir as workdir_lib
 
 
@@ -65,6 +66,7 @@ class Accumulator:
         """
         self._labels = {k: list(v) for k, v in (labels or {}).items()}
         self._pending: list[tuple[int, dict[str, Mean]]] = []
+        self._sums: dict[str, list[float]] = {}
         self._last_good: dict[str, float] = {}
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -83,20 +85,27 @@ class Accumulator:
         Raises:
           LossNotFinite: naming the first step with a NaN or an infinity, and where to look.
         """
+        self.check()
+        sums, self._sums = self._sums, {}
+        return _means(sums)
+
+    def check(self) -> None:
+        """Waits for the steps so far and raises as `take` does, which still has their numbers.
+
+        To be called before a checkpoint, so that none is written of weights that are lost.
+        """
         fetched = jax.device_get(self._pending)
         self._pending = []
-        sums: dict[str, list[float]] = {}
         for step, metrics in fetched:
             values = self._expand(metrics)
             bad = sorted(k for k, (total, _) in values.items() if not math.isfinite(total))
             if bad:
                 raise LossNotFinite(self._diverged(step, bad, values))
             for name, (total, weight) in values.items():
-                pair = sums.setdefault(name, [0.0, 0.0])
+                pair = self._sums.setdefault(name, [0.0, 0.0])
                 pair[0] += total
                 pair[1] += weight
             self._last_good = {"step": step, **_means(values)}
-        return _means(sums)
 
     def _expand(self, metrics: Mapping[str, Mean]) -> dict[str, tuple[float, float]]:
         values: dict[str, tuple[float, float]] = {}
@@ -185,7 +194,7 @@ class Throughput:
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl, and to TensorBoard.
+    """Appends to metrics.jsonl, and to TensorBoard; the first of several processes alone does.
 
     A line is {"step": int, "time": unix seconds, "split": "train", "<metric>": float, ...}. It is
     written in one piece, so that a reader, or a kill, never meets half of one (a torn last line,
@@ -210,9 +219,12 @@ class MetricsWriter:
         folder = pathlib.Path(workdir)
         self._path = folder / workdir_lib.METRICS
         self._clock = clock
+        self._active = multihost.is_main()
+        self._file, self._tensorboard = -1, None
+        if not self._active:
+            return
         self._truncate(resume_step)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._tensorboard = None
         if tensorboard:
             import tensorboardX
 
@@ -238,6 +250,8 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
         """One record. `step` counts steps done; metric names are flat ('flow_loss/qa')."""
+        if not self._active:
+            return
         values = {k: float(v) for k, v in metrics.items()}
         record: dict[str, Any] = {"step": int(step), "time": self._clock(), "split": split}
         record |= {k: v if math.isfinite(v) else None for k, v in values.items()}

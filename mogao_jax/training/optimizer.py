@@ -14,6 +14,9 @@ from mogao_jax.config.schema import OptimizerConfig
 
 Schedule = Callable[..., float]
 
+# Parameters that weight decay applies to: dense layers, and the output head that is not tied.
+DECAYED = ("kernel", "lm_head")
+
 
 class Optimizer(NamedTuple):
     """What a train step needs.
@@ -76,13 +79,13 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the weights that decay: matrices, i.e. parameters named `kernel`.
+    """True for the weights that decay: matrices, by the names in DECAYED.
 
-    Norm scales, biases, embedding tables and other free vectors do not. It is decided by name:
-    the number of axes says nothing once layers are stacked (a stacked bias has two). The output
-    head, where it is not tied, is a kernel and decays.
+    Norm scales, biases, embedding tables (a tied one included) and other free vectors do not. It
+    is decided by name: the number of axes says nothing once layers are stacked (a stacked bias
+    has two).
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) in DECAYED, params)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -63,3 +63,15 @@ def test_tree_shardings_and_what_does_not_divide(caplog):
         shardings = rules.tree_shardings(boxed, mesh)
     assert shardings["up"]["kernel"].spec == P("fsdp", None)  # 12 columns on 8 devices
     assert "kernel" in caplog.text and "size 12" in caplog.text
+
+
+def test_constraints_on_activations_work_on_the_mesh():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=1, context=2))
+
+    @jax.jit
+    def constrained(x):
+        return nn.with_logical_constraint(x * 1, ("act_batch", "act_len", "act_embed"))
+
+    with rules.on_mesh(mesh):
+        y = constrained(jnp.ones((8, 4, 2)))
+    assert {s.data.shape for s in y.addressable_shards} == {(2, 2, 2)}

@@ -31,6 +31,7 @@ from mogao_jax.training import checkpointing, compatibility
 from mogao_jax.training import optimizer as optim
 from mogao_jax.training import state as state_lib
 from mogao_jax.training.fingerprint import fingerprint
+from mogao_jax.training.metrics import LossNotFinite
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = MogaoConfig(train=TrainConfig(checkpoint_every=2, keep_checkpoints=3))
@@ -173,6 +174,14 @@ def test_saved_steps_and_forced_saves(tmp_path):
             checkpointer.restore(abstract, data=_data())
         assert checkpointer.restore(abstract, data=_data(), restart_data=True).step == 3
         assert not checkpointer.reached_preemption(3)
+
+
+def test_lost_weights_are_not_saved(tmp_path):
+    with checkpointing.Checkpointer(tmp_path, CONFIG) as checkpointer:
+        lost = {"a": {"w": jnp.array([1.0, jnp.nan])}, "b": jnp.ones(2)}
+        with pytest.raises(LossNotFinite, match="step 2: 1 of 2 parameters.*a/w"):
+            checkpointer.save(2, state_lib.TrainState.create(lost, TRANSFORM))
+        assert checkpointer.steps() == []
 
 
 def test_no_checkpoint_is_none(tmp_path):

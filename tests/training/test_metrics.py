@@ -45,6 +45,17 @@ def test_vectors_get_their_names_and_empty_ones_are_left_out():
         accumulator.take()
 
 
+def test_checking_takes_nothing_away():
+    accumulator = metrics.Accumulator()
+    accumulator.add(1, {"loss": (3.0, 1.0)})
+    accumulator.check()
+    accumulator.add(2, {"loss": (5.0, 3.0)})
+    assert accumulator.take() == {"loss": 2.0}
+    accumulator.add(3, {"loss": (math.nan, 1.0)})
+    with pytest.raises(metrics.LossNotFinite, match="step 3"):
+        accumulator.check()
+
+
 class _Lazy:
     """Stands for a device array: counts how often it is fetched."""
 
@@ -116,6 +127,13 @@ def test_records_are_lines_of_json(tmp_path):
     assert [r["step"] for r in metrics.read_metrics(tmp_path)] == [10, 20]
     assert [r["step"] for r in metrics.read_metrics(tmp_path, "validation")] == [20]
     assert metrics.read_metrics(tmp_path / "nowhere") == []
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.multihost, "is_main", lambda: False)
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_removes_what_will_be_done_again_and_a_torn_line(tmp_path):

@@ -131,8 +131,11 @@ def test_only_matrices_decay(scan):
 
 
 def test_mask_sees_through_boxes():
-    boxed = {"up": {"kernel": nn.LogicallyPartitioned(jnp.ones((2, 2)), ("embed", "mlp"))}}
-    assert jax.tree.leaves(optim.decay_mask(boxed)) == [True]
+    matrix = nn.LogicallyPartitioned(jnp.ones((2, 2)), ("embed", "mlp"))
+    boxed = {"a": {"kernel": matrix, "bias": matrix}, "lm_head": matrix, "token_embedding": matrix}
+    mask = {jax.tree_util.keystr(k): m for k, m in _leaves(optim.decay_mask(boxed))}
+    assert [k for k, m in mask.items() if m] == ["['a']['kernel'].value", "['lm_head'].value"]
+    assert len(mask) == 4
 
 
 # ----------------------------------------------------------------------------------- schedule

@@ -92,6 +92,8 @@ def validate(document: Document) -> None:
         raise DocumentError(f"{where} is empty: give it at least one text or image item.")
     for index, item in enumerate(document.items):
         place = f"{where}, item {index}"
+        if not isinstance(item, Text | Image):
+            raise DocumentError(f"{place}: must be Text or Image, got {type(item).__name__}.")
         if item.role is not None and item.role not in ROLES:
             raise DocumentError(
                 f"{place}: unknown role {item.role!r}; use one of {', '.join(ROLES)}, or none."
@@ -99,7 +101,7 @@ def validate(document: Document) -> None:
         if isinstance(item, Text):
             if not isinstance(item.text, str):
                 raise DocumentError(f"{place}: text must be a string, got {type(item.text)}.")
-        elif isinstance(item, Image):
+        else:
             given = sum(x is not None for x in (item.path, item.data, item.pixels))
             if given != 1:
                 raise DocumentError(
@@ -107,8 +109,6 @@ def validate(document: Document) -> None:
                 )
             if item.pixels is not None:
                 _check_pixels(item.pixels, place)
-        else:
-            raise DocumentError(f"{place}: must be Text or Image, got {type(item).__name__}.")
     if all(isinstance(i, Text) and not i.text for i in document.items):
         raise DocumentError(f"{where} is empty: all of its text items are empty strings.")
 
@@ -144,7 +144,7 @@ def from_json(
     if isinstance(record, str):
         try:
             record = json.loads(record)
-        except json.JSONDecodeError as e:
+        except (ValueError, RecursionError) as e:  # also numbers and nesting without end
             raise DocumentError(f"{place}: not valid JSON ({e}).") from None
     if not isinstance(record, Mapping):
         raise DocumentError(f"{place}: a document must be a JSON object with a list 'items'.")
@@ -161,8 +161,8 @@ def from_json(
 
 
 def _item_from_json(item: Any, base_dir: pathlib.Path | None, place: str) -> Item:
-    if not isinstance(item, Mapping) or item.get("type") not in _ITEM_FIELDS:
-        raise DocumentError(f"{place}: must be an object whose 'type' is \"text\" or \"image\".")
+    if not isinstance(item, Mapping) or item.get("type") not in tuple(_ITEM_FIELDS):
+        raise DocumentError(f'{place}: must be an object whose \'type\' is "text" or "image".')
     _no_unknown_fields(item, _ITEM_FIELDS[item["type"]], place)
     role = item.get("role")
     if role is not None and role not in ROLES:
@@ -192,7 +192,10 @@ def _safe_path(value: Any, base_dir: pathlib.Path | None, place: str) -> pathlib
     if base_dir is None:
         raise DocumentError(f"{place}: image paths are not allowed here; give 'bytes' instead.")
     base = base_dir.resolve()
-    path = (base / value).resolve()
+    try:
+        path = (base / value).resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # a loop of links, a null byte
+        raise DocumentError(f"{place}: field 'path' is not a path ({e}).") from None
     if not path.is_relative_to(base):
         raise DocumentError(f"{place}: path {value!r} leaves the folder of the documents.")
     return path

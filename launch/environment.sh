@@ -16,7 +16,7 @@ find_python() {
     for candidate in python3 python3.14 python3.15 python; do # newer than what was tested
         "$candidate" -c "$check" >/dev/null 2>&1 && { echo "$candidate"; return 0; }
     done
-    echo "No Python 3.11 or newer was found; python3 is: $(python3 --version 2>&1 || true)" >&2
+    echo "No Python 3.11 or newer was found; python3 is $(python3 --version 2>/dev/null || echo missing)." >&2
     echo "Install one, or name it: PYTHON=/path/to/python3.12 bash $0" >&2
     return 1
 }

@@ -1,0 +1,59 @@
+"""`mogao data`: every action runs, and flags that are wrong are said to be."""
+
+import json
+
+import pytest
+
+from mogao_jax.cli import data
+from mogao_jax.cli.main import main
+
+CONFIG = """
+from mogao_jax.config import default_config, source
+
+def get_config():
+    c = default_config()
+    c.images.max_pixels = 32 * 32
+    c.images.max_side = 32
+    c.data.sources.mine = source(kind="documents", path="PATH")
+    return c
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    records = [{"items": [{"type": "text", "text": f"hello {i}"}]} for i in range(8)]
+    (tmp_path / "d.jsonl").write_text("\n".join([*map(json.dumps, records), "{"] * 2))
+    (tmp_path / "c.py").write_text(CONFIG.replace("PATH", str(tmp_path / "d.jsonl")))
+    return f"--config={tmp_path / 'c.py'}"
+
+
+def test_inspect(config, capsys):
+    assert main(["data", "inspect", config, "--num", "17"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("--- mine, record") == 17
+    assert "'h' -> 'e'  weight 1" in out
+    assert "cannot be used: mine: d.jsonl:9: not valid JSON" in out
+
+
+def test_fill_and_budgets(config, capsys):
+    assert main(["data", "fill", config, "--rows", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "und" in out and "documents/s" in out and "skipped: " in out
+    narrow = ["--config.packing.und_tokens=8", "--num", "20", "--und-tokens=64"]
+    assert main(["data", "budgets", config, *narrow]) == 0
+    out = capsys.readouterr().out
+    assert "c.packing.und_tokens = 64" in out and "are over the config's budgets" in out
+
+
+def test_wrong_flags(config, capsys, tmp_path):
+    for argv, message in [
+        (["data", "inspct"], "no action 'inspct'"),
+        (["data", "fill", config, "--rows", "0"], "invalid _positive value"),
+        (["data", "emoji", "--zip", "x"], "--out"),
+        (["data", "emoji", "--zip", str(tmp_path / "x"), "--out", "y"], "nothing is at"),
+        (["data", "fill"], "--config=FILE is required"),
+    ]:
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err
+    assert data.main(["--help"]) == 0
+    assert "budgets" in capsys.readouterr().out

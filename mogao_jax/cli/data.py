@@ -66,10 +66,9 @@ def _flags(action: str, argv: list[str], *, with_config: bool, **flags):
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
 
 
 # Imports of the pipeline stand in the actions: grain and the sources take a second to load.

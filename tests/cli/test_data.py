@@ -39,7 +39,7 @@ def test_fill_and_budgets(config, capsys):
     assert main(["data", "fill", config, "--rows", "3"]) == 0
     out = capsys.readouterr().out
     assert "und" in out and "documents/s" in out and "skipped: " in out
-    narrow = ["--config.packing.und_tokens=8", "--num", "20", "--und-tokens=64"]
+    narrow = ["--config.packing.und_tokens=7", "--num", "20", "--und-tokens=64"]
     assert main(["data", "budgets", config, *narrow]) == 0
     out = capsys.readouterr().out
     assert "c.packing.und_tokens = 64" in out and "are over the config's budgets" in out
@@ -48,7 +48,10 @@ def test_fill_and_budgets(config, capsys):
 def test_wrong_flags(config, capsys, tmp_path):
     for argv, message in [
         (["data", "inspct"], "no action 'inspct'"),
-        (["data", "fill", config, "--rows", "0"], "invalid _positive value"),
+        (
+            ["data", "fill", config, "--rows", "0"],
+            "--rows: must be a whole number above 0, got '0'",
+        ),
         (["data", "emoji", "--zip", "x"], "--out"),
         (["data", "emoji", "--zip", str(tmp_path / "x"), "--out", "y"], "nothing is at"),
         (["data", "fill"], "--config=FILE is required"),

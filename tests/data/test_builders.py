@@ -66,14 +66,8 @@ def test_every_kind_of_document(tmp_path):
     ids = set()
     for kind in emoji.KINDS:
         for split, documents in all_documents(out, kind).items():
-            assert (
-                len(documents)
-                == counts[
-                    f"{kind}{'.' * (split != 'train')}{split}.jsonl"
-                    if split != "train"
-                    else f"{kind}.jsonl"
-                ]
-            )
+            name = kind if split == "train" else f"{kind}.validation"
+            assert len(documents) == counts[f"{name}.jsonl"]
             for document in documents:
                 ids.add(document.id)
                 pictures = [i for i in document.items if isinstance(i, Image)]

@@ -231,6 +231,8 @@ def _run_config_file(path: pathlib.Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     written = sys.dont_write_bytecode
     sys.dont_write_bytecode = True  # leave no __pycache__ beside the user's configs
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # a recipe may build on the one beside it
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
@@ -246,6 +248,7 @@ def _run_config_file(path: pathlib.Path) -> Any:
         message = str(e).strip().splitlines()[0] if str(e).strip() else ""
         raise ConfigError(f"{path}{line}: {type(e).__name__}: {message}") from e
     finally:
+        sys.path.remove(folder)
         sys.dont_write_bytecode = written
 
 

@@ -144,6 +144,7 @@ class ModelConfig:
     head_dim: int = _field(64, minimum=8)
     rms_norm_eps: float = _field(1e-6, above=0.0)
     tie_embeddings: bool = True
+    vocab_size: int = _field(0, "rows of the embedding; 0: as many as the tokenizer has", minimum=0)
     fusion: Literal["deep", "shared"] = _field(
         "deep", "deep: weights per branch; shared: one set for all tokens (ablations A, B, C)"
     )

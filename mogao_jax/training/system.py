@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
 from mogao_jax.training.objective import EncoderParams, System
@@ -41,12 +42,18 @@ def make_system(config: MogaoConfig, vocab_size: int) -> tuple[System, EncoderPa
 
 
 def make_model(config: MogaoConfig, vocab_size: int) -> Mogao:
-    """The trainable model of a config."""
+    """The trainable model of a config; `vocab_size` is the tokenizer's."""
+    rows = config.model.vocab_size or vocab_size
+    if rows < vocab_size:
+        raise ConfigError(
+            f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} tokens; "
+            "set it to 0 (as many as the tokenizer has) or higher."
+        )
     return build(
         config.model,
         config.vae,
         config.vit,
-        vocab_size=vocab_size,
+        vocab_size=rows,
         text_reads_vae=config.layout.understanding_encoder == "vae",
     )
 

@@ -1,0 +1,16 @@
+"""Ablation A of the paper (table 5), on the embedded world: shared weights, M-RoPE, VAE only.
+
+Costs: as quickstart.py, on which it builds.
+Run:   mogao train --config=configs/ablation_a.py --workdir runs/ablation_a
+"""
+
+from quickstart import get_config as quickstart
+
+
+def get_config():
+    c = quickstart()
+    c.name = "ablation_a"
+    c.model.fusion = "shared"
+    c.model.rope = "m_rope"
+    c.layout.understanding_encoder = "vae"
+    return c

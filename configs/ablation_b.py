@@ -1,0 +1,15 @@
+"""Ablation B of the paper (table 5), on the embedded world: shared weights, IL-RoPE, VAE only.
+
+Costs: as quickstart.py, on which it builds.
+Run:   mogao train --config=configs/ablation_b.py --workdir runs/ablation_b
+"""
+
+from quickstart import get_config as quickstart
+
+
+def get_config():
+    c = quickstart()
+    c.name = "ablation_b"
+    c.model.fusion = "shared"
+    c.layout.understanding_encoder = "vae"
+    return c

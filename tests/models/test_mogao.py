@@ -1,0 +1,116 @@
+"""The transformer: AdaLN-Zero, the 7B's parameter count, separate streams, text = a plain LLM."""
+
+from __future__ import annotations
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_system as tiny
+
+from mogao_jax.config.convert import load_config
+from mogao_jax.models.block import Block, Rotations, Streams
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.training.system import count_parameters, init_params, make_model
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+def test_gen_blocks_are_identities_at_initialisation():
+    """AdaLN-Zero: whatever the gen stream holds passes a fresh block unchanged."""
+    block = Block(attend=lambda q, k, v, meta: q, fusion="deep", embed_dim=16, mlp_dim=24,
+                  num_heads=2, num_kv_heads=1, head_dim=8, eps=1e-6, dtype=jnp.float32,
+                  param_dtype=jnp.float32)  # fmt: skip
+    rng = np.random.default_rng(0)
+    gen = jnp.asarray(rng.normal(size=(1, 5, 16)), jnp.float32)
+    und = jnp.asarray(rng.normal(size=(1, 3, 16)), jnp.float32)
+    conditioning = jnp.asarray(rng.normal(size=(1, 3, 16)), jnp.float32)
+    rotation = (jnp.ones((1, 1, 4)), jnp.zeros((1, 1, 4)))
+    meta = Parts(*(_meta(n) for n in (3, 2, 3)))
+    index = jnp.array([[0, 0, 1, 1, 2]])
+    arguments = (Streams(und, gen), conditioning, index, Rotations(rotation, rotation), meta)
+    params = nn.unbox(block.init(jax.random.key(0), *arguments))
+    out = block.apply(params, *arguments)
+    np.testing.assert_array_equal(out.gen, gen)
+    assert np.abs(out.und - und).max() > 0.1
+    moved = jax.tree.map(lambda x: x + 0.1, params)
+    assert np.abs(block.apply(moved, *arguments).gen - gen).max() > 0.1
+
+
+def _meta(n: int):
+    from mogao_jax.sequence.masking import TokenMeta
+
+    return TokenMeta(*(jnp.ones((1, n), jnp.int32),) * 3)
+
+
+def test_velocity_is_zero_at_initialisation():
+    system = tiny.make_system()
+    batch = tiny.rows([[tiny.interleaved_document(0)]])
+    inputs, _ = tiny.inputs(batch, system)
+    params = tiny.initial_params(system)
+    out = system.model.apply({"params": params}, inputs)
+    assert not np.asarray(out.velocity).any()
+
+
+def test_7b_has_the_papers_parameters():
+    """Qwen2.5-3B doubled, with one AdaLN layer per block (LIBRARY_FACTS: 6,767,120,384)."""
+    config = load_config(CONFIGS / "mogao_7b.py")
+    model = make_model(config, vocab_size=151_665)
+    shapes = jax.eval_shape(lambda: init_params(config, model, jax.random.key(0)))
+    counts = count_parameters(shapes)
+    core = sum(counts[part] for part in ("embedding", "und branch", "gen branch", "AdaLN"))
+    assert core == 6_767_120_384
+    # By hand, from Qwen2.5-3B's config: per layer q, k, v with biases, o, three FFN matrices,
+    # two norms.
+    d, f, heads, kv, h, layers = 2048, 11008, 16, 2, 128, 36
+    layer = d * heads * h + heads * h + 2 * (d * kv * h + kv * h) + heads * h * d
+    layer += 3 * d * f + 2 * d
+    assert counts["und branch"] == counts["gen branch"] == layers * layer
+    assert counts["AdaLN"] == layers * (d * 6 * d + 6 * d)
+    assert counts["embedding"] == 151_936 * d
+    rest = {k: v for k, v in counts.items() if k not in ("embedding", "und branch", "gen branch", "AdaLN")}  # fmt: skip
+    assert rest == {
+        "vit_merger": 2 * 1280 + 5120 * 5120 + 5120 + 5120 * d + d,
+        "latent_in": 64 * d + d,
+        "timestep_embedder": 256 * d + d + d * d + d,
+        "final_adaln": d * 2 * d + 2 * d,
+        "final_norm": d,
+        "velocity_head": d + d * 64 + 64,
+    }
+
+
+def test_text_alone_ignores_the_gen_branch():
+    """A text-only prompt is computed by the und branch alone: the pretrained LLM, untouched."""
+    system = tiny.make_system()
+    batch = tiny.rows([[tiny.text_document("hello")]])
+    inputs, _ = tiny.inputs(batch, system)
+    params = tiny.make_params(system)
+    other = dict(params)
+    for name in ("layers_0", "layers_1"):
+        other[name] = params[name] | {
+            part: jax.tree.map(lambda x: x * 3 + 1, params[name][part]) for part in ("gen", "adaln")
+        }
+    run = jax.jit(lambda p: system.model.apply({"params": p}, inputs).und_hidden)
+    np.testing.assert_array_equal(run(params), run(other))
+
+
+@pytest.mark.parametrize("fusion", ["deep", "shared"])
+def test_fusion_modes_have_one_or_two_sets_of_weights(fusion):
+    cfg = tiny.config(model={"fusion": fusion})
+    counts = count_parameters(tiny.initial_params(tiny.make_system(cfg)))
+    assert ("gen branch" in counts) == (fusion == "deep")
+
+
+def test_scanned_layers_compute_what_unrolled_ones_do():
+    plain, scanned = tiny.make_system(), tiny.make_system(tiny.config(model={"scan_layers": True}))
+    params = tiny.make_params(plain)
+    layers = [params[f"layers_{i}"] for i in range(2)]
+    stacked = {k: v for k, v in params.items() if not k.startswith("layers_")}
+    stacked["layers"] = {"block": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    inputs, _ = tiny.inputs(tiny.rows([[tiny.interleaved_document(1)]]), plain)
+    a = jax.jit(lambda: plain.model.apply({"params": params}, inputs))()
+    b = jax.jit(lambda: scanned.model.apply({"params": stacked}, inputs))()
+    assert tiny.relative_error(b, a) < 1e-5

@@ -1,0 +1,134 @@
+"""The whole command: trained, killed and resumed, it goes on to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_system as tiny
+
+from mogao_jax.models.encoder_weights import save_weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+CONFIG = """
+from mogao_jax.config.convert import default_config, source
+
+def get_config():
+    c = default_config()
+    c.tokenizer.kind = "shapes"
+    c.images.max_pixels, c.images.max_side = 4096, 96
+    c.images.vit_resize = "match_vae_grid"
+    c.data.sources = {
+        "edit": source(task="edit"), "qa": source(task="qa"), "t2i": source(task="t2i")}
+    c.data.validation_documents = 6
+    c.packing.und_tokens, c.packing.clean_tokens, c.packing.noised_tokens = 256, 80, 80
+    c.packing.images, c.packing.vit_patches, c.packing.pool = 8, 384, 8
+    c.model.num_layers, c.model.embed_dim, c.model.mlp_dim = 1, 16, 24
+    c.model.num_heads, c.model.num_kv_heads, c.model.head_dim = 2, 1, 8
+    c.vae.weights, c.vit.weights = "{folder}/vae.safetensors", "{folder}/vit.safetensors"
+    c.vae.block_channels, c.vae.layers_per_block = (4, 4, 8, 8), 1
+    c.vae.norm_groups, c.vae.scaling_factor, c.vae.shift_factor = 2, 1.0, 0.0
+    c.vit.depth, c.vit.embed_dim, c.vit.num_heads, c.vit.mlp_dim = 1, 16, 2, 32
+    c.optimizer.warmup_steps = 2
+    c.train.num_steps, c.train.batch_rows, c.train.accumulate = 12, 1, 2
+    c.train.log_every, c.train.checkpoint_every = 1, 4
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("config")
+    params = tiny.encoders()
+    save_weights(folder / "vae.safetensors", params.vae, tiny.CONFIG.vae)
+    save_weights(folder / "vit.safetensors", params.vit, tiny.CONFIG.vit)
+    path = folder / "config.py"
+    path.write_text(CONFIG.replace("{folder}", str(folder)))
+    return path
+
+
+def start(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mogao_jax.cli.main", "train", f"--config={config}"]
+    command += ["--workdir", str(workdir), *flags]
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return output + errors
+
+
+def records(workdir: pathlib.Path, split: str = "train") -> dict[int, dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    parsed = [json.loads(line) for line in lines]
+    return {r["step"]: r for r in parsed if r["split"] == split}
+
+
+def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        if step in records(workdir):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} never came")
+
+
+MEASURED = ("loss", "ntp_loss", "flow_loss", "grad_norm")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_losses_are_bit_identical(config, tmp_path):
+    finish(start(config, tmp_path / "whole"))
+    whole = records(tmp_path / "whole")
+    assert sorted(whole) == list(range(1, 13))
+
+    killed = start(config, tmp_path / "killed")
+    wait_for_step(killed, tmp_path / "killed", 6)  # the checkpoint of step 4 is being or is saved
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stderr.close(), killed.stdout.close()
+    checkpoints = [int(p.name) for p in (tmp_path / "killed/checkpoints").glob("[0-9]*")]
+    said = finish(start(config, tmp_path / "killed"))
+    if 4 in checkpoints:
+        assert "resuming at step 4" in said
+    resumed = records(tmp_path / "killed")
+    assert sorted(resumed) == list(range(1, 13))
+    for step in range(5, 13):  # more than the next five
+        for name in MEASURED:
+            assert resumed[step][name] == whole[step][name], (step, name)
+    for split in ("validation", "validation_no_condition"):
+        a, b = records(tmp_path / "killed", split)[12], records(tmp_path / "whole", split)[12]
+        assert a["flow_loss"] == b["flow_loss"] and a["ntp_loss"] == b["ntp_loss"]
+
+    # Once more: nothing is left to do; and another config is refused, naming the field.
+    assert "already finished" in finish(start(config, tmp_path / "killed"))
+    other = start(config, tmp_path / "killed", "--config.model.mlp_dim=32")
+    _, errors = other.communicate(timeout=600)
+    assert other.returncode == 2 and "model.mlp_dim" in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(config, tmp_path):
+    process = start(config, tmp_path, "--config.train.num_steps=100000")
+    wait_for_step(process, tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    assert "Stopped at step" in said
+    last = max(records(tmp_path))
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
+    steps = last + 3
+    said = finish(start(config, tmp_path, f"--config.train.num_steps={steps}"))
+    assert f"resuming at step {last}" in said and max(records(tmp_path)) == steps

@@ -1,0 +1,45 @@
+"""Every file in configs/ gives a sound config, headed by how to run it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import pathlib
+
+import pytest
+
+from mogao_jax.config import SourceConfig, check, load_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_is_sound(path, tmp_path):
+    config = load_config(path)
+    assert config.name != "default"
+    # Paths are for the user to give; anything that exists will do here.
+    sources = {
+        name: dataclasses.replace(s, path=s.path or str(tmp_path))
+        for name, s in config.data.sources.items()
+    }
+    # A base for other recipes (mogao_7b) has no data of its own.
+    sources = sources or {"any": SourceConfig(kind="documents", path=str(tmp_path))}
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, sources=sources),
+        tokenizer=dataclasses.replace(config.tokenizer, path=str(tmp_path)),
+    )
+    check(config)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_says_how_to_run_it(path):
+    if not load_config(path).data.sources:
+        pytest.skip("a base for other recipes, not run by itself")
+    words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert f"--config=configs/{path.name}" in words
+
+
+def test_there_are_recipes():
+    assert "quickstart" in [p.stem for p in RECIPES]

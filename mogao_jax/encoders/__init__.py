@@ -1,0 +1,1 @@
+"""Training of the tiny frozen encoders that ship with the package (`mogao encoders`)."""

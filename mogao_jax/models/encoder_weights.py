@@ -1,0 +1,265 @@
+"""Weights of the frozen encoders: safetensors in and out, every key accounted for.
+
+Three layouts are read. Our own: one tensor per parameter, named by its path joined with dots,
+in our shapes (convolutions HWIO, dense layers in x out), in one file. TAEF1's original: a folder
+with `taef1_encoder.safetensors` and `taef1_decoder.safetensors`. The tiny encoders of the package
+("embedded") are in our own layout, with the config they fit in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mogao_jax.config.schema import VaeConfig, VitConfig
+from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.models import taef1
+from mogao_jax.models.vae import FluxVae
+from mogao_jax.models.vit import VisionTower
+
+EMBEDDED = "embedded"
+_EMBEDDED_FILES = {"vae": "tiny_vae.safetensors", "vit": "tiny_vit.safetensors"}
+# Fields that say how weights are used, not what they are.
+_FREE_FIELDS = {"weights", "sample_posterior"}
+_LISTED = 12  # keys named in a message before the rest is only counted
+
+
+class Loaded(NamedTuple):
+    """A frozen encoder: `module.apply({"params": params}, ...)`."""
+
+    module: nn.Module
+    params: Any
+
+
+class Source(NamedTuple):
+    """Where a parameter comes from: a key of the file and what turns that array into ours."""
+
+    key: str
+    convert: Callable[[np.ndarray], np.ndarray] = lambda x: x
+
+
+def load_vae(config: VaeConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
+    """The frozen VAE of a config.
+
+    Returns:
+      FluxVae or Taef1 (computing in `dtype`) and its float32 parameters.
+    Raises:
+      ConfigError: `weights="embedded"` and a config of another shape than the tiny VAE's.
+      CheckpointError: a file that is missing, damaged, or does not fit key by key.
+    """
+    if config.kind == "taef1":
+        return Loaded(*_load_taef1(config, dtype))
+    module = FluxVae(config, dtype)
+    template = _template(module, jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32))
+    return Loaded(module, _load_own("vae", config, template))
+
+
+def load_vit(config: VitConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
+    """The frozen vision tower of a config; as `load_vae`."""
+    module = VisionTower(config, dtype)
+    template = _template(module, *_vit_example(config))
+    return Loaded(module, _load_own("vit", config, template))
+
+
+def save_weights(
+    path: pathlib.Path | str, params: Any, config: VaeConfig | VitConfig, dtype=np.float16
+) -> None:
+    """Writes parameters in our own layout, rounded to `dtype`, with their config as metadata."""
+    flat = {k: np.asarray(v, dtype) for k, v in _flatten(params).items()}
+    bad = sorted(k for k, v in flat.items() if not np.isfinite(v).all())
+    if bad:
+        raise CheckpointError(f"not written: {path}: values not finite in {_listing(bad)}.")
+    metadata = {"format": "mogao_jax", "config": json.dumps(dataclasses.asdict(config))}
+    path = pathlib.Path(path)
+    temporary = path.with_suffix(".partial")
+    safetensors.numpy.save_file(flat, temporary, metadata)
+    temporary.chmod(0o644)
+    temporary.replace(path)  # never a half-written file under the final name
+
+
+def embedded_config(part: str) -> VaeConfig | VitConfig:
+    """The config that the package's own tiny "vae" or "vit" was saved with."""
+    _, metadata = _read(_embedded_path(part))
+    values = json.loads(metadata["config"])
+    if part == "vae":
+        values["block_channels"] = tuple(values["block_channels"])
+        return VaeConfig(**values)
+    return VitConfig(**values)
+
+
+def tiny_vae_config() -> VaeConfig:
+    """The embedded VAE's config, with the scaling and shift measured on it."""
+    config = embedded_config("vae")
+    assert isinstance(config, VaeConfig)
+    return dataclasses.replace(config, weights=EMBEDDED)
+
+
+def tiny_vit_config() -> VitConfig:
+    """The embedded vision tower's config."""
+    config = embedded_config("vit")
+    assert isinstance(config, VitConfig)
+    return dataclasses.replace(config, weights=EMBEDDED)
+
+
+# ------------------------------------------------------------------------------ matching of keys
+
+
+def fill(
+    template: Any, arrays: Mapping[str, np.ndarray], table: Mapping[str, Source], place: str
+) -> Any:
+    """Parameters of the template's structure out of a file's arrays, by an explicit table.
+
+    Args:
+      template: the parameter tree as shapes (`jax.eval_shape`).
+      arrays: all tensors of the file(s).
+      table: our dotted path -> where it comes from.
+      place: the file or folder, for messages.
+    Raises:
+      CheckpointError: listing every key that is missing, unknown, used twice or mis-shaped.
+    """
+    wanted = _flatten(template)
+    problems = []
+    uses: dict[str, int] = {}
+    for path in sorted(set(wanted) | set(table)):
+        if path not in table:
+            problems.append(f"parameter {path} has no source")
+        elif path not in wanted:
+            problems.append(f"parameter {path} is not part of this model")
+        else:
+            uses[table[path].key] = uses.get(table[path].key, 0) + 1
+    problems += [f"{k} is used {n} times" for k, n in uses.items() if n > 1]
+    problems += [f"{k} is missing" for k in sorted(set(uses) - set(arrays))]
+    problems += [f"{k} is not expected" for k in sorted(set(arrays) - set(uses))]
+    filled = {}
+    for path, source in table.items():
+        if path in wanted and source.key in arrays:
+            array = source.convert(arrays[source.key])
+            if array.shape != wanted[path].shape:
+                shapes = f"{list(array.shape)}, the config wants {list(wanted[path].shape)}"
+                problems.append(f"{source.key} has shape {shapes}")
+            filled[path] = jnp.asarray(array, jnp.float32)
+    if problems:
+        raise CheckpointError(
+            f"{place} does not fit the config, {len(problems)} problem(s): {_listing(problems)}. "
+            "Check that the file and the config's widths and depths belong together."
+        )
+    return flax.traverse_util.unflatten_dict(filled, sep=".")
+
+
+def _listing(problems: list[str]) -> str:
+    rest = len(problems) - _LISTED
+    return "; ".join(problems[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(tree, sep=".")
+
+
+def _template(module: nn.Module, *inputs) -> Any:
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def _vit_example(config: VitConfig):
+    patches = config.merge_size**2
+    return (
+        jnp.zeros((1, patches, 3 * config.patch_size**2), jnp.uint8),
+        jnp.zeros((1, patches, 2), jnp.int32),
+        jnp.ones((1, patches), jnp.int32),
+    )
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def _embedded_path(part: str) -> pathlib.Path:
+    package = pathlib.Path(str(importlib.resources.files("mogao_jax")))
+    return package / "assets" / _EMBEDDED_FILES[part]
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All tensors (bfloat16 as float32) and the metadata of a safetensors file."""
+    if not path.is_file():
+        raise CheckpointError(f"no weights file at {path}; check the path in the config.")
+    try:
+        with safetensors.safe_open(path, "flax") as f:
+            keys = list(f.keys())
+            return {k: np.asarray(f.get_tensor(k), np.float32) for k in keys}, f.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({e}): it is damaged or cut short; "
+            "download or copy it again."
+        ) from None
+
+
+def _load_own(part: str, config: VaeConfig | VitConfig, template: Any) -> Any:
+    if config.weights == EMBEDDED:
+        path = _embedded_path(part)
+    else:
+        path = pathlib.Path(config.weights)
+        if path.is_dir():
+            files = sorted(path.glob("*.safetensors"))
+            if len(files) != 1:
+                raise CheckpointError(
+                    f"{part}.weights: {path} holds {len(files)} .safetensors files; name the file."
+                )
+            path = files[0]
+    arrays, metadata = _read(path)
+    _check_config(part, config, metadata, path)
+    return fill(template, arrays, {k: Source(k) for k in _flatten(template)}, str(path))
+
+
+def _check_config(part: str, config, metadata: Mapping[str, str], path: pathlib.Path) -> None:
+    """Fields that differ from those the weights were made with, if the file says."""
+    if "config" not in metadata:
+        return
+    made_with = json.loads(metadata["config"])
+    given = json.loads(json.dumps(dataclasses.asdict(config)))
+    wrong = [
+        f"{part}.{k} = {made_with[k]!r} (not {given[k]!r})"
+        for k in given
+        if k in made_with and k not in _FREE_FIELDS and made_with[k] != given[k]
+    ]
+    if wrong:
+        whose = "the embedded weights need" if config.weights == EMBEDDED else f"{path} needs"
+        raise ConfigError(f"{whose} " + ", ".join(wrong) + ".")
+
+
+def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
+    if config.weights == EMBEDDED:
+        raise ConfigError(
+            "vae.kind = 'taef1' has no embedded weights: set vae.weights to the folder that holds "
+            + " and ".join(taef1.FILES.values())
+            + ", or vae.kind = 'flux' for the embedded VAE."
+        )
+    module = taef1.Taef1(config, dtype)
+    template = _template(module, jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32))
+    path = pathlib.Path(config.weights)
+    if path.is_file():
+        return module, _load_own("vae", config, template)
+    if not path.is_dir():
+        raise CheckpointError(f"vae.weights: no file or folder {path}.")
+    arrays: dict[str, np.ndarray] = {}
+    for half, file in taef1.FILES.items():
+        arrays |= {f"{half}.{k}": v for k, v in _read(path / file)[0].items()}
+    table = {
+        ours: Source(theirs, _hwio if ours.endswith("kernel") else lambda x: x)
+        for ours, theirs in taef1.key_table().items()
+    }
+    return module, fill(template, arrays, table, str(path))
+
+
+def _hwio(x: np.ndarray) -> np.ndarray:
+    """A torch convolution kernel OIHW in our order."""
+    return x.transpose(2, 3, 1, 0)

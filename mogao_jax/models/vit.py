@@ -1,0 +1,143 @@
+"""Qwen2-VL's vision tower at any width, on packed rows of images of any size.
+
+Patches of all images of a row stand one after another; `segment` says which image a patch
+belongs to, and attention is full within it. Weights, features and the 2-D rotary embedding are
+those of Qwen2-VL (arXiv 2409.12191 section 2.1 and the released model's config).
+
+Axes: B rows, P patches, N heads, H head_dim, D embed, C T h w channel, frame, row and column in
+a patch.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from mogao_jax.config.schema import VitConfig
+from mogao_jax.models.masked import segment_attention
+
+Array = jax.Array
+
+# CLIP's channel statistics, of pixels in [0, 1].
+PIXEL_MEAN = np.asarray((0.48145466, 0.4578275, 0.40821073), np.float32)
+PIXEL_STD = np.asarray((0.26862954, 0.26130258, 0.27577711), np.float32)
+
+
+def normalise(patches: Array, channels: int = 3) -> Array:
+    """uint8[..., C * h * w] -> float32 of the same shape, with CLIP's mean and deviation."""
+    per_channel = patches.shape[-1] // channels
+    mean = np.repeat(PIXEL_MEAN, per_channel)
+    std = np.repeat(PIXEL_STD, per_channel)
+    return (patches.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def rotary_angles(positions: Array, head_dim: int, theta: float) -> Array:
+    """Angles of the 2-D rotary embedding.
+
+    Args:
+      positions: int32[B, P, 2], row and column of each patch.
+      head_dim: a multiple of 4. Its first quarter of rotary pairs turns with the row, the second
+        with the column; pair i is made of dimensions i and i + head_dim / 2.
+    Returns:
+      float32[B, P, head_dim / 2].
+    """
+    quarter = head_dim // 4
+    frequencies = theta ** (-np.arange(quarter, dtype=np.float32) / quarter)
+    angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, P, 2, quarter]
+    return rearrange(angles, "b p hw f -> b p (hw f)")
+
+
+def _rotate(x: Array, angles: Array) -> Array:
+    """Rotates float[B, P, N, H] by float32[B, P, H / 2], in float32."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def _quick_gelu(x: Array) -> Array:
+    return x * nn.sigmoid(1.702 * x)
+
+
+class PatchEmbed(nn.Module):
+    """The 3-D convolution over (C, T, h, w) whose kernel is as large as its input: one matrix."""
+
+    embed_dim: int
+
+    @nn.compact
+    def __call__(self, patches: Array) -> Array:
+        return nn.Dense(self.embed_dim, use_bias=False, dtype=patches.dtype, name="proj")(patches)
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    num_heads: int
+    mlp_dim: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
+        dim = x.shape[-1]
+        h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm1")(x)
+        qkv = nn.Dense(3 * dim, dtype=x.dtype, name="attn_qkv")(h)
+        q, k, v = rearrange(qkv, "b p (three n h) -> three b p n h", three=3, n=self.num_heads)
+        h = segment_attention(_rotate(q, angles), _rotate(k, angles), v, segment)
+        h = rearrange(h, "b p n h -> b p (n h)")
+        x = x + nn.Dense(dim, dtype=x.dtype, name="attn_proj")(h)
+        h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm2")(x)
+        h = _quick_gelu(nn.Dense(self.mlp_dim, dtype=x.dtype, name="mlp_fc1")(h))
+        return x + nn.Dense(dim, dtype=x.dtype, name="mlp_fc2")(h)
+
+
+class PatchMerger(nn.Module):
+    """Qwen2-VL's own merger: four neighbouring patches become one token."""
+
+    out_dim: int
+    merge: int  # patches per token
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.LayerNorm(self.eps, dtype=x.dtype, name="ln_q")(x)
+        x = rearrange(x, "b (p merge) d -> b p (merge d)", merge=self.merge)
+        x = nn.Dense(x.shape[-1], dtype=x.dtype, name="mlp_0")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(self.out_dim, dtype=x.dtype, name="mlp_2")(x)
+
+
+class VisionTower(nn.Module):
+    """Patches -> features; `dtype` is that of the computation (softmax and RoPE in float32)."""
+
+    config: VitConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: Array, positions: Array, segment: Array) -> Array:
+        """Features of every patch, before the merger; or, with `merger_dim`, of every token.
+
+        Args:
+          patches: uint8[B, P, 3 * 14 * 14], each (C, h, w), in the merge order (images.py).
+          positions: int32[B, P, 2], row and column of each patch in its image.
+          segment: int32[B, P], which image of the row, from 1; 0 = padding.
+        Returns:
+          float32[B, P, embed_dim], or float32[B, P / merge**2, merger_dim]; zeros at padding.
+        """
+        c = self.config
+        x = normalise(patches).reshape(*patches.shape[:2], 3, 1, -1)
+        x = jnp.broadcast_to(x, (*x.shape[:3], c.temporal_patch_size, x.shape[-1]))
+        x = x.reshape(*patches.shape[:2], -1).astype(self.dtype)  # a still image, as frames
+        x = PatchEmbed(c.embed_dim, name="patch_embed")(x)
+        angles = rotary_angles(positions, c.embed_dim // c.num_heads, c.rope_theta)
+        for i in range(c.depth):
+            block = VisionBlock(c.num_heads, c.mlp_dim, c.layer_norm_eps, name=f"blocks_{i}")
+            x = block(x, angles, segment)
+        real = segment > 0
+        if c.merger_dim:
+            merge = c.merge_size**2
+            x = PatchMerger(c.merger_dim, merge, c.layer_norm_eps, name="merger")(x)
+            real = real[:, ::merge]
+        return jnp.where(real[..., None], x, 0).astype(jnp.float32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import time
@@ -16,7 +15,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from mogao_jax.config.schema import VaeConfig
 from mogao_jax.encoders.optimizer import average_decay, learning_rate, muon
@@ -28,7 +26,7 @@ from mogao_jax.encoders.pictures import (
     cut_batch,
     picture_batch,
 )
-from mogao_jax.models.encoder_weights import load_vae, save_weights
+from mogao_jax.models.encoder_weights import load_vae, save_weights, saved_vae_config
 from mogao_jax.models.masked import image_mask
 from mogao_jax.models.vae import FluxVae, decode_latents, encode_images
 
@@ -129,7 +127,7 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
     target = out / "tiny_vae.safetensors"
     vae = FluxVae(TINY)
     if start:
-        params = load_vae(_config_of(start)).params
+        params = load_vae(saved_vae_config(start)).params
     else:
         example = jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32)
         params = jax.jit(vae.init)(jax.random.key(0), *example)["params"]
@@ -171,18 +169,6 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
         if count % 100 == 0:
             shown = ", ".join(f"{k} {float(v):.5f}" for k, v in parts.items())
             log(f"step {count}, {100 * done:.1f}%: {shown}")
-
-
-def _config_of(path: str) -> VaeConfig:
-    """TINY with the scaling that the weights at `path` were saved with."""
-    with safetensors.safe_open(path, "np") as f:
-        made_with = json.loads(f.metadata()["config"])
-    return dataclasses.replace(
-        TINY,
-        weights=path,
-        scaling_factor=made_with["scaling_factor"],
-        shift_factor=made_with["shift_factor"],
-    )
 
 
 def _check_and_save(params, best: float, target: pathlib.Path, log) -> float:

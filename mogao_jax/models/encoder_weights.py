@@ -13,7 +13,7 @@ import importlib.resources
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -89,28 +89,42 @@ def save_weights(
     temporary.replace(path)  # never a half-written file under the final name
 
 
-def embedded_config(part: str) -> VaeConfig | VitConfig:
-    """The config that the package's own tiny "vae" or "vit" was saved with."""
-    _, metadata = _read(_embedded_path(part))
-    values = json.loads(metadata["config"])
-    if part == "vae":
-        values["block_channels"] = tuple(values["block_channels"])
-        return VaeConfig(**values)
-    return VitConfig(**values)
+def saved_vae_config(weights: str = EMBEDDED) -> VaeConfig:
+    """The config that a VAE's weights, in our own layout, were saved with.
+
+    Raises:
+      CheckpointError: the file is missing, damaged or does not say.
+    """
+    values = _saved_config("vae", weights)
+    return VaeConfig(**values | {"block_channels": tuple(values["block_channels"])})
+
+
+def saved_vit_config(weights: str = EMBEDDED) -> VitConfig:
+    """As `saved_vae_config`, of a vision tower."""
+    return VitConfig(**_saved_config("vit", weights))
 
 
 def tiny_vae_config() -> VaeConfig:
     """The embedded VAE's config, with the scaling and shift measured on it."""
-    config = embedded_config("vae")
-    assert isinstance(config, VaeConfig)
-    return dataclasses.replace(config, weights=EMBEDDED)
+    return saved_vae_config()
 
 
 def tiny_vit_config() -> VitConfig:
     """The embedded vision tower's config."""
-    config = embedded_config("vit")
-    assert isinstance(config, VitConfig)
-    return dataclasses.replace(config, weights=EMBEDDED)
+    return saved_vit_config()
+
+
+def weights_file(part: Literal["vae", "vit"], weights: str = EMBEDDED) -> pathlib.Path:
+    """The file that `weights` of a config names."""
+    return _embedded_path(part) if weights == EMBEDDED else pathlib.Path(weights)
+
+
+def _saved_config(part: Literal["vae", "vit"], weights: str) -> dict[str, Any]:
+    path = weights_file(part, weights)
+    _, metadata = _read(path)
+    if "config" not in metadata:
+        raise CheckpointError(f"{path} does not say what config it was made with.")
+    return json.loads(metadata["config"]) | {"weights": weights}
 
 
 # ------------------------------------------------------------------------------ matching of keys

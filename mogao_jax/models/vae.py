@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from mogao_jax.config.schema import VaeConfig
@@ -188,7 +189,11 @@ def unscale_latents(latents: Array, config: VaeConfig) -> Array:
 
 
 def encode_images(
-    vae: nn.Module, params, pixels: Array, size: Array, posterior_noise: Array | None = None
+    vae: nn.Module,
+    params,
+    pixels: Array | np.ndarray,
+    size: Array | np.ndarray,
+    posterior_noise: Array | None = None,
 ) -> Array:
     """Model-scaled latents of a batch's image table.
 
@@ -212,7 +217,7 @@ def encode_images(
     return latents.reshape(*lead, *latents.shape[1:])
 
 
-def decode_latents(vae: nn.Module, params, latents: Array, size: Array) -> Array:
+def decode_latents(vae: nn.Module, params, latents: Array, size: Array | np.ndarray) -> Array:
     """The inverse: float[..., h, w, 16], int32[..., 2] -> uint8[..., 8h, 8w, 3], zero outside."""
     lead = latents.shape[:-3]
     sizes = size.reshape(-1, 2)

@@ -1,0 +1,126 @@
+"""What can be read from frozen features by a linear probe, on held-out pictures.
+
+Four probes, each a multinomial logistic regression on standardised features (before the merger)
+of pictures that neither the encoder's training nor the other half of the probe has seen:
+
+- color, shape: of the object in a picture of one object; from the mean over patches;
+- count: one to five objects, each as often; from the mean over patches;
+- place: which of the nine regions of a 64x64 picture its one object is in, where the world would
+  name one; from the tokens' features side by side (the mean over a token's four patches).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mogao_jax.data.shapes.placement import random_scene
+from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World, region
+from mogao_jax.encoders.pictures import PROBE_FIT, PROBE_TEST
+from mogao_jax.encoders.vit_pictures import COLOR_NAMES, REGION_NAMES, SHAPE_NAMES, rows
+from mogao_jax.models.vit import VisionTower
+
+PATCHES = 64
+SQUARE = dataclasses.replace(DEFAULT_WORLD, canvases=((64, 64),))
+
+Draw = Callable[[np.random.Generator], tuple[Scene, int]]
+
+
+def _lone_color(rng: np.random.Generator) -> tuple[Scene, int]:
+    scene = random_scene(rng, count=1)
+    return scene, COLOR_NAMES.index(scene.objects[0].color)
+
+
+def _lone_shape(rng: np.random.Generator) -> tuple[Scene, int]:
+    scene = random_scene(rng, count=1)
+    return scene, SHAPE_NAMES.index(scene.objects[0].shape)
+
+
+def _count(rng: np.random.Generator) -> tuple[Scene, int]:
+    scene = random_scene(rng)
+    return scene, len(scene.objects) - 1
+
+
+def _place(rng: np.random.Generator, world: World = SQUARE) -> tuple[Scene, int]:
+    while True:
+        scene = random_scene(rng, world, count=1)
+        name = region(scene.objects[0], scene)
+        if name is not None:
+            return scene, REGION_NAMES.index(name)
+
+
+PROBES: dict[str, tuple[Draw, int]] = {
+    "color": (_lone_color, len(COLOR_NAMES)),
+    "shape": (_lone_shape, len(SHAPE_NAMES)),
+    "count": (_count, DEFAULT_WORLD.max_count),
+    "place": (_place, len(REGION_NAMES)),
+}
+
+
+def probe_accuracies(
+    tower: VisionTower, params, *, fit: int = 3000, test: int = 1000, batch: int = 100
+) -> dict[str, float]:
+    """Accuracy of each probe on `test` pictures after fitting on `fit` others."""
+    apply = jax.jit(lambda *given: tower.apply({"params": params}, *given))
+    out = {}
+    for index, (name, (draw, classes)) in enumerate(PROBES.items()):
+        read = functools.partial(_features, apply, draw, name == "place", batch)
+        x, y = read((PROBE_FIT, index), fit)
+        x_test, y_test = read((PROBE_TEST, index), test)
+        mean, std = x.mean(0), x.std(0) + 1e-6
+        weights = fit_logistic((x - mean) / std, y, classes)
+        guess = ((x_test - mean) / std) @ weights["kernel"] + weights["bias"]
+        out[name] = float((np.asarray(guess).argmax(-1) == y_test).mean())
+    return out
+
+
+def _features(apply, draw: Draw, side_by_side: bool, batch: int, seed, count: int):
+    """Pooled features float32[count, F] and classes int[count]."""
+    rng = np.random.default_rng(seed)
+    pooled, classes = [], []
+    for start in range(0, count, batch):
+        drawn = [draw(rng) for _ in range(min(batch, count - start))]
+        given = rows([scene for scene, _ in drawn], PATCHES)
+        features = np.asarray(apply(*given))
+        if side_by_side:
+            tokens = features.reshape(len(drawn), PATCHES // 4, 4, -1).mean(2)
+            pooled.append(tokens.reshape(len(drawn), -1))
+        else:
+            pooled.append(features.sum(1) / (given.segment > 0).sum(1, keepdims=True))
+        classes += [label for _, label in drawn]
+    return np.concatenate(pooled), np.asarray(classes)
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, l2: float = 1e-4) -> dict:
+    """Multinomial logistic regression by full-batch Adam; deterministic.
+
+    Args:
+      x: float32[N, F], standardised.
+      y: int[N] in [0, classes).
+    Returns:
+      {"kernel": float32[F, classes], "bias": float32[classes]}.
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, _FIT_STEPS))
+
+    def loss(weights):
+        logits = x @ weights["kernel"] + weights["bias"]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        return nll + l2 * jnp.square(weights["kernel"]).sum()
+
+    def step(carry, _):
+        weights, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(weights), state)
+        return (optax.apply_updates(weights, updates), state), None
+
+    weights = {"kernel": jnp.zeros((x.shape[1], classes)), "bias": jnp.zeros(classes)}
+    run = jax.jit(lambda w: jax.lax.scan(step, (w, optimizer.init(w)), None, _FIT_STEPS)[0][0])
+    return run(weights)
+
+
+_FIT_STEPS = 400

@@ -128,22 +128,27 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
-def _scores(static: _Static, q, k, q_meta: TokenMeta, k_meta: TokenMeta) -> jax.Array:
-    """Scaled and masked scores of one tile, float32[K, G * block_q, block_kv]."""
-    scale = q.shape[-1] ** -0.5
+def _scores(
+    static: _Static, q, k, q_meta: TokenMeta, k_meta: TokenMeta, *, keys_as_rows: bool = False
+) -> jax.Array:
+    """Scaled and masked scores of one tile, float32[K, G * block_q, block_kv], or transposed.
+
+    The queries' metadata is that of all G * block_q rows.
+    """
+    query_index, key_index = (slice(None), None), (None, slice(None))
+    left, right = q, k
+    if keys_as_rows:
+        query_index, key_index = key_index, query_index
+        left, right = k, q
     mask = can_attend(
-        q_meta.take((slice(None), None)),
-        k_meta.take((None, slice(None))),
-        text_reads_vae=static.text_reads_vae,
+        q_meta.take(query_index), k_meta.take(key_index), text_reads_vae=static.text_reads_vae
     )
-    scores = _dot(q, k, (2, 2))
-    shape = scores.shape
-    scores = scores.reshape(shape[0], static.groups, static.queries.size, shape[2])
-    return jnp.where(mask, scores * scale, _MASKED).reshape(shape)
+    return jnp.where(mask, _dot(left, right, (2, 2)) * q.shape[-1] ** -0.5, _MASKED)
 
 
-def _flat(meta: TokenMeta) -> TokenMeta:
-    return TokenMeta(*(x.reshape(-1, x.shape[-1]) for x in meta))
+def _flat(meta: TokenMeta, copies: int = 1) -> TokenMeta:
+    """int32[B, blocks, size] -> int32[B * blocks, copies * size]."""
+    return TokenMeta(*(jnp.tile(x.reshape(-1, x.shape[-1]), copies) for x in meta))
 
 
 def _row(x, index):
@@ -161,7 +166,7 @@ def _attend(static: _Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta) -> j
 
 def _forward(static: _Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta):
     tiles = _list_tiles(static, q_meta, k_meta)
-    q_meta, k_meta = _flat(q_meta), _flat(k_meta)
+    q_meta, k_meta = _flat(q_meta, static.groups), _flat(k_meta)
 
     def body(step, carry):
         out, top, total = carry
@@ -198,28 +203,34 @@ def _attend_forward(static, q, k, v, q_meta, k_meta):
 def _attend_backward(static, residuals, d_out):
     q, k, v, q_meta, k_meta, out, log_total = residuals
     tiles = _list_tiles(static, q_meta, k_meta)
-    q_meta, k_meta = _flat(q_meta), _flat(k_meta)
+    q_meta, k_meta = _flat(q_meta, static.groups), _flat(k_meta)
     scale = q.shape[-1] ** -0.5
     # Per row: sum over keys of weight * d_weight.
     drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # Rows that read nothing: exp(_MASKED - 0) = 0 for all of their keys.
     log_total = jnp.maximum(log_total, _FLOOR / 2)
 
-    def body(step, carry):
-        dq, dk, dv = carry
-        i, j = tiles.query[step], tiles.key[step]
-        q_i, k_j, v_j, d_out_i = _row(q, i), _row(k, j), _row(v, j), _row(d_out, i)
-        scores = _scores(static, q_i, k_j, q_meta.take((i,)), k_meta.take((j,)))
-        weights = jnp.exp(scores - _row(log_total, i)[..., None])
-        d_weights = _dot(d_out_i, v_j, (2, 2))
-        d_scores = (weights * (d_weights - _row(drift, i)[..., None]) * scale).astype(q.dtype)
-        dv_j = _row(dv, j) + _dot(weights.astype(d_out.dtype), d_out_i, (1, 1))
-        dq_i = _row(dq, i) + _dot(d_scores, k_j, (2, 1))
-        dk_j = _row(dk, j) + _dot(d_scores, q_i, (1, 1))
-        return _put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)
+    # A tile's scores stand here with keys as rows, so that the matmuls for dk and dv contract
+    # over columns. The one for dq then gives dq transposed, from transposed keys. (XLA's CPU
+    # backend takes three to five times as long to contract over the rows of both sides.)
+    k_across = k.swapaxes(2, 3)
 
-    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    dq, dk, dv = lax.fori_loop(0, tiles.count, body, start)
+    def body(step, carry):
+        dq_across, dk, dv = carry
+        i, j = tiles.query[step], tiles.key[step]
+        q_i, k_j, d_out_i = _row(q, i), _row(k, j), _row(d_out, i)
+        scores = _scores(static, q_i, k_j, q_meta.take((i,)), k_meta.take((j,)), keys_as_rows=True)
+        weights = jnp.exp(scores - _row(log_total, i)[:, None])
+        d_weights = _dot(_row(v, j), d_out_i, (2, 2))
+        d_scores = (weights * (d_weights - _row(drift, i)[:, None]) * scale).astype(q.dtype)
+        dv_j = _row(dv, j) + _dot(weights.astype(d_out.dtype), d_out_i, (2, 1))
+        dk_j = _row(dk, j) + _dot(d_scores, q_i, (2, 1))
+        dq_i = _row(dq_across, i) + _dot(_row(k_across, j), d_scores, (2, 1))
+        return _put(dq_across, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)
+
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q.swapaxes(2, 3), k, v))
+    dq_across, dk, dv = lax.fori_loop(0, tiles.count, body, start)
+    dq = dq_across.swapaxes(2, 3)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 

@@ -17,7 +17,7 @@ from mogao_jax.config.schema import VitConfig
 from mogao_jax.models import vit
 from mogao_jax.models.vit import VisionTower
 
-CONFIG = VitConfig(depth=2, embed_dim=32, num_heads=2, mlp_dim=48)
+CONFIG = VitConfig(depth=2, embed_dim=32, num_heads=2, mlp_dim=64)
 GRIDS = [(28, 56), (56, 28), (56, 84)]
 
 
@@ -150,7 +150,7 @@ def test_equals_transformers():
             embed_dim=c.embed_dim,
             hidden_size=24,
             num_heads=c.num_heads,
-            mlp_ratio=c.mlp_dim / c.embed_dim,
+            mlp_ratio=c.mlp_dim // c.embed_dim,
         ),
         attn_implementation="eager",
     ).eval()

@@ -1,0 +1,95 @@
+"""The parameters of a checkpoint, for sampling and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+
+from mogao_jax.errors import CheckpointError
+from mogao_jax.training import checkpoint_files as files
+
+Report = Callable[[str], None]
+
+
+def load_params(
+    path: str | os.PathLike,
+    *,
+    weights: Literal["ema", "raw", "best"] = "best",
+    abstract: Any = None,
+    report: Report | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """The parameters of a checkpoint, without the optimizer: for sampling and evaluation.
+
+    Args:
+      path: a workdir (its newest checkpoint that is whole), its checkpoints/, or one checkpoint.
+      weights: ema (the moving average), raw, or best: ema where there is one.
+      abstract: a tree of ShapeDtypeStructs with shardings, to place the arrays on a mesh and to
+        set their dtypes; None: on the default device, as saved.
+      report: for messages (default: a log warning).
+    Returns:
+      The parameters (nested dicts), and the checkpoint's meta: "config", "step", "counters", ...
+    Raises:
+      CheckpointError: nothing there, everything damaged, no average kept, or other parameters
+        than in `abstract`.
+    """
+    report = report or logging.getLogger(__name__).warning
+    folders = files.find_checkpoints(path)
+    reasons = []
+    for folder in folders:
+        try:
+            meta = files.read_folder_meta(folder)
+            params = _load_one(folder, meta, weights, abstract)
+        except CheckpointError:
+            raise
+        except Exception as e:
+            reasons.append(f"{folder}: {e if isinstance(e, files.Damaged) else files.brief(e)}")
+            continue
+        for reason in reasons:
+            report(f"Damaged checkpoint left out ({reason}); using {folder}.")
+        return params, meta
+    raise CheckpointError(f"no checkpoint can be read: {'; '.join(reasons)}.")
+
+
+def _load_one(folder: pathlib.Path, meta: Mapping[str, Any], weights: str, abstract: Any) -> Any:
+    has_ema = any(name.startswith("ema_params/") for name in meta["fingerprint"])
+    if weights == "ema" and not has_ema:
+        raise CheckpointError(
+            f"{str(folder)!r} has no moving average (optimizer.ema_decay was 0); ask for raw."
+        )
+    part = "params" if weights == "raw" or not has_ema else "ema_params"
+    saved = files.saved_shapes(folder)[part]
+    if abstract is not None:
+        _check_shapes(saved, abstract, folder)
+        target = jax.tree.map(_plain_target, saved, abstract)
+    else:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
+        )
+    tree = files.read_arrays(folder, {part: target})
+    files.verify(tree, meta["fingerprint"])
+    params = files.own(tree)[part]
+    if abstract is not None:
+        params = jax.tree.map(lambda x, a: x.astype(a.dtype), params, abstract)
+    return params
+
+
+def _plain_target(saved: Any, wanted: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=wanted.sharding)
+
+
+def _check_shapes(saved: Any, abstract: Any, folder: pathlib.Path) -> None:
+    have = {n: tuple(x.shape) for n, x in files.named_leaves(saved)}
+    want = {n: tuple(x.shape) for n, x in files.named_leaves(abstract)}
+    bad = sorted(n for n in have.keys() | want.keys() if have.get(n) != want.get(n))
+    if bad:
+        some = ", ".join(f"{n} {have.get(n)} -> {want.get(n)}" for n in bad[:4])
+        raise CheckpointError(
+            f"{str(folder)!r} is of another model: {len(bad)} parameters differ in shape or name "
+            f"(checkpoint -> wanted): {some}. Build the model from the config stored in it."
+        )

@@ -163,7 +163,7 @@ def test_grain_checkpoints_of_orbax(two_sources, tmp_path):
 
 
 @pytest.mark.slow
-def test_worker_processes_give_every_document_and_resume(two_sources):
+def test_worker_processes_resume_exactly(two_sources):
     config = dataclasses.replace(
         two_sources, data=dataclasses.replace(two_sources.data, num_workers=2)
     )

@@ -13,9 +13,9 @@ def get_config():
     c.name = "quickstart"
     c.tokenizer.kind = "shapes"  # a BPE of 512 tokens made for this world
 
-    # Pictures of up to 64 x 64 pixels, sides up to 96: at most 16 VAE tokens each.
+    # Pictures of up to 64 x 64 pixels, sides up to 80: at most 16 VAE tokens each.
     c.images.max_pixels = 64 * 64
-    c.images.max_side = 96
+    c.images.max_side = 80
     c.images.vit_resize = "match_vae_grid"
 
     # The paper's stage 3: 20% understanding, 40% text to image, 40% interleaved.
@@ -27,6 +27,13 @@ def get_config():
         "story": source(kind="shapes", task="story", weight=0.12),
         "clip": source(kind="shapes", task="clip", weight=0.08),
     }
+
+    # In proportion to this mixture (`mogao data budgets`); `mogao data fill` says how full.
+    c.packing.und_tokens = 1024
+    c.packing.clean_tokens = 168
+    c.packing.noised_tokens = 344
+    c.packing.images = 36
+    c.packing.vit_patches = 1280
 
     c.model.num_layers = 6
     c.model.embed_dim = 192

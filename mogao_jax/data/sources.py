@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from mogao_jax.config.schema import SourceConfig
+from mogao_jax.config.schema import ImageConfig, SourceConfig
 from mogao_jax.errors import DataError, DocumentError
 from mogao_jax.sequence.document import Document, Image, Text, from_json
 
@@ -40,20 +40,25 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Document: ...
 
 
-def open_source(name: str, config: SourceConfig, *, seed: int, split: Split) -> Source:
+def open_source(
+    name: str, config: SourceConfig, *, seed: int, split: Split, images: ImageConfig
+) -> Source:
     """The source that a config asks for.
 
     Args:
       name: its name in the config, for messages.
       seed: of the procedural world; files do not depend on it.
+      images: the procedural world draws no picture that these limits would shrink.
     Raises:
       DataError: it is missing, empty or unreadable.
     """
     try:
         if config.kind == "shapes":
+            from mogao_jax.data.shapes.scene import DEFAULT_WORLD
             from mogao_jax.data.shapes.world import ShapesSource
 
-            return ShapesSource(config.task, seed, split)
+            world = DEFAULT_WORLD.fitting(images.max_pixels, images.max_side)
+            return ShapesSource(config.task, seed, split, world=world)
         if config.kind == "documents":
             return DocumentsSource(config.path, split)
         return TfdsSource(config.path, split)

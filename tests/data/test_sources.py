@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mogao_jax import images
-from mogao_jax.config.schema import SourceConfig
+from mogao_jax.config.schema import ImageConfig, SourceConfig
 from mogao_jax.data import sources
 from mogao_jax.data.sources import DocumentsSource, TfdsSource, held_out, open_source
 from mogao_jax.errors import DataError, DocumentError
@@ -134,7 +134,7 @@ def test_sources_that_cannot_be_opened(tmp_path):
             DocumentsSource(path)
     with pytest.raises(DataError, match="data source 'mine': nothing is at"):
         config = SourceConfig(kind="documents", path=str(tmp_path / "no"))
-        open_source("mine", config, seed=0, split="train")
+        open_source("mine", config, seed=0, split="train", images=ImageConfig())
     with pytest.raises(DataError, match="no prepared tfds dataset"):
         TfdsSource(tmp_path)
 
@@ -165,8 +165,8 @@ def test_copies_share_the_index(tmp_path):
 
 def test_the_shapes_world_by_task():
     config = SourceConfig(kind="shapes", task="t2i")
-    train = open_source("s", config, seed=3, split="train")
-    validation = open_source("s", config, seed=3, split="validation")
+    train = open_source("s", config, seed=3, split="train", images=ImageConfig())
+    validation = open_source("s", config, seed=3, split="validation", images=ImageConfig())
     kinds = [type(item) for item in train[5].items]
     assert kinds.count(Image) == 1 and Text in kinds
     assert train[5].id != validation[5].id

@@ -149,6 +149,14 @@ class World:
     def diameter(self, size: str) -> int:
         return self.small if size == "small" else self.large
 
+    def fitting(self, max_pixels: int, max_side: int) -> World:
+        """The same world without the pictures that would have to be shrunk to fit.
+
+        A world in which nothing fits is left as it is.
+        """
+        fits = [(h, w) for h, w in self.canvases if h * w <= max_pixels and max(h, w) <= max_side]
+        return dataclasses.replace(self, canvases=tuple(fits or self.canvases))
+
     def scaled(self, factor: int) -> World:
         """The same world with `factor` times larger pictures."""
         return dataclasses.replace(

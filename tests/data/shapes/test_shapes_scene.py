@@ -167,3 +167,10 @@ def test_regions():
             assert inside == {
                 (x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)
             }
+
+
+def test_a_world_can_leave_out_pictures_that_would_be_shrunk():
+    world = DEFAULT_WORLD.fitting(max_pixels=4096, max_side=64)
+    assert world.canvases and all(max(size) <= 64 for size in world.canvases)
+    assert set(world.canvases) < set(DEFAULT_WORLD.canvases)
+    assert DEFAULT_WORLD.fitting(max_pixels=1, max_side=1) == DEFAULT_WORLD

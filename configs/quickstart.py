@@ -44,7 +44,16 @@ def get_config():
 
     # Tiny frozen encoders that ship with the package.
     c.vae.weights = "embedded"
+    c.vae.block_channels = (8, 16, 32, 64)
+    c.vae.layers_per_block = 1
+    c.vae.norm_groups = 4
+    c.vae.scaling_factor = 1.0421
+    c.vae.shift_factor = 0.0444
     c.vit.weights = "embedded"
+    c.vit.depth = 4
+    c.vit.embed_dim = 96
+    c.vit.num_heads = 4
+    c.vit.mlp_dim = 384
 
     c.objective.ntp_weight = 0.3
     c.objective.shift = "none"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,15 +63,23 @@ def cross_entropy(
     if hidden.shape[1] == 0:
         return jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)
     chunk = min(chunk, hidden.shape[1])
-    compute = functools.partial(_cross_entropy, chunk)
-    compute = per_shard(compute, hidden.shape[0], replicated=(1,), batch_axes=batch_axes)
+    compute = per_shard(
+        functools.partial(_cross_entropy, chunk),
+        hidden.shape[0],
+        replicated=(1,),
+        batch_axes=batch_axes,
+    )
     return compute(hidden, table, targets, weights != 0)
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[Any, Any]) -> jax.Array:
+    """A contraction accumulated in float32."""
+    return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
 def _logits(hidden: jax.Array, table: jax.Array) -> jax.Array:
     """[B, c, D] x [V, D] -> float32[B, c, V]."""
-    numbers = (((2,), (1,)), ((), ()))
-    return lax.dot_general(hidden, table, numbers, preferred_element_type=jnp.float32)
+    return _dot(hidden, table, ((2,), (1,)))
 
 
 def _sort(is_used: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -150,15 +159,11 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
         is_target = jnp.arange(table.shape[0]) == _slice(targets, step, chunk)[..., None]
         d_logits = (weights - is_target) * _slice(d_losses, step, chunk)[..., None]
         d_logits = d_logits.astype(hidden.dtype)
-        numbers = (((2,), (0,)), ((), ()))
-        d_row = lax.dot_general(d_logits, narrow, numbers, preferred_element_type=jnp.float32)
+        d_row = _dot(d_logits, narrow, ((2,), (0,)))
         d_rows = lax.dynamic_update_slice_in_dim(
             d_rows, d_row.astype(hidden.dtype), step * chunk, axis=1
         )
-        numbers = (((0, 1), (0, 1)), ((), ()))
-        return d_rows, d_table + lax.dot_general(
-            d_logits, row, numbers, preferred_element_type=jnp.float32
-        )
+        return d_rows, d_table + _dot(d_logits, row, ((0, 1), (0, 1)))
 
     start = (jnp.zeros_like(rows), jnp.zeros(table.shape, jnp.float32))
     d_rows, d_table = lax.fori_loop(0, steps, body, start)

@@ -30,7 +30,8 @@ def dense_attention(
     weights = jax.nn.softmax(scores, axis=-1) * jnp.any(mask, axis=-1)[:, None, None, :, None]
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v.astype(jnp.float32))
     out = out.reshape(batch, length, heads, head_dim).astype(q.dtype)
-    pieces, start = [], 0
+    pieces: list[jax.Array | None] = []
+    start = 0
     for part in queries:
         if part is None:
             pieces.append(None)

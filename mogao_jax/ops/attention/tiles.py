@@ -46,12 +46,12 @@ class Blocks(NamedTuple):
         return np.repeat(np.arange(3), self.counts)
 
 
-def cut(lengths: tuple[int, ...], block: int) -> Blocks:
+def cut(lengths: tuple[int, int, int], block: int) -> Blocks:
     """Cuts parts into blocks of `block` tokens, or smaller ones where all parts are shorter."""
     longest = max(lengths, default=0)
     size = max(1, min(block, math.ceil(longest / 8) * 8 if longest > 1 else longest))
-    counts = tuple(math.ceil(length / size) for length in lengths)
-    return Blocks(size, tuple(lengths), counts)
+    und, clean, noised = (math.ceil(length / size) for length in lengths)
+    return Blocks(size, lengths, (und, clean, noised))
 
 
 def readable_tiles(queries: Blocks, keys: Blocks, text_reads_vae: bool) -> np.ndarray:
@@ -192,5 +192,6 @@ def tile_statistics(
     return TileStatistics(executed, tiles_needed, executed * queries.size * keys.size, pairs)
 
 
-def _lengths(meta: Parts) -> tuple[int, ...]:
-    return tuple(0 if part is None else part.segment.shape[1] for part in meta)
+def _lengths(meta: Parts) -> tuple[int, int, int]:
+    und, clean, noised = (0 if part is None else part.segment.shape[1] for part in meta)
+    return und, clean, noised

@@ -55,18 +55,16 @@ def blockwise_attention(
     query_meta: Parts,
     key_meta: Parts,
     *,
-    block_q: int = 256,
-    block_kv: int = 256,
+    block_q: int = 64,
+    block_kv: int = 64,
     text_reads_vae: bool = False,
 ) -> Parts:
     """As `api.attention`, on one device (or one shard of the batch)."""
-    lengths_q = tuple(0 if p is None else p.shape[1] for p in queries)
-    lengths_k = tuple(0 if p is None else p.shape[1] for p in keys)
     kv_heads = next(p.shape[2] for p in keys if p is not None)
     heads = next(p.shape[2] for p in queries if p is not None)
     static = _Static(
-        tiling.cut(lengths_q, block_q),
-        tiling.cut(lengths_k, block_kv),
+        tiling.cut(_lengths(queries), block_q),
+        tiling.cut(_lengths(keys), block_kv),
         kv_heads,
         heads // kv_heads,
         text_reads_vae,
@@ -84,6 +82,11 @@ def blockwise_attention(
         k_meta,
     )
     return _from_blocks(out, static.queries, queries)
+
+
+def _lengths(parts: Parts) -> tuple[int, int, int]:
+    und, clean, noised = (0 if part is None else part.shape[1] for part in parts)
+    return und, clean, noised
 
 
 def _to_blocks(parts: Parts, blocks: tiling.Blocks, kv_heads: int) -> jax.Array:
@@ -135,14 +138,12 @@ def _scores(
 
     The queries' metadata is that of all G * block_q rows.
     """
-    query_index, key_index = (slice(None), None), (None, slice(None))
-    left, right = q, k
+    column, row = (slice(None), None), (None, slice(None))
     if keys_as_rows:
-        query_index, key_index = key_index, query_index
-        left, right = k, q
-    mask = can_attend(
-        q_meta.take(query_index), k_meta.take(key_index), text_reads_vae=static.text_reads_vae
-    )
+        query, key, left, right = q_meta.take(row), k_meta.take(column), k, q
+    else:
+        query, key, left, right = q_meta.take(column), k_meta.take(row), q, k
+    mask = can_attend(query, key, text_reads_vae=static.text_reads_vae)
     return jnp.where(mask, _dot(left, right, (2, 2)) * q.shape[-1] ** -0.5, _MASKED)
 
 

@@ -128,8 +128,8 @@ class AttentionConfig:
     implementation: Literal["xla", "dense"] = _field(
         "xla", "xla: blockwise over active blocks; dense: the L x L reference, for tests"
     )
-    block_q: int = _field(256, "queries per block", minimum=1)
-    block_kv: int = _field(256, "keys per block", minimum=1)
+    block_q: int = _field(64, "queries per block; small ones follow the mask", minimum=1)
+    block_kv: int = _field(64, "keys per block", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)

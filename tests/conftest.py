@@ -12,7 +12,17 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     ).strip()
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# The same examples every time, and no failure because the machine is busy.
+hypothesis.settings.register_profile(
+    "mogao",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("mogao")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -47,8 +47,8 @@ def get_config():
     c.vae.block_channels = (8, 16, 32, 64)
     c.vae.layers_per_block = 1
     c.vae.norm_groups = 4
-    c.vae.scaling_factor = 1.0421
-    c.vae.shift_factor = 0.0444
+    c.vae.scaling_factor = 1.4239
+    c.vae.shift_factor = 0.0609
     c.vit.weights = "embedded"
     c.vit.depth = 4
     c.vit.embed_dim = 96

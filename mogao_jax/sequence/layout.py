@@ -302,8 +302,10 @@ class _Builder:
     def _load(self, index: int, item: Image) -> np.ndarray:
         if index not in self._pixels:
             pixels, config = image_ops.load_pixels(item), self._images
+            height, width = pixels.shape[:2]
             height, width = image_ops.target_size(
-                *pixels.shape[:2],
+                height,
+                width,
                 max_pixels=config.max_pixels,
                 min_pixels=config.min_pixels,
                 grid=VAE_GRID,
@@ -320,8 +322,9 @@ class _Builder:
         if index in self._vit_first:
             return
         pixels, config, vit = self._load(index, item), self._images, self._vit_config
+        height, width = pixels.shape[:2]
         height, width = image_ops.vit_size(
-            *pixels.shape[:2], mode=config.vit_resize, vit_max_pixels=config.vit_max_pixels
+            height, width, mode=config.vit_resize, vit_max_pixels=config.vit_max_pixels
         )
         patches, positions = image_ops.vit_patches(
             image_ops.resize(pixels, height, width),

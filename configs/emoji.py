@@ -1,0 +1,70 @@
+"""Real pictures: captions, names and skin-tone edits of the Noto emoji, in TAEF1's latent space.
+
+Data:  mogao data emoji --zip noto-emoji-64.zip --out data/emoji
+Run:   mogao train --config=configs/emoji.py --workdir runs/emoji \
+           --config.vae.weights=FOLDER_OF_TAEF1
+       (documents elsewhere: --config.data.sources.captions.path=..., and so on)
+Costs: about 12 minutes on 2 CPU cores as it stands; longer runs: --config.train.max_minutes=...
+"""
+
+from mogao_jax.config.convert import default_config, source
+
+DOCUMENTS = "data/emoji"
+
+
+def get_config():
+    c = default_config()
+    c.name = "emoji"
+    c.tokenizer.kind = "byte"
+
+    # Every emoji is 64 x 64: 16 VAE tokens; the ViT sees it on the same grid.
+    c.images.max_pixels = 64 * 64
+    c.images.max_side = 64
+    c.images.vit_resize = "match_vae_grid"
+
+    c.data.sources = {
+        "captions": source(kind="documents", path=f"{DOCUMENTS}/captions.jsonl", weight=0.5),
+        "names": source(kind="documents", path=f"{DOCUMENTS}/names.jsonl", weight=0.15),
+        "edits": source(kind="documents", path=f"{DOCUMENTS}/edits.jsonl", weight=0.3),
+        "series": source(kind="documents", path=f"{DOCUMENTS}/series.jsonl", weight=0.05),
+    }
+    c.data.validation_documents = 256
+
+    # `mogao data budgets --config=configs/emoji.py`
+    c.packing.und_tokens = 1024
+    c.packing.clean_tokens = 112
+    c.packing.noised_tokens = 232
+    c.packing.images = 20
+    c.packing.vit_patches = 784
+
+    c.model.num_layers = 6
+    c.model.embed_dim = 192
+    c.model.mlp_dim = 512
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 2
+    c.model.head_dim = 48
+
+    # TAEF1 (Ollin Boer Bohan, MIT): a tiny autoencoder for FLUX.1's latents. Its latents are
+    # already scaled for the model.
+    c.vae.kind = "taef1"
+    c.vae.weights = "weights/taef1"
+    # The embedded vision tower, trained on coloured shapes.
+    c.vit.weights = "embedded"
+    c.vit.depth = 4
+    c.vit.embed_dim = 96
+    c.vit.num_heads = 4
+    c.vit.mlp_dim = 384
+
+    c.objective.ntp_weight = 0.3
+    c.objective.shift = "none"
+
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup_steps = 50
+    c.optimizer.weight_decay = 0.02
+    c.optimizer.ema_decay = 0.995
+
+    c.train.num_steps = 100_000
+    c.train.max_minutes = 12.0
+    c.train.batch_rows = 2
+    c.train.checkpoint_every = 500
+    return c

@@ -49,7 +49,7 @@ from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.state import TrainState
 import grain
 
-assert multihost.initialize(heartbeat_timeout_seconds=20)
+assert multihost.initialize(heartbeat_timeout_seconds=300)
 me = multihost.process_index()
 mesh = mesh_lib.make_mesh(MeshConfig(fsdp=2))
 batch = mesh_lib.global_batch(mesh, np.arange(12).reshape(4, 3) + 100 * me)
@@ -103,7 +103,7 @@ def test_two_processes(tmp_path):
         for i in range(2)
     ]  # fmt: skip
     try:
-        outputs = [child.communicate(timeout=180) for child in children]
+        outputs = [child.communicate(timeout=900) for child in children]
     finally:
         for child in children:
             child.kill()

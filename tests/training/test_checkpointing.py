@@ -383,6 +383,15 @@ def test_another_number_of_processes(folder):
 # ------------------------------------------------------------------------------------- loading
 
 
+_PART = {"raw": "params/", "ema": "ema_params/"}
+
+
+def _flat(tree):
+    for module, arrays in tree.items():
+        for name, array in arrays.items():
+            yield f"{module}/{name}", array
+
+
 def test_load_params(trained, folder):
     final = trained[2]
     params, meta = load_params(folder)
@@ -427,13 +436,20 @@ def test_a_flipped_bit_never_does_harm(trained, folder):
             _assert_same(params, trained[2].params)
 
 
-def test_wrong_numbers_are_noticed_by_their_checksums(folder):
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_wrong_numbers_are_noticed_by_their_checksums(folder, weights):
+    older, newer = (
+        dict(_flat(load_params(folder / "checkpoints" / step, weights=weights)[0]))
+        for step in ("4", "6")
+    )
+    # Not all of them: two small steps leave bfloat16 ones as they are.
+    changed = sorted(k for k in older if not np.array_equal(older[k], newer[k]))
+    assert changed
     _swap(folder / "checkpoints")
     said = []
-    for weights in ("raw", "ema"):
-        assert load_params(folder, weights=weights, report=said.append)[1]["step"] == 4
-    assert "3 of 3 arrays differ from their checksums, such as params/half/kernel" in said[0]
-    assert "such as ema_params/half/kernel" in said[1]
+    assert load_params(folder, weights=weights, report=said.append)[1]["step"] == 4
+    expected = f"{len(changed)} of {len(older)} arrays differ from their checksums, such as "
+    assert expected + _PART[weights] + changed[0] in said[0]
 
 
 def test_nothing_to_load(tmp_path):
@@ -469,6 +485,7 @@ def _child(folder, kill):
     )
 
 
+@pytest.mark.slow
 def test_kill_and_resume(tmp_path):
     """kill -9 at any moment, mid-save included; the next 5 losses are those of one long run."""
     with _child(tmp_path, kill=True) as child:
@@ -476,9 +493,9 @@ def test_kill_and_resume(tmp_path):
             if line == "done 7\n":
                 break
         os.kill(child.pid, signal.SIGKILL)
-        assert child.wait(60) == -signal.SIGKILL
+        assert child.wait(900) == -signal.SIGKILL
     with _child(tmp_path, kill=False) as child:
-        lines = child.communicate(timeout=120)[0].splitlines()
+        lines = child.communicate(timeout=900)[0].splitlines()
     assert child.returncode == 0
     start = int(lines[0].removeprefix("resumed at "))
     assert start >= 4  # the save of step 6 may not have been finished
@@ -511,7 +528,7 @@ def test_a_save_that_fails_is_one_message(tmp_path):
     code = _FULL.format(
         tests=str(pathlib.Path(__file__).parent), root=str(ROOT), folder=str(tmp_path)
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert "could not be written" in done.stdout and "last whole one is of step 2" in done.stdout
     run = _Run(tmp_path)  # and what was there before can be gone on from
     assert run.step == 2

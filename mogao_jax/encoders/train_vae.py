@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import VaeConfig
-from mogao_jax.encoders.optimizer import average_decay, learning_rate, muon
+from mogao_jax.encoders.optimizer import PEAK_LEARNING_RATE, average_decay, learning_rate, muon
 from mogao_jax.encoders.pictures import (
     HELD_OUT,
     TRAIN,
@@ -152,6 +152,7 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
     state = jax.tree.map(jnp.copy, state)
     best, begin = 0.0, time.monotonic()
     seed_base = int(time.time()) if start else 0  # going on must not repeat the same pictures
+    peak = PEAK_LEARNING_RATE / 2 if start else PEAK_LEARNING_RATE
     count, last_check = 0, begin
     while True:
         done = (time.monotonic() - begin) / (60 * minutes)
@@ -163,7 +164,7 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
         _, size, canvas = next(phase for phase in PHASES if done < phase[0])
         pictures = cut_batch(TRAIN, seed_base + count, size, canvas)
         kl_weight = KL_WEIGHT * (1.0 if start else min(1.0, 4 * done))
-        rate, decay = learning_rate(done), average_decay(count)
+        rate, decay = learning_rate(done, peak), average_decay(count)
         state, parts = step(state, pictures, seed_base + count, rate, kl_weight, decay)
         count += 1
         if count % 100 == 0:

@@ -20,7 +20,7 @@ import optax
 
 from mogao_jax.config.schema import VitConfig
 from mogao_jax.data.shapes.placement import random_scene
-from mogao_jax.encoders.optimizer import average_decay, learning_rate, muon
+from mogao_jax.encoders.optimizer import PEAK_LEARNING_RATE, average_decay, learning_rate, muon
 from mogao_jax.encoders.pictures import HELD_OUT, TRAIN
 from mogao_jax.encoders.vit_pictures import (
     BACKGROUND_NAMES,
@@ -39,7 +39,8 @@ TINY = VitConfig(depth=4, embed_dim=96, num_heads=4, mlp_dim=384)
 BATCH = 48
 PATCHES = 64  # of the largest picture, 4096 pixels
 CHECK_EVERY = 120  # seconds
-LONE_SHARE = 0.4  # of the pictures show one object, to learn places
+LONE_SHARE = 0.25  # of the pictures show one object, to learn places
+WEIGHTS = {"number": 3.0}  # of losses other than 1: counting is the hardest to read
 MAX_COUNT = 5
 
 # What is read from each patch and from a picture, and how many numbers that takes.
@@ -130,7 +131,7 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
 
     def total(params, given, truth):
         parts = losses(params, tower, given, truth)
-        return sum(parts.values()), parts
+        return sum(WEIGHTS.get(k, 1.0) * v for k, v in parts.items()), parts
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, given, truth, rate, decay):
@@ -144,6 +145,7 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
     evaluate = jax.jit(lambda params, given, truth: total(params, given, truth)[1])
     state = jax.tree.map(jnp.copy, (params, params, optimizer.init(params)))
     seed_base = int(time.time()) if start else 0
+    peak = PEAK_LEARNING_RATE / 2 if start else PEAK_LEARNING_RATE
     best, begin = float("inf"), time.monotonic()
     count, last_check = 0, begin
     with concurrent.futures.ThreadPoolExecutor(1) as ahead:
@@ -161,7 +163,7 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
                 return target
             given, truth = coming.result()
             coming = ahead.submit(batch, TRAIN, seed_base + count + 1)
-            rate, decay = learning_rate(done), average_decay(count)
+            rate, decay = learning_rate(done, peak), average_decay(count)
             state, parts = step(state, given, truth, rate, decay)
             count += 1
             if count % 100 == 0:

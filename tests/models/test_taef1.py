@@ -36,6 +36,7 @@ def close(a, b, tolerance=1e-5):
     assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max())
 
 
+@pytest.mark.slow
 @needs_weights
 def test_mixed_sizes_equal_each_image_alone():
     module, params = loaded()
@@ -72,7 +73,7 @@ def test_mixed_sizes_equal_each_image_alone():
 
 @needs_weights
 def test_emoji_come_back():
-    """At 64x64, where photographs' 27 to 31 dB do not apply: the lowest of these is 20.6 dB."""
+    """Measured on these eight at 64x64: 25.6 dB on average (23.2 to 28.4)."""
     archive = SHARED / "data" / "noto-emoji-64.zip"
     if not archive.is_file():
         pytest.skip(f"no {archive}")
@@ -90,8 +91,7 @@ def test_emoji_come_back():
     again = np.asarray(decode_latents(module, params, latents, size))
     error = ((again.astype(np.float64) - pixels) ** 2).mean((0, 2, 3, 4))
     psnr = 10 * np.log10(255**2 / error)
-    print("TAEF1 on emoji, dB:", psnr.round(1), "mean", psnr.mean().round(2))
-    assert psnr.mean() > 22
+    assert psnr.mean() >= 25.5 and psnr.min() >= 23
 
 
 @needs_weights

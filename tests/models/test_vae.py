@@ -23,7 +23,7 @@ CONFIG = VaeConfig(
     shift_factor=0.2,
 )
 CANVAS = 32, 48
-SIZES = np.asarray([(32, 48), (16, 32), (0, 0), (24, 16), (32, 8)], np.int32)
+SIZES = np.asarray([(16, 32), (0, 0), (32, 24)], np.int32)
 
 
 def random_params(module, *inputs, seed=0):
@@ -67,6 +67,7 @@ def weighed(module, method):
     return jax.jit(jax.value_and_grad(function, argnums=1, has_aux=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, channels", [("encode", 32), ("decode", 3)])
 def test_mixed_sizes_equal_each_image_alone(method, channels):
     module, params, pixels, z = setup()
@@ -74,8 +75,6 @@ def test_mixed_sizes_equal_each_image_alone(method, channels):
     into, outof = (1, 8) if method == "encode" else (8, 1)
     run = weighed(module, method)
     out_shape = (len(SIZES), CANVAS[0] // outof, CANVAS[1] // outof, channels)
-    if method == "encode":
-        out_shape = (len(SIZES), CANVAS[0] // 8, CANVAS[1] // 8, channels)
     weights = np.random.default_rng(2).normal(size=out_shape).astype(np.float32)
     (_, together), gradient = run(params, x, SIZES, weights)
     assert np.isfinite(gradient).all()
@@ -97,10 +96,10 @@ def test_without_masks_the_neighbourhood_would_leak():
     """The same comparison with a mask of the whole canvas fails by far: the test can fail."""
     module, params, pixels, _ = setup()
     apply = jax.jit(lambda x, size: module.apply({"params": params}, x, size, method="encode").mean)
-    h, w = SIZES[1]
-    alone = apply(pixels[1:2, :h, :w], SIZES[1:2])[0]
+    h, w = SIZES[0]
+    alone = apply(pixels[:1, :h, :w], SIZES[:1])[0]
     whole_canvas = np.asarray([CANVAS], np.int32)
-    zeroed = jnp.zeros_like(pixels[1:2]).at[:, :h, :w].set(pixels[1:2, :h, :w])
+    zeroed = jnp.zeros_like(pixels[:1]).at[:, :h, :w].set(pixels[:1, :h, :w])
     unmasked = apply(zeroed, whole_canvas)[0, : h // 8, : w // 8]
     assert np.abs(unmasked - alone).max() > 1e-2 * np.abs(alone).max()
 
@@ -126,21 +125,26 @@ def test_scaling_round_trip_and_direction():
 
 def test_encode_images_is_scaled_sampled_and_batched():
     module, params, pixels, _ = setup()
-    images = jnp.round((pixels[:4] + 1) * 127.5).astype(jnp.uint8).reshape(2, 2, *CANVAS, 3)
-    size = SIZES[:4].reshape(2, 2, 2)
+    pixels = jnp.concatenate([pixels, pixels[:1]])
+    sizes = np.concatenate([SIZES, SIZES[:1]])
+    images = jnp.round((pixels + 1) * 127.5).astype(jnp.uint8).reshape(2, 2, *CANVAS, 3)
+    size = sizes.reshape(2, 2, 2)
     noise = jax.random.normal(jax.random.key(3), (2, 2, CANVAS[0] // 8, CANVAS[1] // 8, 16))
     got = jax.jit(functools.partial(vae_lib.encode_images, module))(params, images, size, noise)
     assert got.shape == noise.shape and got.dtype == jnp.float32
     x = images.reshape(4, *CANVAS, 3).astype(jnp.float32) / 127.5 - 1
-    mean, logvar = module.apply({"params": params}, x, SIZES[:4], method="encode")
+    encode = jax.jit(lambda x, size: module.apply({"params": params}, x, size, method="encode"))
+    mean, logvar = encode(x, sizes)
     wanted = np.asarray((mean + np.exp(logvar / 2) * noise.reshape(mean.shape) - 0.2) * 0.7)
-    for i, (h, w) in enumerate(SIZES[:4]):
+    for i, (h, w) in enumerate(sizes):
         flat = np.asarray(got.reshape(mean.shape)[i])
-        close(flat[: h // 8, : w // 8], wanted[i, : h // 8, : w // 8])
         assert not flat[h // 8 :].any() and not flat[:, w // 8 :].any()
-    decoded = vae_lib.decode_latents(module, params, got, size)
-    assert decoded.shape == images.shape and decoded.dtype == jnp.uint8
-    assert not np.asarray(decoded[1, 0]).any()  # (0, 0): no image
+        if h:
+            close(flat[: h // 8, : w // 8], wanted[i, : h // 8, : w // 8])
+    decode = jax.jit(functools.partial(vae_lib.decode_latents, module))
+    decoded = np.asarray(decode(params, got, size))
+    assert decoded.shape == images.shape and decoded.dtype == np.uint8
+    assert decoded[0, 0, :16, :32].any() and not decoded[0, 1].any()  # (0, 0): no image
 
 
 def test_patchify_order_and_inverse():

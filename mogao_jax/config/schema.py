@@ -168,7 +168,9 @@ class ModelConfig:
     remat: Literal["none", "full"] = "none"
     dtype: Literal["float32", "bfloat16"] = _field("float32", "of computation")
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    cross_entropy_chunk: int = _field(1024, "tokens whose logits exist at a time", minimum=1)
+    cross_entropy_chunk: int = _field(
+        256, "tokens of a row whose logits exist at a time; untrained ones are skipped", minimum=1
+    )
     attention: AttentionConfig = _field(AttentionConfig())
 
     def __post_init__(self):

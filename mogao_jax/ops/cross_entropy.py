@@ -32,7 +32,7 @@ def cross_entropy(
     targets: jax.Array,
     weights: jax.Array,
     *,
-    chunk: int = 1024,
+    chunk: int = 256,
     batch_axes: tuple[str, ...] = BATCH_AXES,
 ) -> tuple[jax.Array, jax.Array]:
     """Next-token losses of logits = hidden @ table.T, accumulated in float32.
@@ -151,9 +151,12 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
     d_losses = jnp.where(in_row, _take(d_losses, order), 0.0)
     rows, targets = _take(hidden, order), _take(targets, order)
     narrow = table.astype(hidden.dtype)
+    # The table's gradient is accumulated transposed, from transposed states: XLA's CPU backend
+    # takes several times as long to contract over the rows of both sides.
+    rows_across = rows.transpose(2, 0, 1)  # [D, B, P]
 
     def body(step, carry):
-        d_rows, d_table = carry
+        d_rows, d_table_across = carry
         row = _slice(rows, step, chunk)
         weights = jnp.exp(_logits(row, narrow) - _slice(log_total, step, chunk)[..., None])
         is_target = jnp.arange(table.shape[0]) == _slice(targets, step, chunk)[..., None]
@@ -163,11 +166,12 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
         d_rows = lax.dynamic_update_slice_in_dim(
             d_rows, d_row.astype(hidden.dtype), step * chunk, axis=1
         )
-        return d_rows, d_table + _dot(d_logits, row, ((0, 1), (0, 1)))
+        row_across = lax.dynamic_slice_in_dim(rows_across, step * chunk, chunk, axis=2)
+        return d_rows, d_table_across + _dot(row_across, d_logits, ((1, 2), (0, 1)))
 
-    start = (jnp.zeros_like(rows), jnp.zeros(table.shape, jnp.float32))
-    d_rows, d_table = lax.fori_loop(0, steps, body, start)
-    return _take(d_rows, place), d_table.astype(table.dtype), None, None
+    start = (jnp.zeros_like(rows), jnp.zeros(table.shape[::-1], jnp.float32))
+    d_rows, d_table_across = lax.fori_loop(0, steps, body, start)
+    return _take(d_rows, place), d_table_across.T.astype(table.dtype), None, None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -11,6 +11,8 @@ D head_dim.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -118,35 +120,70 @@ def halve(mask: Array) -> Array:
 
 
 def segment_attention(
-    query: Array, key: Array, value: Array, segment: Array, *, chunk: int = 1024
+    query: Array, key: Array, value: Array, segment: Array, *, chunk: int | None = None
 ) -> Array:
-    """Full attention inside each segment; queries in chunks, so no T x S array of all rows.
+    """Full attention inside each segment, block by block: no T x S array of all rows.
+
+    Pairs of blocks that share no segment are skipped, so a packed row costs little more than its
+    images alone (as long as segments are contiguous; the result is right in any order).
 
     Args:
       query, key, value: float[B, T, K, D]; scaled by 1 / sqrt(D) here, softmax in float32.
       segment: int32[B, T]; 0 is padding, which is not attended to and gets zeros.
-      chunk: queries at a time.
+      chunk: tokens per block; by default 128, and more in rows so long that they would make over
+        16 blocks. Up to two blocks are done at once.
     Returns:
       float[B, T, K, D].
     """
     length = query.shape[1]
-    scale = query.shape[-1] ** -0.5
+    chunk = chunk or max(128, -(-length // 16))
+    if length <= 2 * chunk:
+        chunk = length
+    pad = -length % chunk
+    arrays = [jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query, key, value)]
+    q, k, v = (rearrange(x, "b (n t) k d -> n b k t d", t=chunk) for x in arrays)
+    s = rearrange(jnp.pad(segment, ((0, 0), (0, pad))), "b (n t) -> n b t", t=chunk)
+    # The range of real segments of each block and row; empty (low > high) if there is none.
+    low = jnp.where(s > 0, s, jnp.iinfo(jnp.int32).max).min(-1)
+    high = s.max(-1)
 
-    def rows(q, q_segment):
-        logits = jnp.einsum("btkd,bskd->bkts", q, key, preferred_element_type=jnp.float32) * scale
-        allowed = (q_segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
-        logits = jnp.where(allowed[:, None], logits, _FAR_BELOW)
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        return jnp.einsum("bkts,bskd->btkd", weights, value)
+    @jax.checkpoint
+    def rows(block):
+        q, q_segment, q_low, q_high = block
 
-    if length <= chunk:
-        out = rows(query, segment)
+        def read(carry, key_block):
+            k, v, k_segment, k_low, k_high = key_block
+            shares = ((q_low <= k_high) & (k_low <= q_high)).any()
+            update = functools.partial(_online_softmax, q, k, v, q_segment, k_segment)
+            if len(s) == 1:
+                return update(carry), None
+            return jax.lax.cond(shares, update, lambda carry: carry, carry), None
+
+        zeros = jnp.zeros(q.shape, jnp.float32)
+        carry = zeros[..., :1] + _FAR_BELOW, zeros[..., :1], zeros
+        if len(s) == 1:
+            (_, total, out), _ = read(carry, (k[0], v[0], s[0], low[0], high[0]))
+        else:
+            (_, total, out), _ = jax.lax.scan(read, carry, (k, v, s, low, high))
+        out = out / jnp.where(total > 0, total, 1.0)
+        return jnp.where(q_segment[:, None, :, None] > 0, out, 0).astype(q.dtype)
+
+    if len(s) == 1:
+        out = rows((q[0], s[0], low[0], high[0]))[None]
     else:
-        pad = -length % chunk
-        q = jnp.pad(query, ((0, 0), (0, pad), (0, 0), (0, 0)))
-        s = jnp.pad(segment, ((0, 0), (0, pad)))
-        q = rearrange(q, "b (c t) k d -> c b t k d", t=chunk)
-        s = rearrange(s, "b (c t) -> c b t", t=chunk)
-        out = jax.lax.map(jax.checkpoint(lambda x: rows(*x)), (q, s))
-        out = rearrange(out, "c b t k d -> b (c t) k d")[:, :length]
-    return jnp.where(segment[:, :, None, None] > 0, out, jnp.zeros((), out.dtype))
+        out = jax.lax.map(rows, (q, s, low, high))
+    return rearrange(out, "n b k t d -> b (n t) k d")[:, :length]
+
+
+def _online_softmax(q, k, v, q_segment, k_segment, carry):
+    """Adds one block of keys to (greatest logit, sum of weights, weighted sum of values)."""
+    greatest, total, out = carry
+    logits = jnp.einsum("bktd,bksd->bkts", q, k, preferred_element_type=jnp.float32)
+    allowed = (q_segment[:, :, None] == k_segment[:, None, :]) & (k_segment[:, None, :] > 0)
+    logits = jnp.where(allowed[:, None], logits * q.shape[-1] ** -0.5, _FAR_BELOW)
+    # The shift cancels in the quotient: no gradient through it.
+    new = jax.lax.stop_gradient(jnp.maximum(greatest, logits.max(-1, keepdims=True)))
+    weights = jnp.where(allowed[:, None], jnp.exp(logits - new), 0)
+    keep = jnp.exp(greatest - new)
+    read = jnp.einsum("bkts,bksd->bktd", weights.astype(v.dtype), v).astype(jnp.float32)
+    return new, total * keep + weights.sum(-1, keepdims=True), out * keep + read

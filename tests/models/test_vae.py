@@ -156,10 +156,11 @@ def test_patchify_order_and_inverse():
     np.testing.assert_array_equal(vae_lib.unpatchify_latents(tokens, 4, 6), latents)
 
 
-def test_segment_attention_in_chunks_equals_a_loop():
+def test_segment_attention_in_blocks_equals_a_loop():
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 2, 11, 2, 4)).astype(np.float32)
-    segment = np.asarray([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0, 0], [5] * 11])
+    # Contiguous with padding at the end; in no order at all, with padding between.
+    segment = np.asarray([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0, 0], [5, 5, 0, 2, 5, 5, 2, 2, 5, 9, 5]])
     wanted = np.zeros_like(q)
     for b in range(2):
         for t in range(11):
@@ -168,8 +169,21 @@ def test_segment_attention_in_chunks_equals_a_loop():
                 for n in range(2):
                     e = np.exp(k[b, keys, n] @ q[b, t, n] / 2)
                     wanted[b, t, n] = (e / e.sum()) @ v[b, keys, n]
-    for chunk in (4, 11, 64):
-        close(segment_attention(*map(jnp.asarray, (q, k, v, segment)), chunk=chunk), wanted)
+
+    def dense(q, k, v):
+        same = (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
+        logits = jnp.where(same[:, None], jnp.einsum("btkd,bskd->bkts", q, k) / 2, -1e30)
+        out = jnp.einsum("bkts,bskd->btkd", jax.nn.softmax(logits), v)
+        return jnp.where(segment[:, :, None, None] > 0, out, 0)
+
+    def gradients(attend):
+        return jax.jit(jax.grad(lambda *x: (attend(*x) ** 2).sum(), (0, 1, 2)))(q, k, v)
+
+    for chunk in (2, 4, None):
+        attend = functools.partial(segment_attention, segment=jnp.asarray(segment), chunk=chunk)
+        close(jax.jit(attend)(q, k, v), wanted)
+        for ours, theirs in zip(gradients(attend), gradients(dense), strict=True):
+            close(ours, theirs)
 
 
 def test_flux_size():

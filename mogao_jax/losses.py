@@ -23,7 +23,7 @@ class WeightedSum(NamedTuple):
     total: jax.Array
     weight: jax.Array
 
-    def __add__(self, other):  # type: ignore[override]
+    def __add__(self, other):
         return WeightedSum(self.total + other.total, self.weight + other.weight)
 
     def mean(self) -> jax.Array:

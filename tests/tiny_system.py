@@ -68,7 +68,9 @@ def _encoders() -> EncoderParams:
     vae = FluxVae(CONFIG.vae)
     vae_params = nn.unbox(jax.jit(vae.init)(jax.random.key(1), pixels, size)["params"])
     batch = jax.tree.map(jnp.asarray, rows([[text_document("a")]]))
-    vit_params = nn.unbox(jax.jit(VisionTower(CONFIG.vit).init)(jax.random.key(2), *batch.vit)["params"])
+    vit_params = nn.unbox(
+        jax.jit(VisionTower(CONFIG.vit).init)(jax.random.key(2), *batch.vit)["params"]
+    )
     return EncoderParams(vae_params, vit_params)
 
 
@@ -76,7 +78,9 @@ def make_system(cfg: MogaoConfig = CONFIG) -> System:
     uses_vit = cfg.layout.understanding_encoder == "vit"
     model = build(cfg.model, cfg.vae, cfg.vit, vocab_size=TOKENIZER.vocab_size,
                   text_reads_vae=not uses_vit)  # fmt: skip
-    return System(cfg, model, FluxVae(cfg.vae), VisionTower(cfg.vit) if uses_vit else None, ("a", "b"))
+    return System(
+        cfg, model, FluxVae(cfg.vae), VisionTower(cfg.vit) if uses_vit else None, ("a", "b")
+    )
 
 
 def initial_params(system: System):
@@ -90,7 +94,7 @@ def make_params(system: System, *, perturb: float = 0.05):
     params = initial_params(system)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [x + perturb * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    moved = [x + perturb * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return tree.unflatten(moved)
 
 
@@ -157,6 +161,8 @@ def relative_error(a, b) -> float:
     """||a - b|| / ||b|| over all leaves of two trees."""
     a, b = jax.tree.leaves(a), jax.tree.leaves(b)
     assert len(a) == len(b)
-    difference = sum(float(np.sum((np.float64(x) - np.float64(y)) ** 2)) for x, y in zip(a, b))
+    difference = sum(
+        float(np.sum((np.float64(x) - np.float64(y)) ** 2)) for x, y in zip(a, b, strict=True)
+    )
     size = sum(float(np.sum(np.float64(y) ** 2)) for y in b)
     return float(np.sqrt(difference / size))

@@ -26,7 +26,7 @@ from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
 from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
-from mogao_jax.sharding import multihost
+from mogao_jax.sharding import multihost, rules
 from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir
@@ -35,7 +35,7 @@ from mogao_jax.training.loop import Counters, Evaluator, Parts, evaluated_params
 from mogao_jax.training.metrics import MetricsWriter, read_metrics
 from mogao_jax.training.objective import EncoderParams, System
 from mogao_jax.training.optimizer import make_optimizer
-from mogao_jax.training.state import abstract_state, init_state, num_bytes
+from mogao_jax.training.state import abstract_state, init_state, num_bytes, shardings_of
 from mogao_jax.training.step import make_eval_step, make_train_step
 from mogao_jax.training.system import count_parameters, init_params, make_system
 from mogao_jax.training.validation import hide_pictures, make_evaluator
@@ -83,7 +83,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     state_bytes = num_bytes(abstract)
     workdir.prepare(folder, workdir.checkpoint_bytes(state_bytes, config.train.keep_checkpoints))
 
-    with jax.set_mesh(mesh), Checkpointer(folder, config, report=_say) as checkpointer:
+    with rules.on_mesh(mesh), Checkpointer(folder, config, report=_say) as checkpointer:
         restored = checkpointer.restore(abstract, data=data, restart_data=restart_data)
         counters = Counters(**restored.counters) if restored else Counters()
         state = restored.state if restored else None
@@ -95,9 +95,8 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
             state = init_state(init, optimizer.transform, mesh, ema_decay)
             workdir.write_config(folder, to_dict(config))
         parameters = count_parameters(state.params)
-        facts = functools.partial(save_run_facts, folder, parameters=parameters)
         if multihost.is_main():
-            facts(devices=jax.devices())
+            save_run_facts(folder, parameters=parameters, devices=jax.devices())
         _say(_summary(config, folder, mesh, parameters, state_bytes, step))
 
         with MetricsWriter(folder, resume_step=step, tensorboard=multihost.is_main()) as writer:
@@ -109,7 +108,10 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
                 config=config,
                 mesh=mesh,
                 train_step=jax.jit(
-                    make_train_step(system, optimizer.transform), donate_argnums=0
+                    make_train_step(system, optimizer.transform),
+                    donate_argnums=0,
+                    # As they came in: else XLA re-shards small leaves, and cannot reuse them.
+                    out_shardings=(shardings_of(abstract), None),
                 ),
                 encoders=encoders,
                 data=data,
@@ -123,7 +125,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
             )
             state = train(parts, state, counters)
         if multihost.is_main():
-            facts(devices=jax.devices(), **_peak_memory())
+            save_run_facts(folder, parameters=parameters, devices=jax.devices(), **_peak_memory())
     finished = _is_over(folder, config, counters, int(state.step))
     _say(
         f"{'Done' if finished else 'Stopped'} at step {int(state.step)} after "
@@ -189,7 +191,7 @@ def _stop_on_signals() -> Callable[[], bool]:
     return lambda: bool(asked)
 
 
-def _peak_memory() -> dict[str, str]:
+def _peak_memory() -> dict[str, Any]:
     """Peak memory of the process, and of the first device where it keeps count."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scale = 1 if sys.platform == "darwin" else 1024

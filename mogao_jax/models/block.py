@@ -7,14 +7,13 @@ K key/value heads, H head_dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from mogao_jax.models.layers import constrain, fan_in, linear
+from mogao_jax.models.layers import Linear, constrain, zeros
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.modulation import modulate, per_token
 from mogao_jax.ops.norms import RMSNorm
@@ -62,24 +61,23 @@ class Branch(nn.Module):
     num_kv_heads: int
     head_dim: int
     eps: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: Any
+    param_dtype: Any
 
     def setup(self):
-        kwargs = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        q_axes, kv_axes = ("embed", "q_heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        kv_shape = (self.num_kv_heads, self.head_dim)
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        d, f, h = self.embed_dim, self.mlp_dim, self.head_dim
+        query = (d, self.num_heads, h), ("embed", "q_heads", "head_dim")
+        key_value = (d, self.num_kv_heads, h), ("embed", "kv_heads", "head_dim")
         self.attention_norm = RMSNorm(eps=self.eps, param_dtype=self.param_dtype)
-        self.query = linear((self.num_heads, self.head_dim), q_axes, use_bias=True, **kwargs)
-        self.key = linear(kv_shape, kv_axes, use_bias=True, **kwargs)
-        self.value = linear(kv_shape, kv_axes, use_bias=True, **kwargs)
-        self.output = linear(
-            self.embed_dim, ("q_heads", "head_dim", "embed"), axis=(-2, -1), **kwargs
-        )
+        self.query = Linear(*query, num_out=2, use_bias=True, **dtypes)
+        self.key = Linear(*key_value, num_out=2, use_bias=True, **dtypes)
+        self.value = Linear(*key_value, num_out=2, use_bias=True, **dtypes)
+        self.output = Linear((self.num_heads, h, d), ("q_heads", "head_dim", "embed"), **dtypes)
         self.mlp_norm = RMSNorm(eps=self.eps, param_dtype=self.param_dtype)
-        self.gate = linear(self.mlp_dim, ("embed", "mlp"), **kwargs)
-        self.up = linear(self.mlp_dim, ("embed", "mlp"), **kwargs)
-        self.down = linear(self.embed_dim, ("mlp", "embed"), kernel_init=fan_in, **kwargs)
+        self.gate = Linear((d, f), ("embed", "mlp"), **dtypes)
+        self.up = Linear((d, f), ("embed", "mlp"), **dtypes)
+        self.down = Linear((f, d), ("mlp", "embed"), **dtypes)
 
     def qkv(
         self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], modulation: Modulation | None
@@ -91,9 +89,7 @@ class Branch(nn.Module):
         q, k = apply_rope(self.query(h), *rotation), apply_rope(self.key(h), *rotation)
         return q, k, self.value(h)
 
-    def finish(
-        self, x: jax.Array, attended: jax.Array, modulation: Modulation | None
-    ) -> jax.Array:
+    def finish(self, x: jax.Array, attended: jax.Array, modulation: Modulation | None) -> jax.Array:
         """Adds attention's output [B, L, N, H] and the FFN to the residual stream [B, L, D]."""
         h = self.output(attended)
         x = x + (h if modulation is None else modulation.attention_gate * h)
@@ -119,11 +115,11 @@ class Block(nn.Module):
     num_kv_heads: int
     head_dim: int
     eps: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: Any
+    param_dtype: Any
 
     def setup(self):
-        sizes = {
+        sizes: dict[str, Any] = {
             "embed_dim": self.embed_dim,
             "mlp_dim": self.mlp_dim,
             "num_heads": self.num_heads,
@@ -135,11 +131,11 @@ class Block(nn.Module):
         }
         self.und = Branch(**sizes)
         self.gen = self.und if self.fusion == "shared" else Branch(**sizes)
-        self.adaln = linear(
-            6 * self.embed_dim,
+        self.adaln = Linear(
+            (self.embed_dim, 6 * self.embed_dim),
             ("embed", None),
             use_bias=True,
-            kernel_init=nn.initializers.zeros_init(),
+            kernel_init=zeros,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
@@ -166,11 +162,11 @@ class Block(nn.Module):
         modulation = Modulation(*jnp.split(per_token(table, conditioning_index), 6, -1))
         und_qkv = self.und.qkv(streams.und, rotations.und, None)
         gen_qkv = self.gen.qkv(streams.gen, rotations.gen, modulation)
-        parts = [
+        queries, keys, values = (
             Parts(und=u, clean=g[:, :num_clean], noised=g[:, num_clean:])
-            for u, g in zip(und_qkv, gen_qkv)
-        ]
-        out = jax.tree.map(lambda x: checkpoint_name(x, "attention"), self.attend(*parts, meta))
+            for u, g in zip(und_qkv, gen_qkv, strict=True)
+        )
+        out = self.attend(queries, keys, values, meta)
         attended = jnp.concatenate([out.clean, out.noised], 1)
         und = self.und.finish(streams.und, out.und, None)
         gen = self.gen.finish(streams.gen, attended, modulation)

@@ -7,12 +7,13 @@ of 16 latent channels).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mogao_jax.models.layers import linear
+from mogao_jax.models.layers import Linear, zeros
 from mogao_jax.ops.modulation import modulate
 from mogao_jax.ops.norms import RMSNorm
 
@@ -37,15 +38,18 @@ class TimestepEmbedder(nn.Module):
     embed_dim: int
     sinusoid_dim: int
     scale: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: Any
+    param_dtype: Any
 
     @nn.compact
     def __call__(self, timesteps: jax.Array) -> jax.Array:
         x = timestep_sinusoids(timesteps, self.sinusoid_dim, self.scale)
-        kwargs = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.silu(linear(self.embed_dim, (None, "embed"), name="in", **kwargs)(x))
-        return linear(self.embed_dim, ("embed", None), name="out", **kwargs)(x)
+        kwargs: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kwargs["use_bias"] = True
+        hidden = (self.sinusoid_dim, self.embed_dim)
+        x = nn.silu(Linear(hidden, (None, "embed"), name="in", **kwargs)(x))
+        square = (self.embed_dim, self.embed_dim)
+        return Linear(square, ("embed", None), name="out", **kwargs)(x)
 
 
 class VitMerger(nn.Module):
@@ -57,8 +61,8 @@ class VitMerger(nn.Module):
 
     embed_dim: int
     merge_size: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: Any
+    param_dtype: Any
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -68,10 +72,12 @@ class VitMerger(nn.Module):
             features
         )
         x = x.reshape(batch, num_patches // block, block * channels)
-        kwargs = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = linear(block * channels, (None, "mlp"), name="in", **kwargs)(x)
+        kwargs: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kwargs["use_bias"] = True
+        width = block * channels
+        x = Linear((width, width), (None, "mlp"), name="in", **kwargs)(x)
         x = nn.gelu(x, approximate=False)
-        return linear(self.embed_dim, ("mlp", "embed"), name="out", **kwargs)(x)
+        return Linear((width, self.embed_dim), ("mlp", "embed"), name="out", **kwargs)(x)
 
 
 class VelocityHead(nn.Module):
@@ -82,18 +88,18 @@ class VelocityHead(nn.Module):
 
     channels: int
     eps: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: Any
+    param_dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, conditioning: jax.Array) -> jax.Array:
         shift, scale = jnp.split(conditioning, 2, -1)
         x = RMSNorm(eps=self.eps, param_dtype=self.param_dtype, name="norm")(x)
-        return linear(
-            self.channels,
+        return Linear(
+            (x.shape[-1], self.channels),
             ("embed", None),
             use_bias=True,
-            kernel_init=nn.initializers.zeros_init(),
+            kernel_init=zeros,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="out",

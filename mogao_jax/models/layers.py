@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,38 +11,56 @@ import jax.numpy as jnp
 
 # Fan-in scaled: right at any width. Checkpoints ported from an LLM do not use it.
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+zeros = nn.initializers.zeros_init()
 
 
-def linear(
-    features: int | Sequence[int],
-    kernel_axes: tuple[str | None, ...],
-    *,
-    axis: int | Sequence[int] = -1,
-    use_bias: bool = False,
-    kernel_init=fan_in,
-    dtype=jnp.float32,
-    param_dtype=jnp.float32,
-    name: str | None = None,
-) -> nn.DenseGeneral:
-    """A dense layer over the given axes whose parameters carry logical axis names.
+class Linear(nn.Module):
+    """x @ kernel + bias over the last `len(shape) - num_out` axes of x.
 
-    Args:
-      features: output shape after the contracted axes.
-      kernel_axes: logical names of the kernel's dimensions (inputs, then outputs).
-      axis: contracted input axes.
+    All other axes of x are joined, so that forward and backward are plain two-dimensional
+    matmuls. XLA's CPU backend takes those as they are; with a batch axis in between it writes a
+    transposed copy of every gradient first, which took longer than the matmul itself.
+
+    Attributes:
+      shape: of the kernel, inputs then outputs: (D, N, H) makes heads, (N, H, D) joins them.
+      axes: logical names of the kernel's axes.
+      num_out: how many axes of the kernel are outputs.
     """
-    num_out = 1 if isinstance(features, int) else len(features)
-    bias_axes = kernel_axes[-num_out:]
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
-        use_bias=use_bias,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, kernel_axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), bias_axes),
-        name=name,
-    )
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    num_out: int = 1
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = fan_in
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, outputs = self.shape[: -self.num_out], self.shape[-self.num_out :]
+        num_in, num_features = math.prod(inputs), math.prod(outputs)
+
+        def flat_init(key, shape, dtype):  # the fan of a kernel counts all input axes
+            return self.kernel_init(key, (num_in, num_features), dtype).reshape(shape)
+
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(flat_init, self.axes),
+            self.shape,
+            self.param_dtype,
+        )
+        lead = x.shape[: x.ndim - len(inputs)]
+        x = x.reshape(-1, num_in).astype(self.dtype)
+        y = x @ kernel.reshape(num_in, num_features).astype(self.dtype)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(zeros, self.axes[-self.num_out :]),
+                outputs,
+                self.param_dtype,
+            )
+            y = y + bias.reshape(-1).astype(self.dtype)
+        return y.reshape(*lead, *outputs)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, VitConfig
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
-from mogao_jax.models.layers import constrain, linear
+from mogao_jax.models.layers import Linear, constrain, zeros
 from mogao_jax.ops.attention.api import attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.modulation import per_token
@@ -80,6 +80,7 @@ class Mogao(nn.Module):
       vocab_size: rows of the embedding.
       latent_channels: of the VAE (16 for FLUX).
       merge_size: side of the blocks that the ViT merger joins.
+      vit_merger_dim: width of the tower's own merger, for connector "vit_merger".
       text_reads_vae: VAE-only understanding (ablations A, B).
     """
 
@@ -87,11 +88,15 @@ class Mogao(nn.Module):
     vocab_size: int
     latent_channels: int = 16
     merge_size: int = 2
+    vit_merger_dim: int = 0
     text_reads_vae: bool = False
 
     def setup(self):
         c = self.config
-        dtypes = {"dtype": jnp.dtype(c.dtype), "param_dtype": jnp.dtype(c.param_dtype)}
+        dtypes: dict[str, Any] = {
+            "dtype": jnp.dtype(c.dtype),
+            "param_dtype": jnp.dtype(c.param_dtype),
+        }
         channels = self.latent_channels * LATENT_PATCH**2
         self.token_embedding = self.param(
             "token_embedding",
@@ -102,12 +107,14 @@ class Mogao(nn.Module):
         if c.connector == "merger":
             self.vit_merger = VitMerger(c.embed_dim, self.merge_size, **dtypes)
         else:
-            self.vit_linear = linear(c.embed_dim, (None, "embed"), use_bias=True, **dtypes)
-        self.latent_in = linear(c.embed_dim, (None, "embed"), use_bias=True, **dtypes)
+            shape = (self.vit_merger_dim, c.embed_dim)
+            self.vit_linear = Linear(shape, (None, "embed"), use_bias=True, **dtypes)
+        into = (channels, c.embed_dim)
+        self.latent_in = Linear(into, (None, "embed"), use_bias=True, **dtypes)
         self.timestep_embedder = TimestepEmbedder(
             c.embed_dim, c.timestep_embed_dim, c.timestep_scale, **dtypes
         )
-        block = {
+        block: dict[str, Any] = {
             "attend": functools.partial(
                 _attend, config=c.attention, text_reads_vae=self.text_reads_vae
             ),
@@ -140,11 +147,11 @@ class Mogao(nn.Module):
                 (self.vocab_size, c.embed_dim),
                 dtypes["param_dtype"],
             )
-        self.final_adaln = linear(
-            2 * c.embed_dim,
+        self.final_adaln = Linear(
+            (c.embed_dim, 2 * c.embed_dim),
             ("embed", None),
             use_bias=True,
-            kernel_init=nn.initializers.zeros_init(),
+            kernel_init=zeros,
             **dtypes,
         )
         self.velocity_head = VelocityHead(channels, c.rms_norm_eps, **dtypes)
@@ -158,7 +165,12 @@ class Mogao(nn.Module):
         index = jnp.concatenate(
             [jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32), inputs.noised_image + 1], 1
         )
-        rope = {"head_dim": c.head_dim, "theta": c.rope_theta, "kind": c.rope, "tail": c.rope_tail}
+        rope: dict[str, Any] = {
+            "head_dim": c.head_dim,
+            "theta": c.rope_theta,
+            "kind": c.rope,
+            "tail": c.rope_tail,
+        }
         positions = inputs.positions
         gen_positions = jnp.concatenate([positions.clean, positions.noised], 1)
         rotations = Rotations(
@@ -238,6 +250,7 @@ def build(
         vocab_size=vocab_size,
         latent_channels=vae.latent_channels,
         merge_size=vit.merge_size,
+        vit_merger_dim=vit.merger_dim,
         text_reads_vae=text_reads_vae,
     )
 

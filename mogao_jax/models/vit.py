@@ -17,9 +17,13 @@ import numpy as np
 from einops import rearrange
 
 from mogao_jax.config.schema import VitConfig
-from mogao_jax.models.masked import segment_attention
+from mogao_jax.ops.attention.api import attention
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.sequence.masking import VIT, TokenMeta
 
 Array = jax.Array
+
+BLOCK = 64  # patches per tile of attention: small pictures waste little
 
 # CLIP's channel statistics, of pixels in [0, 1].
 PIXEL_MEAN = np.asarray((0.48145466, 0.4578275, 0.40821073), np.float32)
@@ -58,6 +62,18 @@ def _rotate(x: Array, angles: Array) -> Array:
     return turned.astype(x.dtype)
 
 
+def _attention_within_images(q: Array, k: Array, v: Array, segment: Array) -> Array:
+    """Full attention among the patches of each image: [B, P, N, H] each, segment int32[B, P].
+
+    Patches of one image are tokens of one time, which see each other (sequence/masking.py); so
+    the transformer's own attention serves, and skips all tiles between different images.
+    """
+    meta = Parts(und=TokenMeta(segment, jnp.zeros_like(segment), jnp.full_like(segment, VIT)))
+    queries, keys, values = (Parts(und=x) for x in (q, k, v))
+    out = attention(queries, keys, values, meta, meta, block_q=BLOCK, block_kv=BLOCK)
+    return out.und
+
+
 def _quick_gelu(x: Array) -> Array:
     return x * nn.sigmoid(1.702 * x)
 
@@ -85,7 +101,7 @@ class VisionBlock(nn.Module):
         h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm1")(x)
         qkv = nn.Dense(3 * dim, dtype=x.dtype, name="attn_qkv")(h)
         q, k, v = rearrange(qkv, "b p (three n h) -> three b p n h", three=3, n=self.num_heads)
-        h = segment_attention(_rotate(q, angles), _rotate(k, angles), v, segment)
+        h = _attention_within_images(_rotate(q, angles), _rotate(k, angles), v, segment)
         h = rearrange(h, "b p n h -> b p (n h)")
         x = x + nn.Dense(dim, dtype=x.dtype, name="attn_proj")(h)
         h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm2")(x)

@@ -23,6 +23,7 @@ Every target image has its noised copy in exactly one form, drawn at random in t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Sequence
 
@@ -102,7 +103,10 @@ def _draw_contexts(
     draws = rng.random(len(items))
     is_empty = draws < layout.p_empty
     is_image_only = draws >= 1 - layout.p_image_only
-    return [EMPTY if e else IMAGE_ONLY if i else FULL for e, i in zip(is_empty, is_image_only)]
+    return [
+        EMPTY if e else IMAGE_ONLY if i else FULL
+        for e, i in zip(is_empty, is_image_only, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------------------- forms
@@ -122,7 +126,7 @@ class _Form:
     def is_trained(self) -> bool:
         trained = any(
             isinstance(b, Token) and b.trained and isinstance(a, Token)
-            for a, b in zip(self.elements, self.elements[1:])
+            for a, b in itertools.pairwise(self.elements)
         )
         return trained or bool(self.noised)
 
@@ -147,10 +151,10 @@ def _reduced_form(
     noised: Sequence[int],
     layout: LayoutConfig,
 ) -> _Form:
-    """The given pictures with their vision tokens, up to the last picture; nothing is NTP-trained."""
+    """The given pictures with their vision tokens, up to the last one; no text is trained."""
     kept: list[Element] = []
     kept_times: list[int] = []
-    for element, time in zip(elements, times):
+    for element, time in zip(elements, times, strict=True):
         if isinstance(element, Picture):
             keep = element.index in pictures
         else:
@@ -224,7 +228,7 @@ class _Builder:
         order = 0  # attention's time: like T, but counting each ViT token if they are causal
         run: list[tuple[int, int, float, int, int]] = []  # token, target, weight, order, T
         elements = form.elements
-        for position, (element, time) in enumerate(zip(elements, form.times)):
+        for position, (element, time) in enumerate(zip(elements, form.times, strict=True)):
             if isinstance(element, Token):
                 following = elements[position + 1] if position + 1 < len(elements) else None
                 trained = isinstance(following, Token) and following.trained
@@ -240,7 +244,7 @@ class _Builder:
     def _add_text(self, run, segment: int) -> None:
         if not run:
             return
-        tokens, targets, weights, orders, times = zip(*run)
+        tokens, targets, weights, orders, times = zip(*run, strict=True)
         n = len(run)
         t = np.array(times, np.float32)
         zero = t if self._layout.text_positions == "thw" else np.zeros_like(t)
@@ -273,7 +277,9 @@ class _Builder:
                 segment=np.full(n, segment),
                 time=order + np.arange(n) if is_causal else np.full(n, order),
                 kind=np.full(n, VIT),
-                positions=_vit_positions(time, (rows, columns), self._vae_grid(index, items[index])),
+                positions=_vit_positions(
+                    time, (rows, columns), self._vae_grid(index, items[index])
+                ),
                 vit_index=self._vit_first[index] + np.arange(n),
             )
         if index in form.clean:  # after its own ViT tokens, so it reads all of them
@@ -400,7 +406,7 @@ def _vit_positions(time: int, vit_grid: tuple[int, int], vae_grid: tuple[int, in
     [choice] The centre of each ViT token in coordinates of the VAE grid, whose token i has its
     centre at i. Where the grids coincide these are whole numbers: both share the position id.
     """
-    axes = [(np.arange(n) + 0.5) * (m / n) - 0.5 for n, m in zip(vit_grid, vae_grid)]
+    axes = [(np.arange(n) + 0.5) * (m / n) - 0.5 for n, m in zip(vit_grid, vae_grid, strict=True)]
     h, w = (a.reshape(-1) for a in np.meshgrid(*axes, indexing="ij"))
     return np.stack([np.full_like(h, time), h, w], -1).astype(np.float32)
 

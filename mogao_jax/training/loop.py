@@ -99,8 +99,9 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
                         _evaluate(parts, parts.evaluators, state, step)
                 # 2. save
                 counters.seconds = clock.seconds()
-                if step:
+                if step and step % config.train.checkpoint_every == 0:
                     with throughput.paused():
+                        accumulator.check()  # nothing that diverged is saved
                         parts.checkpointer.save(
                             step, state, counters=dataclasses.asdict(counters), data=parts.data
                         )
@@ -111,9 +112,7 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
                 # 4. step
                 rate = parts.schedule(step, clock.progress(config, step))
                 jax.block_until_ready(pending)  # one step ahead of the devices, no further
-                state, pending = parts.train_step(
-                    state, parts.encoders, batch, jnp.float32(rate)
-                )
+                state, pending = parts.train_step(state, parts.encoders, batch, jnp.float32(rate))
                 step += 1
                 accumulator.add(step, pending)
                 tokens, fill = _count(host_batch)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from mogao_jax import flow
 from mogao_jax.config.schema import ObjectiveConfig

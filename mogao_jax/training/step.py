@@ -57,9 +57,7 @@ def loss_and_gradients(
         )
         inputs, target = model_inputs(system, encoders, micro, draw)
         result = losses(system, params, micro, inputs, target)
-        loss = window_loss(
-            result, ntp_denominator, flow_denominator, config.objective.ntp_weight
-        )
+        loss = window_loss(result, ntp_denominator, flow_denominator, config.objective.ntp_weight)
         return loss, breakdown(system, micro, draw, result)
 
     gradient = jax.grad(objective, has_aux=True)

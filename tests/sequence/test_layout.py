@@ -75,7 +75,7 @@ def test_chat_follows_qwens_template_and_trains_only_the_assistant():
     out = laid_out(Text("hi", role="user", loss=False), Text("yo", role="assistant"))
     text = "<im_start>user\nhi<im_end>\n<im_start>assistant\nyo<im_end>"
     assert "".join(spelled(out.und.tokens)) == text
-    trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights) if w]
+    trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights, strict=True) if w]
     assert trained == ["y", "o", "<im_end>"]
 
 
@@ -93,7 +93,9 @@ def test_understanding_document_carries_no_vae_tokens():
     )
     assert (out.und.meta.kind == VIT).sum() == 4
     assert len(out.clean.image) == len(out.noised.image) == len(out.images.uid) == 0
-    assert "<vs>" not in [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights) if w]
+    assert "<vs>" not in [
+        s for s, w in zip(spelled(out.und.targets), out.und.loss_weights, strict=True) if w
+    ]
 
 
 def test_condition_image_before_a_target_has_vit_and_clean_tokens():
@@ -104,7 +106,7 @@ def test_condition_image_before_a_target_has_vit_and_clean_tokens():
     )
     assert (out.und.meta.kind == VIT).sum() == 4
     assert len(out.clean.image) == 4 and len(out.noised.image) == 6
-    trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights) if w]
+    trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights, strict=True) if w]
     assert trained == ["<vs>"]
 
 
@@ -124,7 +126,7 @@ def test_end_after_image(policy, num_images, ends):
     tokens = spelled(out.und.tokens)
     assert (tokens[-1] == "<endoftext>") == ends
     assert tokens.count("<V>") == num_images - (not ends)  # read by the end token
-    trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights) if w]
+    trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights, strict=True) if w]
     assert ("<endoftext>" in trained) == ends
 
 
@@ -222,9 +224,7 @@ def test_vit_positions_are_centres_on_the_vae_grid():
     np.testing.assert_allclose(out.und.positions[is_vit, 2], np.tile(centres, 2))
     # Matching grids: whole numbers, the VAE token's own ids.
     out = laid_out(Image(pixels=picture(64, 32)), Text("a"), images=IMAGES)
-    np.testing.assert_array_equal(
-        out.und.positions[out.und.meta.kind == VIT], out.noised.positions
-    )
+    np.testing.assert_array_equal(out.und.positions[out.und.meta.kind == VIT], out.noised.positions)
 
 
 def test_causal_vit_orders_its_tokens_and_leaks_nothing():

@@ -70,9 +70,7 @@ def test_eight_devices_and_three_micro_steps_equal_one_device_with_everything(ca
 def test_averaging_per_rank_is_another_number(case):
     """What the global reduction is for: means of means weigh tokens by where they lie."""
     system, params, batch, key = case
-    run = jax.jit(
-        lambda batch: loss_and_gradients(system, params, tiny.encoders(), batch, key)[0]
-    )
+    run = jax.jit(lambda batch: loss_and_gradients(system, params, tiny.encoders(), batch, key)[0])
     by_rank = [
         jax.device_get(run(jax.tree.map(lambda x, r=r: x[None, r : r + 1], batch)))
         for r in range(8)

@@ -14,6 +14,7 @@ from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.training.objective import losses
 
 TOLERANCE = 1e-5
+VAE_ONLY = {"understanding_encoder": "vae"}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,9 @@ def test_later_items_change_nothing_earlier(run):
     np.testing.assert_array_equal(a.ntp_per_token[0][earlier], b.ntp_per_token[0][earlier])
     first_image = (before.noised.meta.time[0] > 0) & (before.noised.meta.time[0] < changed_from)
     assert first_image.any()
-    np.testing.assert_array_equal(a.flow_per_token[0][first_image], b.flow_per_token[0][first_image])
+    np.testing.assert_array_equal(
+        a.flow_per_token[0][first_image], b.flow_per_token[0][first_image]
+    )
 
 
 def test_ectf_equals_one_pass_per_target_image(gradient, params):
@@ -155,9 +158,7 @@ def test_ectf_equals_one_pass_per_target_image(gradient, params):
     # And one pass for the text, over clean images only: ViT is all that text reads.
     text_only = tiny.rows([[document]])
     text_only = text_only._replace(
-        noised=text_only.noised._replace(
-            loss_weights=np.zeros_like(text_only.noised.loss_weights)
-        )
+        noised=text_only.noised._replace(loss_weights=np.zeros_like(text_only.noised.loss_weights))
     )
     (_, text), grad = gradient(params, text_only)
     grads.append(grad)
@@ -215,8 +216,8 @@ def test_empty_context_sees_nothing(run):
 @pytest.mark.parametrize(
     "sections",
     [
-        {"model": {"fusion": "shared", "rope": "m_rope"}, "layout": {"understanding_encoder": "vae"}},
-        {"model": {"fusion": "shared"}, "layout": {"understanding_encoder": "vae"}},
+        {"model": {"fusion": "shared", "rope": "m_rope"}, "layout": VAE_ONLY},
+        {"model": {"fusion": "shared"}, "layout": VAE_ONLY},
         {"model": {"scan_layers": True, "remat": "full"}, "layout": {"vit_attention": "causal"}},
         {"model": {"tie_embeddings": False}, "layout": {"text_positions": "t"}},
     ],
@@ -230,7 +231,7 @@ def test_variants_keep_packed_equal_to_alone(sections):
     alone, packed = tiny.rows([[a]], cfg), tiny.rows([[b, a]], cfg)
     expected = per_document(run(alone), alone, 0, 1)
     found = per_document(run(packed), packed, 0, 2)
-    for x, y in zip(found, expected):
+    for x, y in zip(found, expected, strict=True):
         assert len(x) > 0 and tiny.relative_error(x, y) < TOLERANCE
 
 
@@ -250,9 +251,7 @@ def test_text_reads_images_through_the_vae_in_ablation_b(params):
     def answers(reads_vae: bool):
         system = tiny.make_system(cfg)
         if not reads_vae:
-            system = dataclasses.replace(
-                system, model=system.model.clone(text_reads_vae=False)
-            )
+            system = dataclasses.replace(system, model=system.model.clone(text_reads_vae=False))
         run = runner(system, tiny.make_params(system))
         return [run(tiny.rows([[d]], cfg)).ntp_per_token for d in documents]
 

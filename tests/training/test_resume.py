@@ -59,7 +59,12 @@ def start(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> subproces
     command = [sys.executable, "-m", "mogao_jax.cli.main", "train", f"--config={config}"]
     command += ["--workdir", str(workdir), *flags]
     return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

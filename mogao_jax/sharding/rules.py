@@ -97,6 +97,17 @@ def on_mesh(mesh: Mesh) -> Iterator[Mesh]:
         yield mesh
 
 
+def unbox(tree: Any) -> Any:
+    """The arrays (or shapes) of a tree whose parameters are boxed with their logical names.
+
+    Without the constraint that linen's own unboxing puts on each array when there is a mesh: it
+    takes no shapes, and where an axis does not divide, `sharding_of` knows what to do.
+    """
+    return jax.tree.map(
+        lambda x: x.unbox(apply_constraint=False) if _is_box(x) else x, tree, is_leaf=_is_box
+    )
+
+
 def _is_box(x: Any) -> bool:
     return isinstance(x, nn.Partitioned)
 

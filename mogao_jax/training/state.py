@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -80,7 +79,7 @@ def abstract_state(
     shardings = rules.tree_shardings(boxed, mesh)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        nn.meta.unbox(boxed),
+        rules.unbox(boxed),
         shardings,
     )
 
@@ -100,7 +99,7 @@ def init_state(
     abstract = abstract_state(init_params, transform, mesh, ema_decay)
 
     def make():
-        return nn.meta.unbox(TrainState.create(init_params(), transform, ema_decay))
+        return rules.unbox(TrainState.create(init_params(), transform, ema_decay))
 
     return jax.jit(make, out_shardings=shardings_of(abstract))()
 

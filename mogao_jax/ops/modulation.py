@@ -8,10 +8,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+SCOPE = "modulation"  # its name in profiles
+
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """x * (1 + scale) + shift, in x's dtype; shift = scale = 0 is the identity."""
-    return x * (1 + scale.astype(x.dtype)) + shift.astype(x.dtype)
+    with jax.named_scope(SCOPE):
+        return x * (1 + scale.astype(x.dtype)) + shift.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -32,8 +35,9 @@ def per_token(table: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _gather(table: jax.Array, index: jax.Array) -> jax.Array:
-    lines = jax.vmap(lambda t, i: t.at[i].get(mode="clip"))(table, index)
-    return jnp.where(index[..., None] >= 0, lines, jnp.zeros((), table.dtype))
+    with jax.named_scope(SCOPE):
+        lines = jax.vmap(lambda t, i: t.at[i].get(mode="clip"))(table, index)
+        return jnp.where(index[..., None] >= 0, lines, jnp.zeros((), table.dtype))
 
 
 def _per_token_forward(table, index):
@@ -43,16 +47,17 @@ def _per_token_forward(table, index):
 
 def _per_token_backward(residuals, cotangent):
     index, empty = residuals
-    # one_hot makes a line of zeros of -1.
-    one_hot = jax.nn.one_hot(index, empty.shape[1], dtype=cotangent.dtype, axis=1)  # [B, I, L]
-    gradient = jax.lax.dot_general(
-        one_hot,
-        cotangent,
-        (((2,), (1,)), ((0,), (0,))),
-        preferred_element_type=jnp.float32,
-        precision=jax.lax.Precision.HIGHEST,  # of float32 tables, also on a TPU
-    )
-    return gradient.astype(empty.dtype), None
+    with jax.named_scope(SCOPE):
+        # one_hot makes a line of zeros of -1.
+        one_hot = jax.nn.one_hot(index, empty.shape[1], dtype=cotangent.dtype, axis=1)  # [B, I, L]
+        gradient = jax.lax.dot_general(
+            one_hot,
+            cotangent,
+            (((2,), (1,)), ((0,), (0,))),
+            preferred_element_type=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,  # of float32 tables, also on a TPU
+        )
+        return gradient.astype(empty.dtype), None
 
 
 per_token.defvjp(_per_token_forward, _per_token_backward)

@@ -22,6 +22,7 @@ import numpy as np
 
 RopeKind = Literal["il_rope", "m_rope"]
 T, H, W = 0, 1, 2
+SCOPE = "rope"  # its name in profiles
 
 
 def frequency_axes(head_dim: int, kind: RopeKind, tail: float = 0.25) -> np.ndarray:
@@ -66,9 +67,10 @@ def rope_angles(
     # In float64 on the host, rounded once: tables do not depend on the device's `pow`.
     exponents = np.arange(head_dim // 2, dtype=np.float64) * 2 / head_dim
     frequencies = (float(theta) ** -exponents).astype(np.float32)
-    chosen = jnp.take(positions.astype(jnp.float32), axes, axis=-1)  # [..., L, head_dim / 2]
-    angles = chosen * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    with jax.named_scope(SCOPE):
+        chosen = jnp.take(positions.astype(jnp.float32), axes, axis=-1)  # [..., L, head_dim / 2]
+        angles = chosen * frequencies
+        return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -76,7 +78,8 @@ def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Returns an array of x's dtype.
     """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    with jax.named_scope(SCOPE):
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
+        rotated = (first * cos - second * sin, second * cos + first * sin)
+        return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
+
 from mogao_jax.ops.attention.dense import dense_attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.xla import blockwise_attention
@@ -64,7 +66,8 @@ def attention(
     num_rows = next(p.shape[0] for p in queries if p is not None)
     # The loop over tiles has as many steps as the rows it works on have active tiles.
     compute = per_shard(compute, num_rows, batch_axes=batch_axes)
-    return compute(queries, keys, values, query_meta, key_meta)
+    with jax.named_scope("attention"):  # so that a profile can tell it apart
+        return compute(queries, keys, values, query_meta, key_meta)
 
 
 def _check(queries: Parts, keys: Parts, values: Parts, query_meta: Parts, key_meta: Parts) -> None:

@@ -39,6 +39,7 @@ RANK = {
     "sampling": 5,
     "evals": 6,
     "planning": 6,
+    "profiling": 6,
     "report": 6,
     "cli": 7,
     "demo": 7,

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mogao_jax.ops.per_shard import BATCH_AXES, per_shard
+from mogao_jax.ops.per_shard import per_shard
+from mogao_jax.sharding.ambient import BATCH_AXES
 
 
 def cross_entropy(

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-# Mesh axes that the rows of a batch are split over.
-BATCH_AXES = ("data", "fsdp")
+from mogao_jax.sharding.ambient import BATCH_AXES
 
 
 def per_shard(

@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.sharding.ambient import BATCH_AXES
 from mogao_jax.sharding.rules import MESH_AXES
-
-BATCH_AXES = ("data", "fsdp")
 
 
 class MeshSizes(Protocol):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import tiny_system as tiny
@@ -17,6 +18,7 @@ from mogao_jax.models.encoder_weights import save_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+STEPS = 60
 CONFIG = """
 from mogao_jax.config.convert import default_config, source
 
@@ -37,7 +39,7 @@ def get_config():
     c.vae.norm_groups, c.vae.scaling_factor, c.vae.shift_factor = 2, 1.0, 0.0
     c.vit.depth, c.vit.embed_dim, c.vit.num_heads, c.vit.mlp_dim = 1, 16, 2, 32
     c.optimizer.warmup_steps = 2
-    c.train.num_steps, c.train.batch_rows, c.train.accumulate = 12, 1, 2
+    c.train.num_steps, c.train.batch_rows, c.train.accumulate = {steps}, 1, 2
     c.train.log_every, c.train.checkpoint_every = 1, 4
     return c
 """
@@ -50,7 +52,7 @@ def config(tmp_path_factory) -> pathlib.Path:
     save_weights(folder / "vae.safetensors", params.vae, tiny.CONFIG.vae)
     save_weights(folder / "vit.safetensors", params.vit, tiny.CONFIG.vit)
     path = folder / "config.py"
-    path.write_text(CONFIG.replace("{folder}", str(folder)))
+    path.write_text(CONFIG.replace("{folder}", str(folder)).replace("{steps}", str(STEPS)))
     return path
 
 
@@ -81,14 +83,16 @@ def records(workdir: pathlib.Path, split: str = "train") -> dict[int, dict]:
     return {r["step"]: r for r in parsed if r["split"] == split}
 
 
-def wait_for_step(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+def wait_until(process: subprocess.Popen, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
+    while not condition():
         assert process.poll() is None, process.communicate()[1]
-        if step in records(workdir):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"step {step} never came")
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def whole_checkpoints(workdir: pathlib.Path) -> list[int]:
+    return [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
 
 
 MEASURED = ("loss", "ntp_loss", "flow_loss", "grad_norm")
@@ -98,24 +102,23 @@ MEASURED = ("loss", "ntp_loss", "flow_loss", "grad_norm")
 def test_killed_and_resumed_losses_are_bit_identical(config, tmp_path):
     finish(start(config, tmp_path / "whole"))
     whole = records(tmp_path / "whole")
-    assert sorted(whole) == list(range(1, 13))
+    assert sorted(whole) == list(range(1, STEPS + 1))
 
     killed = start(config, tmp_path / "killed")
-    wait_for_step(killed, tmp_path / "killed", 6)  # the checkpoint of step 4 is being or is saved
+    wait_until(killed, lambda: whole_checkpoints(tmp_path / "killed"))
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    killed.stderr.close(), killed.stdout.close()
-    checkpoints = [int(p.name) for p in (tmp_path / "killed/checkpoints").glob("[0-9]*")]
+    killed.communicate()
+    last = max(whole_checkpoints(tmp_path / "killed"))
+    assert last <= STEPS - 5, "the run was over before it could be killed"
     said = finish(start(config, tmp_path / "killed"))
-    if 4 in checkpoints:
-        assert "resuming at step 4" in said
+    assert f"resuming at step {last}" in said
     resumed = records(tmp_path / "killed")
-    assert sorted(resumed) == list(range(1, 13))
-    for step in range(5, 13):  # more than the next five
+    assert sorted(resumed) == list(range(1, STEPS + 1))
+    for step in range(last + 1, STEPS + 1):  # the next five, and all after them
         for name in MEASURED:
             assert resumed[step][name] == whole[step][name], (step, name)
     for split in ("validation", "validation_no_condition"):
-        a, b = records(tmp_path / "killed", split)[12], records(tmp_path / "whole", split)[12]
+        a, b = records(tmp_path / "killed", split)[STEPS], records(tmp_path / "whole", split)[STEPS]
         assert a["flow_loss"] == b["flow_loss"] and a["ntp_loss"] == b["ntp_loss"]
 
     # Once more: nothing is left to do; and another config is refused, naming the field.
@@ -128,7 +131,7 @@ def test_killed_and_resumed_losses_are_bit_identical(config, tmp_path):
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(config, tmp_path):
     process = start(config, tmp_path, "--config.train.num_steps=100000")
-    wait_for_step(process, tmp_path, 2)
+    wait_until(process, lambda: 2 in records(tmp_path))
     process.send_signal(signal.SIGTERM)
     said = finish(process)
     assert "Stopped at step" in said

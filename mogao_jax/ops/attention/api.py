@@ -9,7 +9,8 @@ import jax
 from mogao_jax.ops.attention.dense import dense_attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.xla import blockwise_attention
-from mogao_jax.ops.per_shard import BATCH_AXES, per_shard
+from mogao_jax.ops.per_shard import per_shard
+from mogao_jax.sharding.ambient import BATCH_AXES
 
 Implementation = Literal["xla", "dense"]
 

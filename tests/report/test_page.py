@@ -15,7 +15,7 @@ from report_rows import TOKENIZER, lay_out_document, pack, story_and_question
 
 from mogao_jax.cli import report as command
 from mogao_jax.config import default_config, from_config_dict, source, to_dict
-from mogao_jax.errors import DataError
+from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.report import charts, curves, data_view, mask_picture, page, run_facts, summary
 from mogao_jax.report.run_folder import load_run
 from mogao_jax.sequence.document import Document, Text
@@ -196,6 +196,18 @@ def test_command(workdir, capsys):
 
 
 # -------------------------------------------------------------------------------------- the parts
+
+
+def test_charts_are_written_as_files(workdir, tmp_path, capsys):
+    folder = tmp_path / "curves"
+    assert command.main(["--workdir", str(workdir), "--curves", str(folder)]) == 0
+    files = sorted(folder.glob("*.svg"))
+    assert folder / "all-losses.svg" in files
+    assert all(b"<svg" in file.read_bytes() for file in files)
+    assert str(files[0]) in capsys.readouterr().out
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentProblem, match="--curves"):
+        command.main(["--workdir", str(workdir), "--curves", str(tmp_path / "file")])
 
 
 def test_series_leave_out_null_and_absent(workdir):

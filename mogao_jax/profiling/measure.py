@@ -78,6 +78,11 @@ class Profile:
         return self.model_rate / self.matmul_rate
 
     @property
+    def share_at_best(self) -> float:
+        """The same at the best step: fairer where others use the machine, as rates are bests."""
+        return self.share * self.step.median / self.step.best
+
+    @property
     def share_with_encoders(self) -> float:
         """The same, with the frozen encoders' forward FLOPs."""
         encoders = flops.total(self.encoder_flops) / self.step.median

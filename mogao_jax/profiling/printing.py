@@ -32,6 +32,7 @@ def as_json(profile: Profile, machine: Mapping[str, str]) -> dict[str, Any]:
         "model_flops": flops.total(profile.model_flops),
         "model_flops_per_second": profile.model_rate,
         "share": profile.share,
+        "share_at_best_step": profile.share_at_best,
         "share_with_encoders": profile.share_with_encoders,
     }
     if operations is not None:
@@ -130,6 +131,7 @@ def _flops(profile: Profile) -> list[str]:
         ),
         ("model FLOP/s", f"{_si(total / step)}FLOP/s", "at the median step"),
         ("share of the yardstick", f"{profile.share:.1%}", "model alone: the figure to quote"),
+        ("  at the best step", f"{profile.share_at_best:.1%}", "if other programs disturbed it"),
         (
             "  with the encoders",
             f"{(total + encoders) / step / rate:.1%}",

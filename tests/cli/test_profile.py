@@ -89,6 +89,7 @@ def test_all_sections_are_printed_and_shares_add_up(tmp_path, capsys, monkeypatc
     assert use["model_flops"] == pytest.approx(sum(record["model_flops"].values()))
     expected = use["model_flops"] / step["median_seconds"] / use["matmul_flops_per_second"]
     assert use["share"] == pytest.approx(expected)
+    assert use["share_at_best_step"] >= use["share"]
     assert use["share_with_encoders"] > use["share"] > 0
     assert record["memory"]["process peak"] > 1e6
 

@@ -1,6 +1,6 @@
 """Rectified flow: the path, its velocity, which timesteps are trained, and the ODE solvers.
 
-**t = 1 is data, t = 0 is noise** (PAPER.md section 2). Other conventions are converted where
+**t = 1 is data, t = 0 is noise** (docs/method.md section 2). Other conventions are converted where
 they come in; nothing else in the package says which way time runs.
 
 Everything here is a pure function. Those without `sigmoid` in them work on numpy and jax arrays

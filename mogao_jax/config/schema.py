@@ -2,7 +2,7 @@
 
 Configs (`configs/*.py`) start from `default_config()` and change fields; `from_config_dict`
 turns the result into these types and refuses what cannot work. `[choice]` marks what the paper
-leaves open (PAPER.md); the other side is always one of the listed values.
+leaves open (docs/method.md); the other side is always one of the listed values.
 """
 
 from __future__ import annotations

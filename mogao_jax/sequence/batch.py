@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mogao_jax.sequence.masking import TokenMeta
 
-# Contexts that a target image may be generated in (PAPER.md section 6).
+# Contexts that a target image may be generated in (docs/method.md section 6).
 FULL, IMAGE_ONLY, EMPTY = 0, 1, 2
 CONTEXTS = ("full", "image_only", "empty")
 

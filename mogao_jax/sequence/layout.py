@@ -1,6 +1,6 @@
 """Layout: a document becomes tokens in two streams, with everything the model must know of them.
 
-What each image contributes (PAPER.md section 4, "ECTF"):
+What each image contributes (docs/method.md section 4, "ECTF"):
 
 - a *target* image gets one noised VAE copy, which carries the flow loss;
 - any image gets its ViT tokens where anything follows it;
@@ -10,20 +10,12 @@ What each image contributes (PAPER.md section 4, "ECTF"):
 What nothing reads is not laid out; `lay_out_everything` lays it out all the same, which changes
 cost and nothing else.
 
-Guidance contexts (PAPER.md section 6). A document is laid out in up to three kinds of *form*,
-each a segment of its own, because clean VAE tokens of the full form have read its text:
-
-    full        everything; carries all text losses
-    image-only  the images and their vision tokens, no text
-    empty       one target image after its <|vision_start|>
-
-Every target image has its noised copy in exactly one form, drawn at random in training.
+A document is laid out in one or more *forms* (forms.py), one for each context that its images
+are generated in. Each form is a segment.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import zlib
 from collections.abc import Sequence
 
@@ -33,9 +25,6 @@ from mogao_jax import images as image_ops
 from mogao_jax.config.schema import ImageConfig, LayoutConfig, VitConfig
 from mogao_jax.errors import DocumentError
 from mogao_jax.sequence.batch import (
-    EMPTY,
-    FULL,
-    IMAGE_ONLY,
     GenStream,
     ImageTable,
     PackedBatch,
@@ -43,8 +32,9 @@ from mogao_jax.sequence.batch import (
     VitPatches,
 )
 from mogao_jax.sequence.document import Document, Image
+from mogao_jax.sequence.forms import Form, draw_contexts, make_forms
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
-from mogao_jax.sequence.render import Element, Picture, Token, TokenizerLike, render
+from mogao_jax.sequence.render import Picture, Token, TokenizerLike, render
 
 VAE_GRID = 16  # pixels per VAE token: 8x downsampling, then 2x2 patches
 
@@ -81,8 +71,8 @@ def lay_out(
     """
     elements = render(document, tokenizer, end_after_image=layout.end_after_image)
     items = [item for item in document.items if isinstance(item, Image)]
-    contexts = _draw_contexts(items, layout, rng, context)
-    forms = _forms(elements, contexts, layout)
+    contexts = draw_contexts(items, layout, rng, context)
+    forms = make_forms(elements, contexts, layout)
     if require_loss:
         forms = [form for form in forms if form.is_trained]
         if not forms:
@@ -93,98 +83,6 @@ def lay_out(
     for segment, form in enumerate(forms, start=1):
         builder.add(form, segment, items)
     return builder.finish(document, contexts, source, ntp_weight, flow_weight)
-
-
-def _draw_contexts(
-    items: Sequence[Image], layout: LayoutConfig, rng: np.random.Generator, context: int | None
-) -> list[int]:
-    if context is not None:
-        return [context] * len(items)
-    draws = rng.random(len(items))
-    is_empty = draws < layout.p_empty
-    is_image_only = draws >= 1 - layout.p_image_only
-    return [
-        EMPTY if e else IMAGE_ONLY if i else FULL
-        for e, i in zip(is_empty, is_image_only, strict=True)
-    ]
-
-
-# -------------------------------------------------------------------------------------- forms
-
-
-@dataclasses.dataclass(frozen=True)
-class _Form:
-    """One segment: elements with their T ids, and which copies of each picture stand in it."""
-
-    elements: list[Element]
-    times: list[int]  # the T id of each element
-    noised: frozenset[int]  # pictures with a noised copy here
-    vit: frozenset[int]
-    clean: frozenset[int]
-
-    @property
-    def is_trained(self) -> bool:
-        trained = any(
-            isinstance(b, Token) and b.trained and isinstance(a, Token)
-            for a, b in itertools.pairwise(self.elements)
-        )
-        return trained or bool(self.noised)
-
-
-def _forms(elements: list[Element], contexts: list[int], layout: LayoutConfig) -> list[_Form]:
-    targets = [e.index for e in elements if isinstance(e, Picture) and e.target]
-    times = list(range(len(elements)))  # one T per text token and one per image
-    in_full = [i for i in targets if contexts[i] == FULL]
-    forms = [_form(elements, times, in_full, layout)]
-    image_only = [i for i in targets if contexts[i] == IMAGE_ONLY]
-    if image_only:
-        forms.append(_reduced_form(elements, times, range(image_only[-1] + 1), image_only, layout))
-    for target in (i for i in targets if contexts[i] == EMPTY):
-        forms.append(_reduced_form(elements, times, [target], [target], layout))
-    return forms
-
-
-def _reduced_form(
-    elements: list[Element],
-    times: list[int],
-    pictures: Sequence[int],
-    noised: Sequence[int],
-    layout: LayoutConfig,
-) -> _Form:
-    """The given pictures with their vision tokens, up to the last one; no text is trained."""
-    kept: list[Element] = []
-    kept_times: list[int] = []
-    for element, time in zip(elements, times, strict=True):
-        if isinstance(element, Picture):
-            keep = element.index in pictures
-        else:
-            keep = element.picture is not None and element.picture in pictures
-            element = dataclasses.replace(element, trained=False)
-        if keep:
-            kept.append(element)
-            kept_times.append(time)
-    while isinstance(kept[-1], Token):  # nothing follows the last picture
-        kept.pop(), kept_times.pop()
-    if layout.drop_positions == "renumber":
-        kept_times = list(range(len(kept)))
-    return _form(kept, kept_times, noised, layout)
-
-
-def _form(
-    elements: list[Element], times: list[int], noised: Sequence[int], layout: LayoutConfig
-) -> _Form:
-    """Decides which copies of each picture are read by anything in this form."""
-    order = [e.index for e in elements if isinstance(e, Picture)]
-    followed = [e.index for e in elements[:-1] if isinstance(e, Picture)]
-    before_noised = order[: order.index(noised[-1])] if noised else []
-    uses_vit = layout.understanding_encoder == "vit"
-    if layout.lay_out_everything:
-        vit, clean = (order if uses_vit else []), order
-    elif uses_vit:
-        vit, clean = followed, before_noised
-    else:
-        vit, clean = [], sorted({*followed, *before_noised})
-    return _Form(elements, times, frozenset(noised), frozenset(vit), frozenset(clean))
 
 
 # ------------------------------------------------------------------------------------ streams
@@ -224,7 +122,7 @@ class _Builder:
         self._vit_grid: dict[int, tuple[int, int]] = {}
         self._num_vit_tokens = 0
 
-    def add(self, form: _Form, segment: int, items: Sequence[Image]) -> None:
+    def add(self, form: Form, segment: int, items: Sequence[Image]) -> None:
         order = 0  # attention's time: like T, but counting each ViT token if they are causal
         run: list[tuple[int, int, float, int, int]] = []  # token, target, weight, order, T
         elements = form.elements
@@ -260,7 +158,7 @@ class _Builder:
         )
 
     def _add_picture(
-        self, picture: Picture, form: _Form, segment: int, order: int, time: int, items
+        self, picture: Picture, form: Form, segment: int, order: int, time: int, items
     ) -> int:
         """Adds the copies that this form has of the picture; returns how far `order` advances."""
         index, span = picture.index, 1

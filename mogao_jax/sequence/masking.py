@@ -1,4 +1,4 @@
-"""Who attends to whom: three integers per token and one predicate (PAPER.md section 4).
+"""Who attends to whom: three integers per token and one predicate (docs/method.md section 4).
 
 A token's `segment` says which packed document it belongs to (0 is padding), its `time` where it
 stands in that document (one per text token, one shared by all tokens of an image), its `kind`

@@ -56,7 +56,7 @@ def test_velocity_is_zero_at_initialisation():
 
 
 def test_7b_has_the_papers_parameters():
-    """Qwen2.5-3B doubled, with one AdaLN layer per block (LIBRARY_FACTS: 6,767,120,384)."""
+    """Qwen2.5-3B doubled, with one AdaLN layer per block: 6,767,120,384."""
     config = load_config(CONFIGS / "mogao_7b.py")
     model = make_model(config, vocab_size=151_665)
     shapes = jax.eval_shape(lambda: init_params(config, model, jax.random.key(0)))

@@ -69,7 +69,7 @@ def test_a_picture_with_vit_tokens_alone_is_put_together_from_patches(tmp_path):
 
 
 def test_time_is_that_of_the_layout(tmp_path):
-    """T goes up by one for each text token and each picture (PAPER.md section 5)."""
+    """T goes up by one for each text token and each picture (docs/method.md section 5)."""
     record, _ = _save(tmp_path, row())
     for document in record["documents"]:
         expected = 0

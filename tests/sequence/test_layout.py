@@ -1,4 +1,4 @@
-"""Layout against what PAPER.md and the config say in words, document by document."""
+"""Layout against what docs/method.md and the config say in words, document by document."""
 
 from __future__ import annotations
 

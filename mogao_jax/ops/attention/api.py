@@ -28,7 +28,7 @@ def attention(
     text_reads_vae: bool = False,
     batch_axes: tuple[str, ...] = BATCH_AXES,
 ) -> Parts:
-    """Softmax attention where `can_attend` allows it (PAPER.md section 4).
+    """Softmax attention where `can_attend` allows it (docs/method.md section 4).
 
     Scores are scaled by 1 / sqrt(H); scores and softmax are float32 whatever the dtype. Parts
     that a part never reads are never computed. A query that may read nothing (padding) gives 0

@@ -21,7 +21,7 @@ UND, CLEAN, NOISED = range(3)
 
 
 def readable_parts(text_reads_vae: bool = False) -> tuple[tuple[int, ...], ...]:
-    """For each part of queries, the parts of keys that it can read at all (docs/method.md section 4).
+    """For each part of queries, the parts of keys it can read at all (docs/method.md section 4).
 
     What is not listed is never computed; `can_attend` decides the rest.
     """

@@ -9,6 +9,7 @@ import tiny_system as tiny
 
 from mogao_jax.losses import global_sum
 from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sharding import rules
 from mogao_jax.sharding.mesh import global_batch, make_mesh, replicated
 from mogao_jax.training.objective import total_loss
 from mogao_jax.training.step import loss_and_gradients
@@ -57,7 +58,7 @@ def test_eight_devices_and_three_micro_steps_equal_one_device_with_everything(ca
     whole = jax.device_get(jax.jit(run)(params, tiny.encoders(), _split(batch, 1)))
     mesh = make_mesh(system.config.mesh)
     assert mesh.size == DEVICES
-    with jax.set_mesh(mesh):
+    with rules.on_mesh(mesh):
         arguments = jax.device_put((params, tiny.encoders()), replicated(mesh))
         shared = global_batch(mesh, _split(batch, MICRO_STEPS), batch_axis=1)
         parts = jax.device_get(jax.jit(run)(*arguments, shared))

@@ -56,8 +56,14 @@ def config(tmp_path_factory) -> pathlib.Path:
     return path
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+def start(
+    config: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1
+) -> subprocess.Popen:
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "mogao_jax.cli.main", "train", f"--config={config}"]
     command += ["--workdir", str(workdir), *flags]
     return subprocess.Popen(
@@ -129,14 +135,22 @@ def test_killed_and_resumed_losses_are_bit_identical(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(config, tmp_path):
-    process = start(config, tmp_path, "--config.train.num_steps=100000")
+def test_sigterm_saves_and_the_run_goes_on_upon_a_mesh(config, tmp_path):
+    flags = ("--config.train.batch_rows=8", "--config.train.accumulate=1")
+    process = start(config, tmp_path, *flags, "--config.train.num_steps=100000")
     wait_until(process, lambda: 2 in records(tmp_path))
     process.send_signal(signal.SIGTERM)
     said = finish(process)
     assert "Stopped at step" in said
     last = max(records(tmp_path))
     assert (tmp_path / "checkpoints" / str(last)).is_dir()
-    steps = last + 3
-    said = finish(start(config, tmp_path, f"--config.train.num_steps={steps}"))
-    assert f"resuming at step {last}" in said and max(records(tmp_path)) == steps
+
+    mesh = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+    flags = (*flags, *mesh, f"--config.train.num_steps={last + 3}")
+    said = finish(start(config, tmp_path, *flags, devices=8))
+    assert f"resuming at step {last}" in said and "data=4 x fsdp=2" in said
+    after = records(tmp_path)
+    assert max(after) == last + 3
+    # Training goes on from where it was: the loss does not jump back to an untrained model's.
+    before = records(tmp_path, "validation_untrained")[0]
+    assert records(tmp_path, "validation")[last + 3]["ntp_loss"] < before["ntp_loss"]

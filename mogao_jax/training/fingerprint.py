@@ -27,9 +27,13 @@ def fingerprint(tree: Any) -> dict[str, str]:
       by itself and a message can say which array is damaged.
     """
     # One small program per shape, not one large one for the tree: it compiles much sooner.
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get({path_name(path): _array_sums(leaf) for path, leaf in leaves})
-    return {name: "".join(f"{int(s):08x}" for s in pair) for name, pair in sums.items()}
+    checksums = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # One at a time: simulated CPU devices share a pool of threads, and programs that all
+        # wait for an all-reduce at once can fill it, and wait for ever.
+        pair = jax.device_get(jax.block_until_ready(_array_sums(leaf)))
+        checksums[path_name(path)] = "".join(f"{int(s):08x}" for s in pair)
+    return checksums
 
 
 def path_name(path: tuple[Any, ...]) -> str:

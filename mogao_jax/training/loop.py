@@ -96,12 +96,13 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
                 # 1. evaluate
                 if config.train.eval_every and step and step % config.train.eval_every == 0:
                     with throughput.paused():
-                        _evaluate(parts, parts.evaluators, state, step)
+                        _evaluate(parts, parts.evaluators, jax.block_until_ready(state), step)
                 # 2. save
                 counters.seconds = clock.seconds()
                 if step and step % config.train.checkpoint_every == 0:
                     with throughput.paused():
                         accumulator.check()  # nothing that diverged is saved
+                        jax.block_until_ready(state)
                         parts.checkpointer.save(
                             step, state, counters=dataclasses.asdict(counters), data=parts.data
                         )
@@ -130,6 +131,7 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
         finally:
             logging.getLogger().removeHandler(show)
 
+    jax.block_until_ready(state)
     if fills:
         values = accumulator.take() | throughput.take() | _mean(fills)
         parts.writer.write(step, values)

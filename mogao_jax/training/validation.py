@@ -65,7 +65,8 @@ def make_evaluator(
         accumulator = Accumulator(names)
         for number, (batch, u) in enumerate(zip(batches, uniforms, strict=True)):
             arrays = global_batch(mesh, (batch, u))
-            accumulator.add(number, step(params, encoders, *arrays))
+            # One program at a time, for simulated CPU devices (see training/fingerprint.py).
+            accumulator.add(number, jax.block_until_ready(step(params, encoders, *arrays)))
         return accumulator.take()
 
     return evaluate

@@ -345,7 +345,7 @@ def test_what_may_change_is_only_noted(folder):
         ("vit.weights", "/a/file", True),  # it was the embedded one
         ("tokenizer.path", "/elsewhere", False),
         ("model.remat", "full", False),
-        ("model.attention.block_q", 64, False),
+        ("model.attention.block_q", 32, False),
         ("name", "renamed", False),
     ],
 )

@@ -23,6 +23,7 @@ from mogao_jax.config.checks import check
 from mogao_jax.config.convert import parse_config_args, to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
+from mogao_jax.errors import ConfigError
 from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
@@ -66,6 +67,11 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     tokenizer = load_tokenizer(config.tokenizer)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.train.batch_rows)
+    if config.train.max_minutes and multihost.process_count() > 1:
+        raise ConfigError(
+            "config.train.max_minutes needs a single process: the clocks of several would not "
+            "agree on the last step. Set it to 0 and give config.train.num_steps."
+        )
     folder = workdir.prepare(folder)
     data = make_train_iterator(
         config,
@@ -176,8 +182,11 @@ def _is_over(folder: pathlib.Path, config: MogaoConfig, counters: Counters, step
 def _stop_on_signals() -> Callable[[], bool]:
     """SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
 
-    A second SIGINT interrupts at once, as usual.
+    A second SIGINT interrupts at once, as usual. Of several processes jax takes care itself
+    (`Checkpointer.reached_preemption`): they must agree on the step.
     """
+    if multihost.process_count() > 1:
+        return lambda: False
     asked: list[int] = []
 
     def handle(number: int, frame: Any) -> None:

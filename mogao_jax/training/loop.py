@@ -7,7 +7,6 @@ measured on them.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sequence.batch import PackedBatch
@@ -88,48 +88,45 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
     fills: list[dict[str, float]] = []
     pending: Any = None
 
-    with Progress(config.train.num_steps, start=clock.progress(config, step)) as progress:
-        show = _ShownByProgress(progress)
-        logging.getLogger().addHandler(show)
-        try:
-            while clock.progress(config, step) < 1.0 and not _stopped(parts, step):
-                # 1. evaluate
-                if config.train.eval_every and step and step % config.train.eval_every == 0:
-                    with throughput.paused():
-                        _evaluate(parts, parts.evaluators, jax.block_until_ready(state), step)
-                # 2. save
-                counters.seconds = clock.seconds()
-                if step and step % config.train.checkpoint_every == 0:
-                    with throughput.paused():
-                        accumulator.check()  # nothing that diverged is saved
-                        jax.block_until_ready(state)
-                        parts.checkpointer.save(
-                            step, state, counters=dataclasses.asdict(counters), data=parts.data
-                        )
-                # 3. next batch
-                with throughput.waiting_for_data():
-                    host_batch = next(parts.data)
-                batch = global_batch(parts.mesh, host_batch, batch_axis=1)
-                # 4. step
-                rate = parts.schedule(step, clock.progress(config, step))
-                jax.block_until_ready(pending)  # one step ahead of the devices, no further
-                state, pending = parts.train_step(state, parts.encoders, batch, jnp.float32(rate))
-                step += 1
-                accumulator.add(step, pending)
-                tokens, fill = _count(host_batch)
-                fills.append(fill)
-                counters.tokens += tokens * jax.process_count()
-                throughput.step(tokens * jax.process_count())
-                # 5. log
-                values = None
-                if step % config.train.log_every == 0 or step == 1:
-                    values = accumulator.take() | throughput.take() | _mean(fills)
-                    values["learning_rate"] = rate
-                    fills = []
-                    parts.writer.write(step, values)
-                progress.update(step, clock.progress(config, step), values)
-        finally:
-            logging.getLogger().removeHandler(show)
+    start = clock.progress(config, step)
+    # Log lines appear above the bar instead of breaking it.
+    with Progress(config.train.num_steps, start=start) as progress, logging_redirect_tqdm():
+        while clock.progress(config, step) < 1.0 and not _stopped(parts, step):
+            # 1. evaluate
+            if config.train.eval_every and step and step % config.train.eval_every == 0:
+                with throughput.paused():
+                    _evaluate(parts, parts.evaluators, jax.block_until_ready(state), step)
+            # 2. save
+            counters.seconds = clock.seconds()
+            if step and step % config.train.checkpoint_every == 0:
+                with throughput.paused():
+                    accumulator.check()  # nothing that diverged is saved
+                    jax.block_until_ready(state)
+                    parts.checkpointer.save(
+                        step, state, counters=dataclasses.asdict(counters), data=parts.data
+                    )
+            # 3. next batch
+            with throughput.waiting_for_data():
+                host_batch = next(parts.data)
+            batch = global_batch(parts.mesh, host_batch, batch_axis=1)
+            # 4. step
+            rate = parts.schedule(step, clock.progress(config, step))
+            jax.block_until_ready(pending)  # one step ahead of the devices, no further
+            state, pending = parts.train_step(state, parts.encoders, batch, jnp.float32(rate))
+            step += 1
+            accumulator.add(step, pending)
+            tokens, fill = _count(host_batch)
+            fills.append(fill)
+            counters.tokens += tokens * jax.process_count()
+            throughput.step(tokens * jax.process_count())
+            # 5. log
+            values = None
+            if step % config.train.log_every == 0 or step == 1:
+                values = accumulator.take() | throughput.take() | _mean(fills)
+                values["learning_rate"] = rate
+                fills = []
+                parts.writer.write(step, values)
+            progress.update(step, clock.progress(config, step), values)
 
     jax.block_until_ready(state)
     if fills:
@@ -184,14 +181,3 @@ def _count(batch: PackedBatch) -> tuple[int, dict[str, float]]:
 
 def _mean(records: list[dict[str, float]]) -> dict[str, float]:
     return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
-
-
-class _ShownByProgress(logging.Handler):
-    """Warnings appear above the bar instead of breaking it."""
-
-    def __init__(self, progress: Progress):
-        super().__init__(logging.WARNING)
-        self._progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._progress.write(f"warning: {record.getMessage()}")

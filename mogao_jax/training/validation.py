@@ -40,10 +40,17 @@ def spread_uniforms(batches: Sequence[PackedBatch]) -> list[np.ndarray]:
 
 
 def hide_pictures(batch: PackedBatch) -> PackedBatch:
-    """The batch with its ViT tokens made padding: what text is worth without its pictures."""
-    meta = batch.und.meta
-    segment = np.where(meta.kind == VIT, PADDING_SEGMENT, meta.segment)
-    return batch._replace(und=batch.und._replace(meta=meta._replace(segment=segment)))
+    """The batch with its ViT and clean VAE tokens made padding: text without its pictures.
+
+    For batches laid out in empty context, in which no generated picture reads them either.
+    """
+    und, clean = batch.und, batch.clean
+    segment = np.where(und.meta.kind == VIT, PADDING_SEGMENT, und.meta.segment)
+    nothing = np.full_like(clean.meta.segment, PADDING_SEGMENT)
+    return batch._replace(
+        und=und._replace(meta=und.meta._replace(segment=segment)),
+        clean=clean._replace(meta=clean.meta._replace(segment=nothing)),
+    )
 
 
 def make_evaluator(

@@ -1,0 +1,44 @@
+"""The fixed validation set: evenly spread timesteps, and what hiding pictures hides."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import tiny_system as tiny
+
+from mogao_jax.sequence.batch import EMPTY
+from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.training.objective import losses
+from mogao_jax.training.validation import hide_pictures, spread_uniforms
+
+
+def test_uniforms_are_evenly_spread_over_images_and_the_same_every_time():
+    rows = [[tiny.interleaved_document(i, id=f"{j}-{i}") for i in range(2)] for j in range(8)]
+    batches = [tiny.rows(rows[:4]), tiny.rows(rows[4:])]
+    uniforms = spread_uniforms(batches)
+    is_image = [np.asarray(b.images.size)[..., 0] > 0 for b in batches]
+    points = np.sort(np.concatenate([u[i] for u, i in zip(uniforms, is_image, strict=True)]))
+    assert len(points) == 32 and points.min() > 0 and points.max() < 1
+    # Golden-ratio points: the largest gap of n of them is below 3 / n; random ones exceed it.
+    assert np.diff(np.concatenate([[0], points, [1]])).max() < 3 / len(points)
+    for a, b in zip(uniforms, spread_uniforms(batches), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("encoder", ["vit", "vae"])
+def test_hidden_pictures_change_no_answer(encoder):
+    cfg = tiny.config(layout={"understanding_encoder": encoder}, model={"num_layers": 1})
+    system = tiny.make_system(cfg)
+    params = tiny.make_params(system)
+    run = jax.jit(lambda b, i, t: losses(system, params, b, i, t).ntp_per_token)
+    rng = np.random.default_rng(0)
+    answers: dict[bool, list] = {True: [], False: []}
+    for _ in range(2):
+        image = Image(pixels=tiny.picture(rng).pixels, loss=False)
+        batch = tiny.rows([[Document([image, Text("answer")], id="d")]], cfg, context=EMPTY)
+        for hidden in answers:
+            shown = hide_pictures(batch) if hidden else batch
+            answers[hidden].append(np.asarray(run(shown, *tiny.inputs(shown, system))))
+    np.testing.assert_array_equal(*answers[True])
+    assert (answers[False][0] != answers[False][1]).any()

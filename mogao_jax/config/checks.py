@@ -132,6 +132,12 @@ def _check_model(config: MogaoConfig) -> None:
             f"config.model.timestep_embed_dim ({model.timestep_embed_dim}) must be even: it holds "
             "as many sines as cosines."
         )
+    if model.connector == "merger" and config.vit.merger_dim:
+        raise ConfigError(
+            "config.model.connector is 'merger', which reads features before the tower's own "
+            f"merger, but config.vit.merger_dim is {config.vit.merger_dim}; set it to 0, or use "
+            "connector 'vit_merger'."
+        )
     if model.connector == "vit_merger" and config.vit.merger_dim == 0:
         raise ConfigError(
             "config.model.connector is 'vit_merger', but config.vit.merger_dim is 0 (a tower "

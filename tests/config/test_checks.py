@@ -44,6 +44,7 @@ def test_a_sound_config_passes():
         ({"packing.und_tokens": 80}, ["packing.und_tokens (80)", "least 81"]),
         ({"model.timestep_embed_dim": 33}, ["timestep_embed_dim", "even"]),
         ({"model.connector": "vit_merger"}, ["vit.merger_dim"]),
+        ({"vit.merger_dim": 64}, ["model.connector", "vit_merger"]),
         ({"vae.block_channels": (32, 64)}, ["vae.block_channels", "4"]),
         ({"vae.block_channels": (32, 64, 64, 65)}, ["65", "norm_groups"]),
         ({"vit.num_heads": 7}, ["vit.embed_dim", "vit.num_heads"]),

@@ -115,3 +115,19 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
     a = jax.jit(lambda: plain.model.apply({"params": params}, inputs))()
     b = jax.jit(lambda: scanned.model.apply({"params": stacked}, inputs))()
     assert tiny.relative_error(b, a) < 1e-5
+
+
+def test_connector_after_the_towers_own_merger():
+    """[choice] The other side: Qwen2-VL's frozen merger, then a trainable linear layer."""
+    cfg = tiny.config(model={"connector": "vit_merger"}, vit={"merger_dim": 24})
+    model = tiny.make_system(cfg).model
+    inputs, _ = tiny.inputs(tiny.rows([[tiny.interleaved_document(1)]]), tiny.make_system())
+    rows, patches = inputs.vit_features.shape[:2]
+    merged = jax.random.normal(jax.random.key(0), (rows, patches // 4, 24))
+    inputs = inputs._replace(vit_features=merged)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(1), inputs)["params"])
+    assert params["vit_linear"]["kernel"].shape == (24, cfg.model.embed_dim)
+    assert "vit_merger" not in params
+    run = jax.jit(lambda i: model.apply({"params": params}, i).und_hidden)
+    other = inputs._replace(vit_features=-merged)
+    assert (np.asarray(run(inputs)) != np.asarray(run(other))).any()

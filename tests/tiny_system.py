@@ -85,7 +85,7 @@ def make_system(cfg: MogaoConfig = CONFIG) -> System:
 
 def initial_params(system: System):
     cfg = system.config
-    inputs = example_inputs((1, 8, 4, 4, 1, 4), 64, vit_feature_shape(cfg.vit, "merger", 4))
+    inputs = example_inputs((1, 8, 4, 4, 1), 64, vit_feature_shape(cfg.vit, "merger", 4))
     return nn.unbox(jax.jit(system.model.init)(jax.random.key(0), inputs)["params"])
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
-import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.broken import BrokenRecords
@@ -316,14 +315,3 @@ def validation_draws(preparer: Preparer) -> list[Draw]:
         draws.append([Draw(source, i * stride, i) for i in range(number)])
     in_turn = itertools.zip_longest(*draws)
     return [draw for turn in in_turn for draw in turn if draw is not None]
-
-
-# ------------------------------------------------------------------------------------- figures
-
-
-def fill_shares(batch: PackedBatch) -> dict[str, float]:
-    """Used share of the und tokens and of the gen tokens of a batch of any leading axes."""
-    und = np.asarray(batch.und.meta.segment) > 0
-    clean, noised = (np.asarray(s.meta.segment) > 0 for s in (batch.clean, batch.noised))
-    gen = (clean.sum() + noised.sum()) / max(1, clean.size + noised.size)
-    return {"und": float(und.mean()), "gen": float(gen)}

@@ -268,27 +268,25 @@ def vit_feature_shape(vit: VitConfig, connector: str, num_patches: int) -> tuple
 
 
 def example_inputs(
-    batch: tuple[int, int, int, int, int, int], channels: int, vit_features: tuple[int, int]
+    sizes: tuple[int, int, int, int, int], channels: int, vit_features: tuple[int, int]
 ) -> MogaoInputs:
     """Zero inputs of the given sizes, for `init` and `eval_shape`.
 
     Args:
-      batch: (B, U, C, N, I, P) rows, und, clean, noised, images, ViT patches.
+      sizes: (B, U, C, N, I) rows, und, clean, noised, images.
       channels: of a VAE token (64).
       vit_features: see `vit_feature_shape`.
     """
-    b, u, c, n, i, _ = batch
-    integers = lambda length: jnp.zeros((b, length), jnp.int32)  # noqa: E731
-    meta = lambda length: TokenMeta(*(integers(length),) * 3)  # noqa: E731
-    positions = lambda length: jnp.zeros((b, length, 3), jnp.float32)  # noqa: E731
+    b, u, c, n, i = sizes
+    index = {length: jnp.zeros((b, length), jnp.int32) for length in (u, c, n)}
     return MogaoInputs(
-        tokens=integers(u),
-        vit_index=integers(u) - 1,
+        tokens=index[u],
+        vit_index=index[u] - 1,
         vit_features=jnp.zeros((b, *vit_features), jnp.float32),
         clean_latents=jnp.zeros((b, c, channels), jnp.float32),
         noised_latents=jnp.zeros((b, n, channels), jnp.float32),
         timesteps=jnp.zeros((b, i), jnp.float32),
-        noised_image=integers(n) - 1,
-        meta=Parts(meta(u), meta(c), meta(n)),
-        positions=Parts(positions(u), positions(c), positions(n)),
+        noised_image=index[n] - 1,
+        meta=Parts(*(TokenMeta(index[x], index[x], index[x]) for x in (u, c, n))),
+        positions=Parts(*(jnp.zeros((b, x, 3), jnp.float32) for x in (u, c, n))),
     )

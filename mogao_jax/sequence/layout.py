@@ -129,9 +129,9 @@ class _Builder:
         for position, (element, time) in enumerate(zip(elements, form.times, strict=True)):
             if isinstance(element, Token):
                 following = elements[position + 1] if position + 1 < len(elements) else None
-                trained = isinstance(following, Token) and following.trained
-                target = following.id if trained else 0  # type: ignore[union-attr]
-                run.append((element.id, target, float(trained), order, time))
+                is_target = isinstance(following, Token) and following.trained
+                target = following.id if isinstance(following, Token) and is_target else 0
+                run.append((element.id, target, float(is_target), order, time))
                 order += 1
                 continue
             self._add_text(run, segment)

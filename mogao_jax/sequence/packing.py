@@ -183,6 +183,14 @@ def stack_rows(rows: Sequence[Any]) -> Any:
 # --------------------------------------------------------------------------------- choosing
 
 
+def fill_shares(batch: PackedBatch) -> dict[str, float]:
+    """Used share of the und tokens and of the gen tokens of a batch of any leading axes."""
+    und = np.asarray(batch.und.meta.segment) > 0
+    clean, noised = (np.asarray(s.meta.segment) > 0 for s in (batch.clean, batch.noised))
+    gen = (clean.sum() + noised.sum()) / max(1, clean.size + noised.size)
+    return {"und": float(und.mean()), "gen": float(gen)}
+
+
 @dataclasses.dataclass
 class FillStatistics:
     """How full rows were, from the start of a run: sums over rows, so they can be added up."""

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sequence.batch import PackedBatch
+from mogao_jax.sequence.packing import fill_shares
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.metrics import Accumulator, MetricsWriter, Throughput, labels
@@ -115,8 +116,8 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
             state, pending = parts.train_step(state, parts.encoders, batch, jnp.float32(rate))
             step += 1
             accumulator.add(step, pending)
-            tokens, fill = _count(host_batch)
-            fills.append(fill)
+            tokens = _num_tokens(host_batch)
+            fills.append({f"fill/{k}": v for k, v in fill_shares(host_batch).items()})
             counters.tokens += tokens * jax.process_count()
             throughput.step(tokens * jax.process_count())
             # 5. log
@@ -170,13 +171,10 @@ class _Clock:
         return min(done, 1.0)
 
 
-def _count(batch: PackedBatch) -> tuple[int, dict[str, float]]:
-    """Real tokens of a batch, and which share of the und and gen budgets they fill."""
-    und = np.asarray(batch.und.meta.segment) > 0
-    gen = [np.asarray(s.meta.segment) > 0 for s in (batch.clean, batch.noised)]
-    num_gen, room = sum(int(g.sum()) for g in gen), sum(g.size for g in gen)
-    fill = {"fill/und": float(und.mean()), "fill/gen": num_gen / room}
-    return int(und.sum()) + num_gen, fill
+def _num_tokens(batch: PackedBatch) -> int:
+    """Real tokens of a host batch."""
+    streams = (batch.und, batch.clean, batch.noised)
+    return sum(int(np.count_nonzero(stream.meta.segment)) for stream in streams)
 
 
 def _mean(records: list[dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mogao_jax import flow
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.losses import WeightedSum, flow_loss, safe_divide, weighted_sum
+from mogao_jax.losses import WeightedSum, flow_loss, weighted_sum
 from mogao_jax.models.mogao import Mogao, MogaoInputs, head_table, make_inputs
 from mogao_jax.models.vae import encode_images, patchify_latents
 from mogao_jax.ops.cross_entropy import cross_entropy
@@ -169,11 +169,3 @@ def _sums(
     is_in = (group[..., None] == jnp.arange(num_groups)).astype(jnp.float32)
     total = jnp.einsum("bl,blg->g", values * weights, is_in)
     return WeightedSum(total, jnp.einsum("bl,blg->g", weights, is_in))
-
-
-def window_loss(
-    result: Losses, ntp_denominator: jax.Array, flow_denominator: jax.Array, ntp_weight: float
-) -> jax.Array:
-    """A micro-step's share of the loss of its optimizer window, whose weight sums are given."""
-    ntp = safe_divide(result.ntp.total, ntp_denominator)
-    return ntp_weight * ntp + safe_divide(result.flow.total, flow_denominator)

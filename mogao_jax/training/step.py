@@ -24,7 +24,6 @@ from mogao_jax.training.objective import (
     losses,
     model_inputs,
     total_loss,
-    window_loss,
 )
 from mogao_jax.training.state import TrainState
 
@@ -57,7 +56,11 @@ def loss_and_gradients(
         )
         inputs, target = model_inputs(system, encoders, micro, draw)
         result = losses(system, params, micro, inputs, target)
-        loss = window_loss(result, ntp_denominator, flow_denominator, config.objective.ntp_weight)
+        loss = total_loss(
+            result.ntp._replace(weight=ntp_denominator),
+            result.flow._replace(weight=flow_denominator),
+            config.objective.ntp_weight,
+        )
         return loss, breakdown(system, micro, draw, result)
 
     gradient = jax.grad(objective, has_aux=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
+from mogao_jax.sharding import rules
 from mogao_jax.training.objective import EncoderParams, System
 
 # Parts that parameters are counted by, in the order of a report.
@@ -62,7 +62,7 @@ def init_params(config: MogaoConfig, model: Mogao, key: jax.Array) -> Any:
     """Initial parameters, boxed with logical axis names. Parameters know no sequence length."""
     num_patches = config.vit.merge_size**2
     inputs = example_inputs(
-        (1, 4, 4, 4, 1, num_patches),
+        (1, 4, 4, 4, 1),
         config.vae.latent_channels * LATENT_PATCH**2,
         vit_feature_shape(config.vit, config.model.connector, num_patches),
     )
@@ -76,7 +76,7 @@ def count_parameters(params: Any) -> dict[str, int]:
       params: arrays or their shapes, boxed or not.
     """
     counts: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(params)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(rules.unbox(params)):
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
         part = next((p for p, keys in PARTS.items() if set(keys) & set(names)), names[0])
         counts[part] = counts.get(part, 0) + leaf.size

@@ -19,6 +19,7 @@ from mogao_jax.data import pipeline
 from mogao_jax.errors import ConfigError, DataError
 from mogao_jax.sequence.batch import EMPTY, FULL, PackedBatch
 from mogao_jax.sequence.document import Document, Image, Text, to_json
+from mogao_jax.sequence.packing import fill_shares
 from mogao_jax.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -105,7 +106,7 @@ def test_batches_have_fixed_shapes_and_both_sources(two_sources):
         assert batch.vit.pixels.shape == (3, 2, 64, 588)
         assert (batch.und.meta.segment[..., 0] == 1).all()  # no row is empty
         assert batch.noised.loss_weights.sum() > 0 and batch.und.loss_weights.sum() > 0
-        shares = pipeline.fill_shares(batch)
+        shares = fill_shares(batch)
         assert shares["und"] == pytest.approx((batch.und.tokens > 0).mean(), abs=0.01)
     sources = np.concatenate([b.und.source[b.und.meta.segment > 0] for b in batches])
     assert set(sources) == {0, 1}

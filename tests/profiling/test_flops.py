@@ -40,7 +40,7 @@ def test_model_flops_are_three_times_the_matmuls_of_a_forward_pass(fusion):
     system = tiny.make_system(config)
     rows, und, clean, noised, images, patches = 2, 24, 8, 12, 3, 16
     inputs = example_inputs(
-        (rows, und, clean, noised, images, patches),
+        (rows, und, clean, noised, images),
         64,
         vit_feature_shape(config.vit, "merger", patches),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,11 +18,40 @@ def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) ->
       scale: [D], or None for no scale (before an AdaLN modulation).
       eps: added to the mean square.
     """
+    if scale is None:
+        scale = jnp.ones(x.shape[-1], jnp.float32)
+    return _scaled_norm(x, scale, eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scaled_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    return _forward(x, scale, eps)[0]
+
+
+def _forward(x: jax.Array, scale: jax.Array, eps: float):
     wide = x.astype(jnp.float32)
-    normal = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    if scale is not None:
-        normal = normal * scale.astype(jnp.float32)
-    return normal.astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    normal = wide * inverse * scale.astype(jnp.float32)
+    return normal.astype(x.dtype), (x, scale, inverse)
+
+
+def _backward(eps: float, residuals, grad: jax.Array):
+    """Both sums of the backward pass (over D for x, over tokens for scale) written as matmuls.
+
+    As reductions, XLA's CPU backend fuses them with what stands around them into loops that
+    take fifteen times as long.
+    """
+    x, scale, inverse = residuals
+    dim = x.shape[-1]
+    wide, grad, scale_32 = (a.astype(jnp.float32) for a in (x, grad, scale))
+    product = (wide * grad).reshape(-1, dim)
+    along = jnp.dot(product, scale_32[:, None], precision="highest").reshape(inverse.shape)
+    d_x = inverse * (grad * scale_32) - wide * (inverse**3 * along / dim)
+    d_scale = jnp.dot(inverse.reshape(1, -1), product, precision="highest")[0]
+    return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
+
+
+_scaled_norm.defvjp(_forward, _backward)
 
 
 class RMSNorm(nn.Module):

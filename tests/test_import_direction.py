@@ -32,6 +32,7 @@ RANK = {
     "flow": 3,
     "losses": 3,
     "ops": 3,
+    "checkpoints": 4,
     "models": 4,
     "encoders": 5,
     "porting": 5,
@@ -50,6 +51,7 @@ NEIGHBOURS = [{"tokenizer", "images", "sequence"}]
 FORBIDDEN = {
     "ops": {"data", "tokenizer", "images"},
     "models": {"data", "tokenizer"},
+    "checkpoints": {"data"},
     "flow": {"data", "tokenizer", "images"},
     "losses": {"data", "tokenizer", "images"},
     "training": {"data"},

@@ -23,6 +23,7 @@ from mogao_jax.config.schema import (
     VitConfig,
 )
 from mogao_jax.models.mogao import build, example_inputs, vit_feature_shape
+from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.batch import PackedBatch, Sizes
@@ -31,7 +32,7 @@ from mogao_jax.sequence.layout import lay_out
 from mogao_jax.sequence.packing import pack_row, stack_rows
 from mogao_jax.tokenizer import ByteTokenizer
 from mogao_jax.training import noise as noises
-from mogao_jax.training.objective import EncoderParams, System, model_inputs
+from mogao_jax.training.objective import model_inputs
 
 TOKENIZER = ByteTokenizer()
 BUDGETS = Sizes(und=112, clean=24, noised=32, images=8, vit_patches=96)

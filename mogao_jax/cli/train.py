@@ -24,6 +24,13 @@ from mogao_jax.config.convert import parse_config_args, to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
 from mogao_jax.errors import ConfigError
+from mogao_jax.models.system import (
+    EncoderParams,
+    System,
+    count_parameters,
+    init_params,
+    make_system,
+)
 from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
@@ -34,11 +41,9 @@ from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.loop import Counters, Evaluator, Parts, evaluated_params, train
 from mogao_jax.training.metrics import MetricsWriter, read_metrics
-from mogao_jax.training.objective import EncoderParams, System
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import abstract_state, init_state, num_bytes, shardings_of
 from mogao_jax.training.step import make_eval_step, make_train_step
-from mogao_jax.training.system import count_parameters, init_params, make_system
 from mogao_jax.training.validation import hide_pictures, make_evaluator
 
 logger = logging.getLogger(__name__)

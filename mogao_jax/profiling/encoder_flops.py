@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import VaeConfig, VitConfig
+from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import STRIDE
 from mogao_jax.sequence.batch import PackedBatch
-from mogao_jax.training.objective import EncoderParams, System
 
 
 def encoder_flops(system: System, encoders: EncoderParams, batch: PackedBatch) -> dict[str, float]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.pipeline import BATCHES_AHEAD, make_train_iterator
+from mogao_jax.models.system import count_parameters, init_params, make_system
 from mogao_jax.profiling import encoder_flops, flops, memory, timing
 from mogao_jax.profiling.groups import op_names
 from mogao_jax.profiling.parts import PartTime, time_parts
@@ -28,7 +29,6 @@ from mogao_jax.tokenizer import load_tokenizer
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import abstract_state, init_state, num_bytes, shardings_of
 from mogao_jax.training.step import make_train_step
-from mogao_jax.training.system import count_parameters, init_params, make_system
 
 NUM_BATCHES = 4  # different batches that the steps go through in turn
 TRACED_STEPS = 2

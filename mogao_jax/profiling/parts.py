@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import encode_images
 from mogao_jax.profiling.timing import time_calls
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.training import noise as noises
-from mogao_jax.training.objective import EncoderParams, System, losses, model_inputs
+from mogao_jax.training.objective import losses, model_inputs
 from mogao_jax.training.state import TrainState
 
 REPEATS = 3

@@ -27,13 +27,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from mogao_jax.checkpoints import CHECKPOINTS, files
+from mogao_jax.checkpoints.fingerprint import fingerprint
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.sharding import multihost
-from mogao_jax.training import checkpoint_files as files
-from mogao_jax.training import compatibility, workdir
-from mogao_jax.training.fingerprint import fingerprint
+from mogao_jax.training import compatibility
 from mogao_jax.training.metrics import LossNotFinite
 from mogao_jax.training.state import TrainState
 
@@ -88,7 +88,7 @@ class Checkpointer:
             preservation_policy=policies.LatestN(self._config.train.keep_checkpoints),
             cleanup_tmp_directories=True,
         )
-        return ocp.CheckpointManager(self._folder / workdir.CHECKPOINTS, options=options)
+        return ocp.CheckpointManager(self._folder / CHECKPOINTS, options=options)
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -194,7 +194,7 @@ class Checkpointer:
         """
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            path = self._folder / workdir.CHECKPOINTS / str(step)
+            path = self._folder / CHECKPOINTS / str(step)
             restored, reason = None, ""
             try:
                 meta = files.read_folder_meta(path)
@@ -214,7 +214,7 @@ class Checkpointer:
         if reasons:
             listing = "; ".join(f"step {s}: {r}" for s, r in reasons.items())
             raise CheckpointError(
-                f"none of the checkpoints in {str(self._folder / workdir.CHECKPOINTS)!r} can be "
+                f"none of the checkpoints in {str(self._folder / CHECKPOINTS)!r} can be "
                 f"read ({listing}). Restore the folder from a copy, or move it away to begin anew."
             )
         return None
@@ -280,7 +280,7 @@ class Checkpointer:
                 target = aside / str(step)
                 while target.exists():
                     target = target.with_name(target.name + "x")
-                (self._folder / workdir.CHECKPOINTS / str(step)).rename(target)
+                (self._folder / CHECKPOINTS / str(step)).rename(target)
         multihost.sync("damaged checkpoints put aside")
         self._manager = self._open()
         for step, reason in reasons.items():
@@ -302,7 +302,7 @@ class _Explain:
     def __exit__(self, kind, error, traceback) -> None:
         if error is None or not isinstance(error, Exception):
             return
-        folder = self._owner._folder / workdir.CHECKPOINTS
+        folder = self._owner._folder / CHECKPOINTS
         whole = files.step_folders(folder)
         last = f"the last whole one is of step {whole[0].name}" if whole else "there is none yet"
         what = "" if self._step is None else f" (noticed when saving step {self._step})"

@@ -17,12 +17,12 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.models.system import EncoderParams
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import fill_shares
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.metrics import Accumulator, MetricsWriter, Throughput, labels
-from mogao_jax.training.objective import EncoderParams
 from mogao_jax.training.optimizer import Schedule
 from mogao_jax.training.progress import Progress
 from mogao_jax.training.state import TrainState

@@ -1,44 +1,24 @@
 """From a packed batch to weighted sums of losses: encode, noise, run the model, compare.
 
-`System` holds the modules of a config (no arrays); everything here is a pure function of the
-parameters, the frozen encoders' parameters, a batch and a draw of noise.
+Everything here is a pure function of the parameters, the frozen encoders' parameters, a batch
+and a draw of noise.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mogao_jax import flow
-from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.losses import WeightedSum, flow_loss, weighted_sum
-from mogao_jax.models.mogao import Mogao, MogaoInputs, head_table, make_inputs
-from mogao_jax.models.vae import encode_images, patchify_latents
+from mogao_jax.models.encoding import encode_batch, take_tokens
+from mogao_jax.models.mogao import MogaoInputs, head_table, make_inputs
+from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.ops.cross_entropy import cross_entropy
-from mogao_jax.sequence.batch import GenStream, PackedBatch
+from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.training.noise import NoiseDraw
-
-
-class EncoderParams(NamedTuple):
-    """Frozen parameters; `vit` is None where understanding goes through the VAE."""
-
-    vae: Any
-    vit: Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class System:
-    """The modules that a config describes. Compared by identity, so that jit can close over it."""
-
-    config: MogaoConfig
-    model: Mogao
-    vae: nn.Module
-    vit: nn.Module | None
-    sources: tuple[str, ...]  # names of the data sources, for metrics
 
 
 class Losses(NamedTuple):
@@ -51,51 +31,20 @@ class Losses(NamedTuple):
     is_correct: jax.Array  # bool[B, U] the target is the likeliest token
 
 
-def encode_batch(
-    system: System, encoders: EncoderParams, batch: PackedBatch, posterior: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Runs the frozen encoders: each image once, however many copies it has.
-
-    Returns:
-      tokens of latents float32[B, I * tokens of the canvas, 64] and ViT features (see
-      `MogaoInputs.vit_features`).
-    """
-    images = batch.images
-    noise = posterior if system.config.vae.sample_posterior else None
-    latents = encode_images(system.vae, encoders.vae, images.pixels, images.size, noise)
-    tokens = patchify_latents(latents)
-    tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
-    if system.vit is None:
-        rows, num_patches = batch.vit.segment.shape
-        shape = (rows, num_patches, system.config.vit.embed_dim)
-        return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
-    features = system.vit.apply({"params": encoders.vit}, *batch.vit)
-    return jax.lax.stop_gradient((tokens, features))
-
-
-def _take(canvas_tokens: jax.Array, stream: GenStream, num_images: int) -> jax.Array:
-    """Tokens of a gen stream [B, L, 64] by their addresses on the canvases; zeros at padding."""
-    per_image = canvas_tokens.shape[1] // num_images
-    is_token = stream.image >= 0
-    address = jnp.where(is_token, stream.image * per_image + stream.patch, 0)
-    taken = jnp.take_along_axis(canvas_tokens, address[..., None], 1)
-    return jnp.where(is_token[..., None], taken, 0.0)
-
-
 def model_inputs(
     system: System, encoders: EncoderParams, batch: PackedBatch, noise: NoiseDraw
 ) -> tuple[MogaoInputs, jax.Array]:
     """The transformer's inputs, and the velocities float32[B, N, 64] it is to predict."""
     latents, vit_features = encode_batch(system, encoders, batch, noise.posterior)
     num_images = batch.images.uid.shape[1]
-    x = _take(latents, batch.noised, num_images)
-    eps = _take(noise.noise.reshape(latents.shape), batch.noised, num_images)
+    x = take_tokens(latents, batch.noised, num_images)
+    eps = take_tokens(noise.noise.reshape(latents.shape), batch.noised, num_images)
     image = jnp.maximum(batch.noised.image, 0)
     t = jnp.take_along_axis(noise.timesteps, image, 1)
     inputs = make_inputs(
         batch,
         vit_features=vit_features,
-        clean_latents=_take(latents, batch.clean, num_images),
+        clean_latents=take_tokens(latents, batch.clean, num_images),
         noised_latents=flow.interpolate(x, eps, t),
         timesteps=noise.timesteps,
     )

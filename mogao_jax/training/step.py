@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from mogao_jax.losses import WeightedSum, global_sum
+from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.training import noise as noises
 from mogao_jax.training.objective import (
-    EncoderParams,
-    System,
     breakdown,
     losses,
     model_inputs,

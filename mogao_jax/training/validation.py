@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import PADDING_SEGMENT, VIT
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.training.metrics import Accumulator, labels
-from mogao_jax.training.objective import EncoderParams, System
 from mogao_jax.training.step import make_eval_step
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -72,7 +72,7 @@ def make_evaluator(
         accumulator = Accumulator(names)
         for number, (batch, u) in enumerate(zip(batches, uniforms, strict=True)):
             arrays = global_batch(mesh, (batch, u))
-            # One program at a time, for simulated CPU devices (see training/fingerprint.py).
+            # One program at a time, for simulated CPU devices (see checkpoints/fingerprint.py).
             accumulator.add(number, jax.block_until_ready(step(params, encoders, *arrays)))
         return accumulator.take()
 

@@ -12,10 +12,10 @@ import shutil
 import uuid
 from typing import Any
 
+from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.errors import EnvironmentProblem
 
-CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
-TENSORBOARD = "tensorboard"
+CONFIG, METRICS, TENSORBOARD = "config.json", "metrics.jsonl", "tensorboard"
 _SPARE = 64 * 2**20  # for logs, metrics and the report
 
 

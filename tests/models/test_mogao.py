@@ -13,8 +13,8 @@ import tiny_system as tiny
 
 from mogao_jax.config.convert import load_config
 from mogao_jax.models.block import Block, Rotations, Streams
+from mogao_jax.models.system import count_parameters, init_params, make_model
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.training.system import count_parameters, init_params, make_model
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 

@@ -18,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mogao_jax.checkpoints.files import digest, read_meta
+from mogao_jax.checkpoints.fingerprint import fingerprint
+from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.config.schema import (
     MeshConfig,
     ModelConfig,
@@ -30,9 +33,6 @@ from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.training import checkpointing, compatibility
 from mogao_jax.training import optimizer as optim
 from mogao_jax.training import state as state_lib
-from mogao_jax.training.checkpoint_files import digest, read_meta
-from mogao_jax.training.fingerprint import fingerprint
-from mogao_jax.training.load_params import load_params
 from mogao_jax.training.metrics import LossNotFinite
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

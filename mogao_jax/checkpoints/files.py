@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mogao_jax.checkpoints import CHECKPOINTS
+from mogao_jax.checkpoints.fingerprint import fingerprint, path_name
 from mogao_jax.errors import CheckpointError
-from mogao_jax.training import workdir
-from mogao_jax.training.fingerprint import fingerprint, path_name
 
 FORMAT = 1
 
@@ -35,7 +35,7 @@ def find_checkpoints(path: str | os.PathLike) -> list[pathlib.Path]:
     path = pathlib.Path(path).expanduser().absolute()
     if (path / "meta").is_dir():
         return [path]
-    found = step_folders(path / workdir.CHECKPOINTS) or step_folders(path)
+    found = step_folders(path / CHECKPOINTS) or step_folders(path)
     if not found:
         raise CheckpointError(
             f"no checkpoint in {str(path)!r}: give a workdir, its folder checkpoints, or one "

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import jax
 
+from mogao_jax.checkpoints import files
 from mogao_jax.errors import CheckpointError
-from mogao_jax.training import checkpoint_files as files
 
 Report = Callable[[str], None]
 

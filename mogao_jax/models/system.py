@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from mogao_jax.config.schema import MogaoConfig
@@ -11,7 +13,6 @@ from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
 from mogao_jax.sharding import rules
-from mogao_jax.training.objective import EncoderParams, System
 
 # Parts that parameters are counted by, in the order of a report.
 PARTS = {
@@ -20,6 +21,24 @@ PARTS = {
     "gen branch": ("gen",),
     "AdaLN": ("adaln",),
 }
+
+
+class EncoderParams(NamedTuple):
+    """Frozen parameters; `vit` is None where understanding goes through the VAE."""
+
+    vae: Any
+    vit: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+    """The modules that a config describes. Compared by identity, so that jit can close over it."""
+
+    config: MogaoConfig
+    model: Mogao
+    vae: nn.Module
+    vit: nn.Module | None
+    sources: tuple[str, ...]  # names of the data sources, for metrics
 
 
 def make_system(config: MogaoConfig, vocab_size: int) -> tuple[System, EncoderParams]:

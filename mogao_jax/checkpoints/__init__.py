@@ -1,0 +1,1 @@
+CHECKPOINTS = "checkpoints"  # the folder of a run that they lie in

@@ -72,8 +72,14 @@ class LayoutConfig:
     drop_positions: Literal["renumber", "keep"] = _field(
         "renumber", "[choice] T ids of the reduced contexts: counted anew, or with the holes kept"
     )
+    noised_copies: int = _field(
+        1,
+        "[choice] noised copies of each target image, each with its own timestep and noise: a "
+        "larger sample of the flow loss for one history",
+        minimum=1,
+    )
     flow_weight_per: Literal["token", "image"] = _field(
-        "token", "token: every noised token weighs 1; image: every image weighs 1"
+        "token", "token: every noised token weighs 1; image: every noised copy weighs 1"
     )
 
     def __post_init__(self):

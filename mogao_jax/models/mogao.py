@@ -38,8 +38,8 @@ class MogaoInputs(NamedTuple):
     vit_features: jax.Array  # [B, V * merge^2, C_vit], or [B, V, C] after the tower's own merger
     clean_latents: jax.Array  # [B, C, 64]
     noised_latents: jax.Array  # [B, N, 64] x_t
-    timesteps: jax.Array  # float32[B, I] of each image's noised copy; t=1 is data
-    noised_image: jax.Array  # int32[B, N] which image a noised token belongs to, -1 padding
+    timesteps: jax.Array  # float32[B, I] of each noised copy of an image; t=1 is data
+    noised_index: jax.Array  # int32[B, N] which of them a noised token belongs to, -1 padding
     meta: Parts  # TokenMeta of und, clean, noised
     positions: Parts  # float32[B, ., 3] of und, clean, noised
 
@@ -56,6 +56,7 @@ def make_inputs(
     clean_latents: jax.Array,
     noised_latents: jax.Array,
     timesteps: jax.Array,
+    noised_index: jax.Array,
 ) -> MogaoInputs:
     """Joins a batch's token tables with its encoded images."""
     parts = (batch.und, batch.clean, batch.noised)
@@ -66,7 +67,7 @@ def make_inputs(
         clean_latents=clean_latents,
         noised_latents=noised_latents,
         timesteps=timesteps,
-        noised_image=batch.noised.image,
+        noised_index=noised_index,
         meta=Parts(*(p.meta for p in parts)),
         positions=Parts(*(p.positions for p in parts)),
     )
@@ -163,7 +164,7 @@ class Mogao(nn.Module):
         conditioning = self._conditioning(inputs.timesteps)
         # Line 0 of the conditioning is t=1: clean tokens are data. Padding goes there too.
         index = jnp.concatenate(
-            [jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32), inputs.noised_image + 1], 1
+            [jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32), inputs.noised_index + 1], 1
         )
         rope: dict[str, Any] = {
             "head_dim": c.head_dim,
@@ -286,7 +287,7 @@ def example_inputs(
         clean_latents=jnp.zeros((b, c, channels), jnp.float32),
         noised_latents=jnp.zeros((b, n, channels), jnp.float32),
         timesteps=jnp.zeros((b, i), jnp.float32),
-        noised_image=index[n] - 1,
+        noised_index=index[n] - 1,
         meta=Parts(*(TokenMeta(index[x], index[x], index[x]) for x in (u, c, n))),
         positions=Parts(*(jnp.zeros((b, x, 3), jnp.float32) for x in (u, c, n))),
     )

@@ -29,7 +29,7 @@ class Work:
       und, clean, noised: real tokens of each stream.
       trained_text: und tokens with a loss weight: those that meet the language head.
       vit_tokens: und tokens that come from the ViT (after its merge).
-      images: lines that AdaLN is computed for: one per noised image, and one per row for t = 1.
+      images: lines that AdaLN is computed for: one per noised copy, and one per row for t = 1.
       pairs: (query, key) pairs that may attend.
       pairs_executed: pairs in the tiles that blockwise attention runs for them.
       fill_und, fill_gen: real tokens over the budgets' room.
@@ -56,8 +56,9 @@ def count_work(batch: PackedBatch, config: MogaoConfig) -> Work:
     """Counts a host batch [A, B, ...] (or [B, ...]) of numpy arrays."""
     rows = _rows(batch)
     und, clean, noised = (p.meta.segment > 0 for p in (rows.und, rows.clean, rows.noised))
-    drawn = zip(rows.noised.image, noised, strict=True)
-    noised_images = sum(len(np.unique(image[real])) for image, real in drawn)
+    copies = np.stack([rows.noised.image, rows.noised.copy], -1)
+    drawn = zip(copies, noised, strict=True)
+    noised_copies = sum(len(np.unique(copy[real], axis=0)) for copy, real in drawn)
     meta = Parts(rows.und.meta, rows.clean.meta, rows.noised.meta)
     attention = config.model.attention
     pairs = tile_statistics(
@@ -73,7 +74,7 @@ def count_work(batch: PackedBatch, config: MogaoConfig) -> Work:
         noised=float(noised.sum()),
         trained_text=float((rows.und.loss_weights != 0).sum()),
         vit_tokens=float((rows.und.vit_index >= 0).sum()),
-        images=float(noised_images + len(und)),
+        images=float(noised_copies + len(und)),
         pairs=float(pairs.pairs_needed),
         pairs_executed=float(pairs.pairs_executed),
         fill_und=float(und.mean()) if und.size else 0.0,

@@ -60,7 +60,11 @@ def time_parts(
 
     draw = jax.jit(
         lambda m: noises.draw(
-            key, m.images, config.objective, latent_channels=config.vae.latent_channels
+            key,
+            m.images,
+            config.objective,
+            latent_channels=config.vae.latent_channels,
+            copies=config.layout.noised_copies,
         )
     )
     add("drawing noise and timesteps", lambda: draw(micro))

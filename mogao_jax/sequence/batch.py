@@ -40,6 +40,7 @@ class GenStream(NamedTuple):
 
     image: Any  # int32[L]      row of the image table, or -1 for padding
     patch: Any  # int32[L]      y * (Wc / 16) + x on the canvas grid
+    copy: Any  # int32[L]      which of its image's noised copies, from 0; 0 for clean tokens
     meta: TokenMeta  # 3 x int32[L]
     positions: Any  # float32[L, 3]
     loss_weights: Any  # float32[L] flow loss; zero for clean tokens

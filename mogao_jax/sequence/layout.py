@@ -2,7 +2,8 @@
 
 What each image contributes (docs/method.md section 4, "ECTF"):
 
-- a *target* image gets one noised VAE copy, which carries the flow loss;
+- a *target* image gets noised VAE tokens, which carry the flow loss: one copy, or several
+  (`noised_copies`), each noised by itself and unseen by the others;
 - any image gets its ViT tokens where anything follows it;
 - any image gets its clean VAE tokens where a later image is generated. Text never reads them, so
   a document that is only understood carries none.
@@ -161,7 +162,17 @@ class _Builder:
         self, picture: Picture, form: Form, segment: int, order: int, time: int, items
     ) -> int:
         """Adds the copies that this form has of the picture; returns how far `order` advances."""
-        index, span = picture.index, 1
+        index = picture.index
+        first = order  # noised copies come first, each at an attention time of its own
+        if index in form.noised:
+            copies = self._layout.noised_copies
+            for copy in range(copies):
+                time_of_copy = order + copy
+                self._add_vae(
+                    self._noised, index, VAE_NOISED, segment, time_of_copy, time, items, copy
+                )
+            first += copies - 1
+        span = 1
         if index in form.vit:
             self._load_vit(index, items[index])
             rows, columns = self._vit_grid[index]
@@ -173,7 +184,7 @@ class _Builder:
                 targets=np.zeros(n),
                 loss_weights=np.zeros(n),
                 segment=np.full(n, segment),
-                time=order + np.arange(n) if is_causal else np.full(n, order),
+                time=first + np.arange(n) if is_causal else np.full(n, first),
                 kind=np.full(n, VIT),
                 positions=_vit_positions(
                     time, (rows, columns), self._vae_grid(index, items[index])
@@ -181,12 +192,10 @@ class _Builder:
                 vit_index=self._vit_first[index] + np.arange(n),
             )
         if index in form.clean:  # after its own ViT tokens, so it reads all of them
-            self._add_vae(self._clean, index, VAE_CLEAN, segment, order + span - 1, time, items)
-        if index in form.noised:  # before its own ViT tokens, so it reads none of them
-            self._add_vae(self._noised, index, VAE_NOISED, segment, order, time, items)
-        return span
+            self._add_vae(self._clean, index, VAE_CLEAN, segment, first + span - 1, time, items)
+        return first + span - order
 
-    def _add_vae(self, stream: _Stream, index, kind, segment, order, time, items) -> None:
+    def _add_vae(self, stream: _Stream, index, kind, segment, order, time, items, copy=0) -> None:
         rows, columns = self._vae_grid(index, items[index])
         n = rows * columns
         table_row = self._table.setdefault(index, len(self._table))
@@ -196,6 +205,7 @@ class _Builder:
         stream.add(
             image=np.full(n, table_row),
             patch=y * (self._images.max_side // VAE_GRID) + x,
+            copy=np.full(n, copy),
             segment=np.full(n, segment),
             time=np.full(n, order),
             kind=np.full(n, kind),
@@ -292,6 +302,7 @@ def _gen_stream(stream: _Stream, flow_weight: float) -> GenStream:
     return GenStream(
         image=stream.get("image", np.int32),
         patch=stream.get("patch", np.int32),
+        copy=stream.get("copy", np.int32),
         meta=stream.meta(),
         positions=stream.get("positions", np.float32, (3,)),
         loss_weights=stream.get("loss_weights", np.float32) * np.float32(flow_weight),

@@ -138,6 +138,7 @@ def _empty_row(documents: Sequence[PackedBatch], limits: Sizes, canvas_side: int
         return GenStream(
             image=np.full(n, -1, np.int32),
             patch=zeros(np.int32, n),
+            copy=zeros(np.int32, n),
             meta=meta(n, kind),
             positions=zeros(np.float32, n, 3),
             loss_weights=zeros(np.float32, n),

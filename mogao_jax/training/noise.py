@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mogao_jax import flow
 from mogao_jax.config.schema import ObjectiveConfig
@@ -19,10 +20,10 @@ PIXELS_PER_TOKEN = (STRIDE * PATCH) ** 2
 
 
 class NoiseDraw(NamedTuple):
-    """One draw per image of the table."""
+    """What is drawn for each image of the table; K noised copies of each."""
 
-    timesteps: jax.Array  # float32[B, I]
-    noise: jax.Array  # float32[B, I, tokens of the canvas, 64]
+    timesteps: jax.Array  # float32[B, I, K]
+    noise: jax.Array  # float32[B, I, K, tokens of the canvas, 64]
     posterior: jax.Array  # float32[B, I, Hc/8, Wc/8, 16] standard normal
 
 
@@ -37,6 +38,7 @@ def draw(
     objective: ObjectiveConfig,
     *,
     latent_channels: int,
+    copies: int = 1,
     uniforms: jax.Array | None = None,
 ) -> NoiseDraw:
     """Draws for every image of a batch.
@@ -46,6 +48,9 @@ def draw(
       images: the batch's image table [B, I].
       objective: distribution of the timesteps.
       latent_channels: of the VAE (16).
+      copies: K noised copies of each image. Their timesteps are evenly spread over the
+        distribution, from one uniform number: each alone is a draw from it, and together they
+        cover it.
       uniforms: float32[B, I] in (0, 1) to take instead of random ones; validation gives an
         evenly spread set, which makes its flow loss a low-variance one.
     """
@@ -56,10 +61,11 @@ def draw(
     def draw_one(uid):
         u_key, noise_key, posterior_key = jax.random.split(jax.random.fold_in(key, uid), 3)
         u = jax.random.uniform(u_key, minval=1e-6, maxval=1.0)
-        noise = jax.random.normal(noise_key, tokens)
+        noise = jax.random.normal(noise_key, (copies, *tokens))
         return u, noise, jax.random.normal(posterior_key, latents)
 
     u, noise, posterior = jax.vmap(jax.vmap(draw_one))(images.uid)
     u = u if uniforms is None else uniforms
-    timesteps = flow.timesteps_from_uniforms(u, objective, num_tokens(images))
+    u = jnp.mod(u[..., None] + jnp.arange(copies) / copies, 1.0)
+    timesteps = flow.timesteps_from_uniforms(u, objective, num_tokens(images)[..., None])
     return NoiseDraw(timesteps, noise, posterior)

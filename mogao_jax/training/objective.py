@@ -36,19 +36,28 @@ def model_inputs(
 ) -> tuple[MogaoInputs, jax.Array]:
     """The transformer's inputs, and the velocities float32[B, N, 64] it is to predict."""
     latents, vit_features = encode_batch(system, encoders, batch, noise.posterior)
-    num_images = batch.images.uid.shape[1]
+    rows, num_images, copies = noise.timesteps.shape
     x = take_tokens(latents, batch.noised, num_images)
-    eps = take_tokens(noise.noise.reshape(latents.shape), batch.noised, num_images)
-    image = jnp.maximum(batch.noised.image, 0)
-    t = jnp.take_along_axis(noise.timesteps, image, 1)
+    draw = _draw_index(batch, copies)
+    draws = noise.noise.reshape(rows, -1, latents.shape[-1])
+    eps = take_tokens(draws, batch.noised._replace(image=draw), num_images * copies)
+    timesteps = noise.timesteps.reshape(rows, -1)
+    t = jnp.take_along_axis(timesteps, jnp.maximum(draw, 0), 1)
     inputs = make_inputs(
         batch,
         vit_features=vit_features,
         clean_latents=take_tokens(latents, batch.clean, num_images),
         noised_latents=flow.interpolate(x, eps, t),
-        timesteps=noise.timesteps,
+        timesteps=timesteps,
+        noised_index=draw,
     )
     return inputs, flow.velocity_target(x, eps)
+
+
+def _draw_index(batch: PackedBatch, copies: int) -> jax.Array:
+    """Which draw (image, copy) a noised token has: int32[B, N] into I * K, -1 for padding."""
+    noised = batch.noised
+    return jnp.where(noised.image >= 0, noised.image * copies + noised.copy, -1)
 
 
 def losses(
@@ -91,7 +100,9 @@ def breakdown(
     und, noised = batch.und, batch.noised
     image = jnp.maximum(noised.image, 0)
     flow_source = jnp.take_along_axis(batch.images.source, image, 1)
-    t = jnp.take_along_axis(noise.timesteps, image, 1)
+    timesteps = noise.timesteps.reshape(len(image), -1)
+    draw = jnp.maximum(_draw_index(batch, noise.timesteps.shape[2]), 0)
+    t = jnp.take_along_axis(timesteps, draw, 1)
     num_bins = system.config.train.timestep_bins
     timestep_bin = jnp.clip((t * num_bins).astype(jnp.int32), 0, num_bins - 1)
     num_sources = len(system.sources)

@@ -51,7 +51,11 @@ def loss_and_gradients(
 
     def objective(params, micro):
         draw = noises.draw(
-            key, micro.images, config.objective, latent_channels=config.vae.latent_channels
+            key,
+            micro.images,
+            config.objective,
+            latent_channels=config.vae.latent_channels,
+            copies=config.layout.noised_copies,
         )
         inputs, target = model_inputs(system, encoders, micro, draw)
         result = losses(system, params, micro, inputs, target)
@@ -120,6 +124,7 @@ def make_eval_step(system: System) -> Callable[..., Metrics]:
             batch.images,
             config.objective,
             latent_channels=config.vae.latent_channels,
+            copies=config.layout.noised_copies,
             uniforms=uniforms,
         )
         inputs, target = model_inputs(system, encoders, batch, draw)

@@ -39,6 +39,7 @@ def document(rng: np.random.Generator, num_segments: int, num_images: int) -> Pa
         return GenStream(
             image=rng.integers(0, num_images, n).astype(np.int32),
             patch=rng.integers(0, 4, n).astype(np.int32),
+            copy=rng.integers(0, 3, n).astype(np.int32),
             meta=meta(n, [kind]),
             positions=rng.random((n, 3), np.float32),
             loss_weights=rng.random(n, np.float32),

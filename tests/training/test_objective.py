@@ -11,7 +11,9 @@ import tiny_system as tiny
 
 from mogao_jax.sequence.batch import FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Document, Image, Text
-from mogao_jax.training.objective import losses
+from mogao_jax.sequence.packing import pack_row, stack_rows
+from mogao_jax.training import noise as noises
+from mogao_jax.training.objective import losses, model_inputs
 
 TOLERANCE = 1e-5
 VAE_ONLY = {"understanding_encoder": "vae"}
@@ -258,3 +260,34 @@ def test_text_reads_images_through_the_vae_in_ablation_b(params):
     seen, unseen = answers(True), answers(False)
     assert (seen[0] != seen[1]).any()
     np.testing.assert_array_equal(unseen[0], unseen[1])
+
+
+def test_noised_copies_are_each_as_if_alone(system, params):
+    """Three noised copies in one pass = three passes with one of them each."""
+    thrice = tiny.config(layout={"noised_copies": 3}, packing={"noised_tokens": 96})
+    document = tiny.interleaved_document(6)
+    laid = tiny.lay(document, thrice)
+    together = stack_rows([pack_row([laid], tiny.BUDGETS._replace(noised=96), tiny.SIDE)])
+    alone = tiny.rows([[document]])
+    draw = noises.draw(
+        jax.random.key(3), together.images, thrice.objective, latent_channels=16, copies=3
+    )
+    times = np.sort(np.asarray(draw.timesteps[0, 0]))
+    assert (np.diff(times) > 0).all()  # spread out, not three times the same
+
+    @jax.jit
+    def run(batch, noise):
+        inputs, target = model_inputs(system, tiny.encoders(), batch, noise)
+        return losses(system, params, batch, inputs, target)
+
+    out = run(together, draw)
+    for copy in range(3):
+        one = draw._replace(timesteps=draw.timesteps[:, :, copy, None],
+                            noise=draw.noise[:, :, copy, None])  # fmt: skip
+        single = run(alone, one)
+        mine = (together.noised.image >= 0) & (together.noised.copy == copy)
+        theirs = alone.noised.image >= 0
+        assert tiny.relative_error(
+            out.flow_per_token[mine], single.flow_per_token[theirs]
+        ) < TOLERANCE  # fmt: skip
+        np.testing.assert_allclose(out.ntp.total, single.ntp.total, rtol=TOLERANCE)

@@ -14,9 +14,9 @@ def get_config():
     c.name = "quickstart"
     c.tokenizer.kind = "shapes"  # a BPE of 512 tokens made for this world
 
-    # Pictures of up to 64 x 64 pixels, sides up to 80: at most 16 VAE tokens each.
+    # Pictures of up to 64 x 64 pixels: at most 16 VAE tokens each.
     c.images.max_pixels = 64 * 64
-    c.images.max_side = 80
+    c.images.max_side = 64
     c.images.vit_resize = "match_vae_grid"
 
     # The paper's stage 3: 20% understanding, 40% text to image, 40% interleaved.
@@ -29,12 +29,15 @@ def get_config():
         "clip": source(kind="shapes", task="clip", weight=0.08),
     }
 
+    # Four noised copies of every picture to draw: its history is read once for all of them.
+    c.layout.noised_copies = 4
+
     # In proportion to this mixture (`mogao data budgets`); `mogao data fill` says how full.
-    c.packing.und_tokens = 1024
-    c.packing.clean_tokens = 168
-    c.packing.noised_tokens = 344
-    c.packing.images = 36
-    c.packing.vit_patches = 1280
+    c.packing.und_tokens = 640
+    c.packing.clean_tokens = 104
+    c.packing.noised_tokens = 824
+    c.packing.images = 22
+    c.packing.vit_patches = 740
 
     c.model.num_layers = 6
     c.model.embed_dim = 192
@@ -42,6 +45,8 @@ def get_config():
     c.model.num_heads = 4
     c.model.num_kv_heads = 2
     c.model.head_dim = 48
+    c.model.attention.block_q = 32  # documents of some 50 tokens: small blocks waste less
+    c.model.attention.block_kv = 32
 
     # Tiny frozen encoders that ship with the package.
     c.vae.weights = "embedded"
@@ -58,6 +63,7 @@ def get_config():
 
     c.objective.ntp_weight = 0.3
     c.objective.shift = "none"
+    c.objective.logit_mean = -0.5  # what a picture shows is decided early, near the noise
 
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 50
@@ -67,5 +73,6 @@ def get_config():
     c.train.num_steps = 100_000
     c.train.max_minutes = 8.0
     c.train.batch_rows = 2
+    c.mesh.cpu_devices = 2
     c.train.checkpoint_every = 500
     return c

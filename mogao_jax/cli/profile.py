@@ -19,6 +19,7 @@ from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.profiling.measure import measure
 from mogao_jax.profiling.printing import as_json, as_text
 from mogao_jax.report.run_facts import machine_facts
+from mogao_jax.sharding.mesh import split_cpu
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     if arguments.json is not None:
         _write(arguments.json, "", mode="a")  # tried before time is spent
     configure_logging()
+    split_cpu(config.mesh.cpu_devices)
     profile = measure(config, arguments.steps, say=lambda m: print(f"... {m}", file=sys.stderr))
     machine = machine_facts(jax.devices())
     print(as_text(profile, machine))

@@ -35,7 +35,7 @@ from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
 from mogao_jax.sharding import multihost, rules
-from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated
+from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated, split_cpu
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(rest)
     configure_logging()
+    split_cpu(config.mesh.cpu_devices)
     multihost.initialize()
     run(config, pathlib.Path(arguments.workdir), restart_data=arguments.restart_data)
     return 0

@@ -279,6 +279,12 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    cpu_devices: int = _field(
+        1,
+        "devices that a CPU is split into: one per core keeps all cores busy (batch_rows must be "
+        "a multiple); no matter where there is an accelerator",
+        minimum=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,18 @@ class MeshSizes(Protocol):
     def tensor(self) -> int: ...
     @property
     def context(self) -> int: ...
+
+
+def split_cpu(num_devices: int) -> None:
+    """Makes JAX see a CPU as several devices; call it before anything asks for devices.
+
+    Most of XLA's CPU operations run on one core per device. Where XLA_FLAGS already says how
+    many devices a CPU is, that holds; other backends are not touched.
+    """
+    if num_devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:

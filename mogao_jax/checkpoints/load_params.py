@@ -28,8 +28,8 @@ def load_params(
     Args:
       path: a workdir (its newest checkpoint that is whole), its checkpoints/, or one checkpoint.
       weights: ema (the moving average), raw, or best: ema where there is one.
-      abstract: a tree of ShapeDtypeStructs with shardings, to place the arrays on a mesh and to
-        set their dtypes; None: on the default device, as saved.
+      abstract: a tree of ShapeDtypeStructs that sets the arrays' dtypes and, where they have
+        shardings, places them on a mesh; None: on the default device, as saved.
       report: for messages (default: a log warning).
     Returns:
       The parameters (nested dicts), and the checkpoint's meta: "config", "step", "counters", ...
@@ -55,22 +55,22 @@ def load_params(
     raise CheckpointError(f"no checkpoint can be read: {'; '.join(reasons)}.")
 
 
-def _load_one(folder: pathlib.Path, meta: Mapping[str, Any], weights: str, abstract: Any) -> Any:
+def best_weights(meta: Mapping[str, Any], weights: str = "best") -> Literal["ema", "raw"]:
+    """Which parameters of a checkpoint `weights` ("ema", "raw" or "best") asks for."""
     has_ema = any(name.startswith("ema_params/") for name in meta["fingerprint"])
-    if weights == "ema" and not has_ema:
+    return "ema" if weights == "ema" or (weights == "best" and has_ema) else "raw"
+
+
+def _load_one(folder: pathlib.Path, meta: Mapping[str, Any], weights: str, abstract: Any) -> Any:
+    if weights == "ema" and best_weights(meta) == "raw":
         raise CheckpointError(
             f"{str(folder)!r} has no moving average (optimizer.ema_decay was 0); ask for raw."
         )
-    part = "params" if weights == "raw" or not has_ema else "ema_params"
+    part = "ema_params" if best_weights(meta, weights) == "ema" else "params"
     saved = files.saved_shapes(folder)[part]
     if abstract is not None:
         _check_shapes(saved, abstract, folder)
-        target = jax.tree.map(_plain_target, saved, abstract)
-    else:
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
-        )
+    target = jax.tree.map(_target, saved, saved if abstract is None else abstract)
     tree = files.read_arrays(folder, {part: target})
     files.verify(tree, meta["fingerprint"])
     params = files.own(tree)[part]
@@ -79,8 +79,12 @@ def _load_one(folder: pathlib.Path, meta: Mapping[str, Any], weights: str, abstr
     return params
 
 
-def _plain_target(saved: Any, wanted: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=wanted.sharding)
+def _target(saved: Any, wanted: Any) -> jax.ShapeDtypeStruct:
+    """As saved, where it is wanted (what Orbax saved says of shardings is of another machine)."""
+    sharding = wanted.sharding if isinstance(wanted, jax.ShapeDtypeStruct) else None
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
 
 
 def _check_shapes(saved: Any, abstract: Any, folder: pathlib.Path) -> None:

@@ -88,6 +88,11 @@ def init_params(config: MogaoConfig, model: Mogao, key: jax.Array) -> Any:
     return model.init(key, inputs)["params"]
 
 
+def param_shapes(config: MogaoConfig, model: Mogao) -> Any:
+    """The parameters' names, shapes and dtypes (ShapeDtypeStructs, unboxed); nothing computed."""
+    return rules.unbox(jax.eval_shape(lambda: init_params(config, model, jax.random.key(0))))
+
+
 def count_parameters(params: Any) -> dict[str, int]:
     """Number of parameters per part: the first part whose module lies on the path, else by name.
 

@@ -1,0 +1,274 @@
+"""Exported models: the transformer's parameters and the whole config in one safetensors file.
+
+One tensor per parameter, named by its path joined with dots, in one dtype. The file's metadata:
+
+    format      "mogao_jax.model"
+    version     of this format
+    config      the config as JSON
+    step        optimizer steps that the parameters have seen
+    weights     "ema" or "raw"
+    tokenizer   checksum of the vocabulary that the ids belong to (`tokenizer_digest`)
+    written_by  the release of mogao_jax
+    digest      sha256 of all of the above and of every tensor
+
+The frozen encoders are not in it; the config says where they are ("embedded": in the package).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+import mogao_jax
+from mogao_jax.config.convert import from_dict, to_dict
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
+from mogao_jax.tokenizer import Tokenizer
+
+FORMAT, VERSION = "mogao_jax.model", "1"
+DTYPES = ("float16", "bfloat16", "float32")
+_FIELDS = ("format", "version", "config", "step", "weights", "tokenizer", "written_by", "digest")
+_LISTED = 12  # problems named in a message before the rest is only counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What an exported file says of itself.
+
+    Attributes:
+      path: the file.
+      config: of the model.
+      step: optimizer steps done.
+      weights: "ema" (the moving average) or "raw".
+      tokenizer: `tokenizer_digest` of the tokenizer it was trained with.
+      shapes: of each tensor, by its name in the file.
+    """
+
+    path: pathlib.Path
+    config: MogaoConfig
+    step: int
+    weights: str
+    tokenizer: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Names a vocabulary: equal for tokenizers that give the same ids to the same text."""
+    tokens = [tokenizer.decode([i], keep_special=True) for i in range(tokenizer.vocab_size)]
+    # Their text as ids again, which tells how words are put together from shorter ones.
+    what = [tokens, sorted(tokenizer.special_ids), [tokenizer.encode(t) for t in tokens]]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def write_exported(
+    path: str | os.PathLike,
+    params: Any,
+    *,
+    config: MogaoConfig,
+    step: int,
+    weights: Literal["ema", "raw"],
+    tokenizer: Tokenizer,
+    dtype: str = "float16",
+) -> pathlib.Path:
+    """Writes a model, whole or not at all.
+
+    Args:
+      path: the file to write, named *.safetensors; replaced if it is there.
+      params: nested dicts of arrays, unboxed.
+      dtype: one of DTYPES, for all tensors.
+    Returns:
+      The path.
+    Raises:
+      CheckpointError: values that are not finite, or too large for `dtype`.
+      EnvironmentProblem: the file cannot be written.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"an exported model is a .safetensors file; {str(path)!r} is not.")
+    tensors = {name: _rounded(name, x, dtype) for name, x in _flatten(params).items()}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": json.dumps(to_dict(config), sort_keys=True),
+        "step": str(step),
+        "weights": weights,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "written_by": mogao_jax.__version__,
+    }
+    metadata["digest"] = _digest(metadata, tensors.items())
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            safetensors.numpy.save_file(tensors, temporary, metadata)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise EnvironmentProblem(
+            f"{str(path)!r} cannot be written ({reason}); give another file, or free its folder."
+        ) from e
+    return path
+
+
+def _rounded(name: str, value: Any, dtype: str) -> np.ndarray:
+    array = np.asarray(jax.device_get(value))
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise CheckpointError(f"parameter {name} has values that are not finite; nothing written.")
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(array.astype(jnp.dtype(dtype)))
+    if not np.isfinite(rounded.astype(np.float32)).all():
+        largest = np.abs(array.astype(np.float32)).max()
+        raise CheckpointError(
+            f"parameter {name} reaches {largest:.3g}, too large for {dtype}; nothing written. "
+            "Use --dtype bfloat16 or float32."
+        )
+    return rounded
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """What the file says of itself, without its parameters.
+
+    Raises:
+      CheckpointError: missing, cut short, not an exported model, or of another version.
+    """
+    path = pathlib.Path(path)
+    with _opened(path) as f:
+        metadata = f.metadata() or {}
+        shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} is a safetensors file, but not a model exported by mogao: write one "
+            "with `mogao export WORKDIR --out FILE.safetensors`."
+        )
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"{str(path)!r} has format version {metadata.get('version')}; this release "
+            f"({mogao_jax.__version__}) reads version {VERSION}. It was written by "
+            f"mogao_jax {metadata.get('written_by')}."
+        )
+    missing = [name for name in _FIELDS if name not in metadata]
+    if missing:
+        raise _damaged(path, f"its metadata lacks {', '.join(missing)}")
+    try:
+        config, step = from_dict(json.loads(metadata["config"])), int(metadata["step"])
+    except ConfigError as e:
+        raise CheckpointError(
+            f"{str(path)!r}, written by mogao_jax {metadata['written_by']}, has a config that this "
+            f"release ({mogao_jax.__version__}) does not understand: {e}"
+        ) from e
+    except (ValueError, RecursionError):
+        raise _damaged(path, "its metadata is not readable") from None
+    return Header(path, config, step, metadata["weights"], metadata["tokenizer"], shapes)
+
+
+def read_params(path: str | os.PathLike, abstract: Any) -> Any:
+    """The parameters of an exported model.
+
+    Args:
+      path: the file.
+      abstract: nested dicts of ShapeDtypeStructs (`models.system.param_shapes` of the header's
+        config): every tensor of the file must be one of these, and each of these be there.
+    Returns:
+      Nested dicts of arrays on the default device, with the dtypes of `abstract`.
+    Raises:
+      CheckpointError: listing each tensor that is missing, not expected or mis-shaped; or the
+        file is damaged; or it has values that are not finite.
+    """
+    path = pathlib.Path(path)
+    wanted = _flatten(abstract)
+    with _opened(path) as f:
+        metadata = f.metadata() or {}
+        names = list(f.keys())
+        shapes = {name: tuple(f.get_slice(name).get_shape()) for name in names}
+        _check_names(path, shapes, {name: tuple(x.shape) for name, x in wanted.items()})
+        try:
+            tensors = {name: np.asarray(f.get_tensor(name)) for name in names}
+        except Exception as e:  # noqa: BLE001  (whatever a damaged file makes the reader raise)
+            raise _damaged(path, str(e)) from None
+    if _digest(metadata, tensors.items()) != metadata.get("digest"):
+        raise _damaged(path, "its checksum is wrong")
+    bad = [n for n, x in tensors.items() if not np.isfinite(x.astype(np.float32)).all()]
+    if bad:
+        raise CheckpointError(f"{str(path)!r} has values that are not finite in {_listing(bad)}.")
+    placed = {name: jnp.asarray(tensors[name], wanted[name].dtype) for name in wanted}
+    return flax.traverse_util.unflatten_dict(placed, sep=".")
+
+
+def _check_names(
+    path: pathlib.Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]
+) -> None:
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {list(found[name])}, its config wants {list(wanted[name])}"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name] != wanted[name]
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{str(path)!r} does not hold the model of its own config, {len(problems)} "
+            f"problem(s): {_listing(problems)}. Export it again, with this release."
+        )
+
+
+def _opened(path: pathlib.Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {str(path)!r}.")
+    try:
+        return safetensors.safe_open(path, "flax")  # which knows bfloat16
+    except (safetensors.SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as safetensors ({e}): it is another kind of file, "
+            "damaged or cut short. Copy it again, or export it again."
+        ) from None
+
+
+def _damaged(path: pathlib.Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{str(path)!r} is damaged ({reason}). Copy it again, or export it again."
+    )
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def _digest(metadata: Mapping[str, str], tensors: Any) -> str:
+    """sha256 of the metadata (but for the digest) and of every tensor with its name."""
+    total = hashlib.sha256()
+    said = {name: value for name, value in metadata.items() if name != "digest"}
+    total.update(json.dumps(said, sort_keys=True).encode())
+    for name, array in sorted(tensors):
+        total.update(f"\n{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return total.hexdigest()
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(tree, sep=".")
+
+
+def _listing(problems: list[str]) -> str:
+    rest = len(problems) - _LISTED
+    return "; ".join(problems[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,59 @@
+"""`mogao export WORKDIR --out FILE.safetensors`: a trained model as one file, with its config."""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+
+from mogao_jax.checkpoints import exported, files
+from mogao_jax.checkpoints.load_params import best_weights, load_params
+from mogao_jax.config.convert import from_dict
+from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.tokenizer import load_tokenizer
+
+_NAMES = {"ema": "moving average", "raw": "raw parameters"}
+
+
+def main(argv: list[str]) -> int:
+    """Writes the file and says what is in it."""
+    parser = argparse.ArgumentParser(
+        prog="mogao export",
+        description="Writes a checkpoint's parameters and its config into one file, which `mogao "
+        "sample --checkpoint FILE` and mogao_jax.load(FILE) read. The optimizer is left out; the "
+        "frozen encoders are named, not copied.",
+    )
+    parser.add_argument("checkpoint", help="a run's folder (its newest checkpoint), or a checkpoint")
+    parser.add_argument("--out", required=True, help="the file to write: NAME.safetensors")
+    parser.add_argument("--dtype", choices=exported.DTYPES, default="float16")
+    parser.add_argument(
+        "--weights",
+        choices=("best", "ema", "raw"),
+        default="best",
+        help="ema: the moving average; raw: the last parameters; best: ema where there is one",
+    )
+    arguments = parser.parse_args(argv)
+    config = from_dict(files.read_meta(arguments.checkpoint)["config"])
+    tokenizer = load_tokenizer(config.tokenizer)
+    # In float32, whatever the run computes in: rounded once.
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, "float32"),
+        param_shapes(config, make_model(config, tokenizer.vocab_size)),
+    )
+    params, meta = load_params(arguments.checkpoint, weights=arguments.weights, abstract=shapes)
+    weights = best_weights(meta, arguments.weights)
+    path = exported.write_exported(
+        arguments.out,
+        params,
+        config=config,
+        step=meta["step"],
+        weights=weights,
+        tokenizer=tokenizer,
+        dtype=arguments.dtype,
+    )
+    count = sum(x.size for x in jax.tree.leaves(params))
+    print(
+        f"{path}: {count:,} parameters ({_NAMES[weights]} of step {meta['step']}) in "
+        f"{arguments.dtype}, {path.stat().st_size / 1e6:.1f} MB"
+    )
+    return 0

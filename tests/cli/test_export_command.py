@@ -1,0 +1,47 @@
+"""`mogao export`: a run becomes a file that holds the same numbers."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import tiny_checkpoint as checkpoint
+
+from mogao_jax.checkpoints import exported
+from mogao_jax.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return checkpoint.write_run(tmp_path_factory.mktemp("export") / "run")
+
+
+@pytest.mark.parametrize(("weights", "seed"), [("best", 1), ("ema", 1), ("raw", 0)])
+def test_the_file_holds_what_was_asked_for(run, tmp_path, capsys, weights, seed):
+    out = tmp_path / "model.safetensors"
+    arguments = ["--out", str(out), "--dtype", "float32", "--weights", weights]
+    assert main(["export", str(run), *arguments]) == 0
+    header = exported.read_header(out)
+    assert header.weights == ("raw" if weights == "raw" else "ema")
+    assert header.step == checkpoint.STEP and header.config == checkpoint.config()
+    read = exported.read_params(out, checkpoint.shapes())
+    jax.tree.map(np.testing.assert_array_equal, read, checkpoint.params(seed))
+    said = capsys.readouterr().out
+    assert f"{sum(x.size for x in jax.tree.leaves(read)):,} parameters" in said
+    assert str(out) in said and f"step {checkpoint.STEP}" in said
+
+
+def test_one_checkpoint_folder(run, tmp_path):
+    folder = run / "checkpoints" / str(checkpoint.STEP)
+    assert main(["export", str(folder), "--out", str(tmp_path / "model.safetensors")]) == 0
+
+
+def test_refusals(tmp_path, capsys):
+    run = checkpoint.write_run(tmp_path / "run", ema=False)
+    out = str(tmp_path / "model.safetensors")
+    assert main(["export", str(tmp_path / "none"), "--out", out]) == 2
+    assert "none" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", out, "--weights", "ema"]) == 2
+    assert "moving average" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", str(tmp_path / "model.bin")]) == 2
+    assert ".safetensors" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mogao_jax.models.cache import LayerCache, Places, write
 from mogao_jax.models.layers import Linear, constrain, zeros
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.modulation import modulate, per_token
@@ -45,8 +46,9 @@ class Rotations(NamedTuple):
     gen: tuple[jax.Array, jax.Array]
 
 
-# (queries, keys, values, their metadata) -> outputs, each in parts.
-Attend = Callable[[Parts, Parts, Parts, Parts], Parts]
+# (queries, keys, values, metadata of the queries, metadata of the keys) -> outputs, in parts.
+# Without a cache keys are the queries' own tokens, and their metadata is None.
+Attend = Callable[[Parts, Parts, Parts, Parts, Parts | None], Parts]
 
 
 class Branch(nn.Module):
@@ -147,8 +149,10 @@ class Block(nn.Module):
         conditioning_index: jax.Array,
         rotations: Rotations,
         meta: Parts,
-    ) -> Streams:
-        """Runs the layer.
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+    ) -> tuple[Streams, LayerCache | None]:
+        """Runs the layer. Streams and parts of length zero cost nothing.
 
         Args:
           streams: residual streams.
@@ -156,19 +160,65 @@ class Block(nn.Module):
           conditioning_index: int32[B, G] line of `conditioning` for each gen token.
           rotations: rotary cos and sin per stream.
           meta: TokenMeta of the parts; the gen stream is its clean part, then its noised one.
+          cache: this layer's keys and values of what came before. Keys are then those of the
+            cache, the new und and clean tokens written into it, and of the new noised tokens.
+          places: with a cache, where new tokens go, and the metadata of all that is in it.
+        Returns:
+          the streams, and the cache with the new tokens (None if none were to be written).
         """
         num_clean = meta.clean.segment.shape[1]
-        table = self.adaln(conditioning)
-        modulation = Modulation(*jnp.split(per_token(table, conditioning_index), 6, -1))
-        und_qkv = self.und.qkv(streams.und, rotations.und, None)
-        gen_qkv = self.gen.qkv(streams.gen, rotations.gen, modulation)
+        und, gen = streams
+        modulation = None
+        und_qkv: tuple = (None, None, None)
+        gen_qkv: tuple = (None, None, None)
+        if gen.shape[1]:
+            table = self.adaln(conditioning)
+            modulation = Modulation(*jnp.split(per_token(table, conditioning_index), 6, -1))
+        if und.shape[1]:
+            und_qkv = self.und.qkv(und, rotations.und, None)
+        if gen.shape[1]:
+            gen_qkv = self.gen.qkv(gen, rotations.gen, modulation)
         queries, keys, values = (
-            Parts(und=u, clean=g[:, :num_clean], noised=g[:, num_clean:])
-            for u, g in zip(und_qkv, gen_qkv, strict=True)
+            _in_parts(u, g, num_clean) for u, g in zip(und_qkv, gen_qkv, strict=True)
         )
-        out = self.attend(queries, keys, values, meta)
-        attended = jnp.concatenate([out.clean, out.noised], 1)
-        und = self.und.finish(streams.und, out.und, None)
-        gen = self.gen.finish(streams.gen, attended, modulation)
+        query_meta = Parts(*(None if q is None else m for q, m in zip(queries, meta, strict=True)))
+        key_meta = None
+        if cache is not None and places is not None:
+            cache = _remember(cache, keys, values, places.destination)
+            keys = cache.keys._replace(noised=keys.noised)
+            values = cache.values._replace(noised=values.noised)
+            key_meta = places.meta._replace(noised=query_meta.noised)
+            if places.destination == Parts():
+                cache = None
+        out = self.attend(queries, keys, values, query_meta, key_meta)
+        attended = _joined(out.clean, out.noised)
+        if und.shape[1]:
+            und = self.und.finish(und, out.und, None)
+        if attended is not None:
+            gen = self.gen.finish(gen, attended, modulation)
         axes = ("act_batch", "act_len", "act_embed")
-        return Streams(constrain(und, *axes), constrain(gen, *axes))
+        return Streams(constrain(und, *axes), constrain(gen, *axes)), cache
+
+
+def _in_parts(und: jax.Array | None, gen: jax.Array | None, num_clean: int) -> Parts:
+    """Cuts gen[B, C + N, ...] after its clean tokens; parts of length zero are absent."""
+    if gen is None:
+        return Parts(und=und)
+    clean, noised = gen[:, :num_clean], gen[:, num_clean:]
+    return Parts(und, clean if clean.shape[1] else None, noised if noised.shape[1] else None)
+
+
+def _joined(clean: jax.Array | None, noised: jax.Array | None) -> jax.Array | None:
+    """The inverse, for the gen stream."""
+    present = [x for x in (clean, noised) if x is not None]
+    return jnp.concatenate(present, 1) if present else None
+
+
+def _remember(cache: LayerCache, keys: Parts, values: Parts, destination: Parts) -> LayerCache:
+    """The cache with new und and clean keys and values written into it."""
+
+    def put(kept: Parts, new: Parts) -> Parts:
+        pairs = ((getattr(x, name) for x in (kept, new, destination)) for name in ("und", "clean"))
+        return Parts(*(a if place is None else write(a, b, place) for a, b, place in pairs))
+
+    return LayerCache(put(cache.keys, keys), put(cache.values, values))

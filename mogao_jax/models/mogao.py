@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, VitConfig
+from mogao_jax.models import cache as caches
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
 from mogao_jax.models.layers import Linear, constrain, zeros
 from mogao_jax.ops.attention.api import attention
-from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.parts import Parts, readable_parts
 from mogao_jax.ops.modulation import per_token
 from mogao_jax.ops.norms import RMSNorm
 from mogao_jax.ops.rope import rope_angles
@@ -28,6 +29,8 @@ from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import TokenMeta
 
 LATENT_PATCH = 2  # one VAE token is a 2x2 patch of latents
+# With a cache, scores of up to this many bytes are held whole: few queries make poor tiles.
+DENSE_BYTES = 64 * 2**20
 
 
 class MogaoInputs(NamedTuple):
@@ -47,6 +50,7 @@ class MogaoInputs(NamedTuple):
 class MogaoOutputs(NamedTuple):
     und_hidden: jax.Array  # [B, U, D] after the final norm; `head_table` gives its logits
     velocity: jax.Array  # float32[B, N, 64]
+    cache: Parts | None = None  # with new tokens written, where a cache was given and they were
 
 
 def make_inputs(
@@ -134,7 +138,7 @@ class Mogao(nn.Module):
                 _ScanBlock,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast,) * 4,
+                in_axes=(*(nn.broadcast,) * 4, 0, nn.broadcast),
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(block_class, block)
@@ -157,7 +161,19 @@ class Mogao(nn.Module):
         )
         self.velocity_head = VelocityHead(channels, c.rms_norm_eps, **dtypes)
 
-    def __call__(self, inputs: MogaoInputs) -> MogaoOutputs:
+    def __call__(
+        self, inputs: MogaoInputs, cache: Parts | None = None, destination: Parts | None = None
+    ) -> MogaoOutputs:
+        """Runs the model on whole rows, or on tokens that continue what a cache holds.
+
+        Args:
+          inputs: the tokens to compute; any part of them may be of length zero.
+          cache: `Parts(und=PartCache, clean=PartCache)` (models/cache.py); None for a part that
+            is empty or that nothing in `inputs` reads.
+          destination: int32[B, U] and int32[B, C], the places of the cache that new und and
+            clean tokens are written to (out of range: padding, not written); None for a part
+            that has no new tokens.
+        """
         c = self.config
         num_clean = inputs.clean_latents.shape[1]
         streams = self._embed(inputs)
@@ -177,29 +193,46 @@ class Mogao(nn.Module):
         rotations = Rotations(
             und=rope_angles(positions.und, **rope), gen=rope_angles(gen_positions, **rope)
         )
+        places = None
+        if cache is not None:
+            places = _places(cache, inputs.meta, destination or Parts())
 
         arguments = (conditioning, index, rotations, inputs.meta)
+        layers: Any = []
         if c.scan_layers:
-            streams, _ = self.layers(streams, *arguments)
+            kept = None if cache is None else caches.layer(cache, None)
+            streams, layers = self.layers(streams, *arguments, kept, places)
         else:
-            for layer in self.layers:
-                streams = layer(streams, *arguments)
+            for i, layer in enumerate(self.layers):
+                kept = None if cache is None else caches.layer(cache, i)
+                streams, kept = layer(streams, *arguments, kept, places)
+                layers.append(kept)
 
-        final = per_token(self.final_adaln(conditioning), index[:, num_clean:])
-        velocity = self.velocity_head(streams.gen[:, num_clean:], final)
-        return MogaoOutputs(self.final_norm(streams.und), velocity.astype(jnp.float32))
+        new_cache = None
+        if cache is not None and destination is not None and places is not None:
+            new_cache = caches.join(cache, layers, places.meta)
+        velocity = inputs.noised_latents
+        if velocity.shape[1]:
+            final = per_token(self.final_adaln(conditioning), index[:, num_clean:])
+            velocity = self.velocity_head(streams.gen[:, num_clean:], final)
+        und_hidden = self.final_norm(streams.und)
+        return MogaoOutputs(und_hidden, velocity.astype(jnp.float32), new_cache)
 
     def _embed(self, inputs: MogaoInputs) -> Streams:
         dtype = jnp.dtype(self.config.dtype)
-        text = jnp.take(self.token_embedding, inputs.tokens, axis=0).astype(dtype)
+        und = jnp.take(self.token_embedding, inputs.tokens, axis=0).astype(dtype)
         features = inputs.vit_features.astype(dtype)
-        is_merger = self.config.connector == "merger"
-        vit = self.vit_merger(features) if is_merger else self.vit_linear(features)
-        is_vit = inputs.vit_index >= 0
-        picked = jnp.take_along_axis(vit, jnp.where(is_vit, inputs.vit_index, 0)[..., None], 1)
-        und = jnp.where(is_vit[..., None], picked, text)
+        if features.shape[1]:
+            is_merger = self.config.connector == "merger"
+            vit = self.vit_merger(features) if is_merger else self.vit_linear(features)
+            is_vit = inputs.vit_index >= 0
+            picked = jnp.take_along_axis(vit, jnp.where(is_vit, inputs.vit_index, 0)[..., None], 1)
+            und = jnp.where(is_vit[..., None], picked, und)
         latents = jnp.concatenate([inputs.clean_latents, inputs.noised_latents], 1)
-        gen = self.latent_in(latents.astype(dtype))
+        if latents.shape[1]:
+            gen = self.latent_in(latents.astype(dtype))
+        else:
+            gen = jnp.zeros((latents.shape[0], 0, self.config.embed_dim), dtype)
         axes = ("act_batch", "act_len", "act_embed")
         return Streams(constrain(und, *axes), constrain(gen, *axes))
 
@@ -210,36 +243,68 @@ class Mogao(nn.Module):
 
 
 class _ScanBlock(nn.Module):
-    """A block in the form that nn.scan wants: (carry, broadcast...) -> (carry, None)."""
+    """A block in the form that nn.scan wants: (streams, ...) -> (streams, this layer's cache)."""
 
     block_class: type[Block]
     fields: dict[str, Any]
 
     @nn.compact
     def __call__(self, streams, *arguments):
-        return self.block_class(**self.fields, name="block")(streams, *arguments), None
+        return self.block_class(**self.fields, name="block")(streams, *arguments)
 
 
 def _attend(
     queries: Parts,
     keys: Parts,
     values: Parts,
-    meta: Parts,
+    query_meta: Parts,
+    key_meta: Parts | None,
     *,
     config: AttentionConfig,
     text_reads_vae: bool,
 ) -> Parts:
+    implementation = config.implementation
+    if key_meta is None:
+        key_meta = query_meta
+    else:  # a cache: few queries, many keys, and parts that none of these queries reads
+        reads = readable_parts(text_reads_vae)
+        needed = {k for i, q in enumerate(queries) if q is not None for k in reads[i]}
+        keys, values, key_meta = (
+            Parts(*(x if i in needed else None for i, x in enumerate(parts)))
+            for parts in (keys, values, key_meta)
+        )
+        if _score_bytes(queries, keys) <= DENSE_BYTES:
+            implementation = "dense"
     return attention(
         queries,
         keys,
         values,
-        meta,
-        meta,
-        implementation=config.implementation,
+        query_meta,
+        key_meta,
+        implementation=implementation,
         block_q=config.block_q,
         block_kv=config.block_kv,
         text_reads_vae=text_reads_vae,
     )
+
+
+def _score_bytes(queries: Parts, keys: Parts) -> int:
+    """Of float32 scores between all queries and all keys."""
+    present = [q.shape for q in queries if q is not None]
+    num_queries = sum(batch * length * heads for batch, length, heads, _ in present)
+    return 4 * num_queries * sum(k.shape[1] for k in keys if k is not None)
+
+
+def _places(cache: Parts, new: Parts, destination: Parts) -> caches.Places:
+    """Writes the metadata of new tokens into the cache's; the layers write keys and values."""
+
+    def meta(name: str) -> TokenMeta | None:
+        kept, place = getattr(cache, name), getattr(destination, name)
+        if kept is None or place is None:
+            return kept and kept.meta
+        return caches.write_meta(kept.meta, getattr(new, name), place)
+
+    return caches.Places(destination, Parts(und=meta("und"), clean=meta("clean")))
 
 
 def build(

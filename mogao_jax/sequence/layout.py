@@ -22,7 +22,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mogao_jax import images as image_ops
 from mogao_jax.config.schema import ImageConfig, LayoutConfig, VitConfig
 from mogao_jax.errors import DocumentError
 from mogao_jax.sequence.batch import (
@@ -35,9 +34,16 @@ from mogao_jax.sequence.batch import (
 from mogao_jax.sequence.document import Document, Image
 from mogao_jax.sequence.forms import Form, draw_contexts, make_forms
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
+from mogao_jax.sequence.pictures import (
+    VAE_GRID,
+    native_pixels,
+    text_positions,
+    vae_grid,
+    vae_positions,
+    vit_input,
+    vit_positions,
+)
 from mogao_jax.sequence.render import Picture, Token, TokenizerLike, render
-
-VAE_GRID = 16  # pixels per VAE token: 8x downsampling, then 2x2 patches
 
 
 def lay_out(
@@ -145,8 +151,6 @@ class _Builder:
             return
         tokens, targets, weights, orders, times = zip(*run, strict=True)
         n = len(run)
-        t = np.array(times, np.float32)
-        zero = t if self._layout.text_positions == "thw" else np.zeros_like(t)
         self._und.add(
             tokens=tokens,
             targets=targets,
@@ -154,7 +158,7 @@ class _Builder:
             segment=np.full(n, segment),
             time=orders,
             kind=np.full(n, TEXT),
-            positions=np.stack([t, zero, zero], -1),
+            positions=text_positions(np.array(times), self._layout.text_positions),
             vit_index=np.full(n, -1),
         )
 
@@ -186,9 +190,7 @@ class _Builder:
                 segment=np.full(n, segment),
                 time=first + np.arange(n) if is_causal else np.full(n, first),
                 kind=np.full(n, VIT),
-                positions=_vit_positions(
-                    time, (rows, columns), self._vae_grid(index, items[index])
-                ),
+                positions=vit_positions(time, (rows, columns), self._vae_grid(index, items[index])),
                 vit_index=self._vit_first[index] + np.arange(n),
             )
         if index in form.clean:  # after its own ViT tokens, so it reads all of them
@@ -209,48 +211,27 @@ class _Builder:
             segment=np.full(n, segment),
             time=np.full(n, order),
             kind=np.full(n, kind),
-            positions=np.stack([np.full(n, time), y, x], -1),
+            positions=vae_positions(time, (rows, columns)),
             loss_weights=np.full(n, weight),
         )
 
     def _load(self, index: int, item: Image) -> np.ndarray:
         if index not in self._pixels:
-            pixels, config = image_ops.load_pixels(item), self._images
-            height, width = pixels.shape[:2]
-            height, width = image_ops.target_size(
-                height,
-                width,
-                max_pixels=config.max_pixels,
-                min_pixels=config.min_pixels,
-                grid=VAE_GRID,
-                max_side=config.max_side,
-            )
-            self._pixels[index] = image_ops.resize(pixels, height, width)
+            self._pixels[index] = native_pixels(item, self._images)
         return self._pixels[index]
 
     def _vae_grid(self, index: int, item: Image) -> tuple[int, int]:
-        height, width = self._load(index, item).shape[:2]
-        return height // VAE_GRID, width // VAE_GRID
+        return vae_grid(self._load(index, item))
 
     def _load_vit(self, index: int, item: Image) -> None:
         if index in self._vit_first:
             return
-        pixels, config, vit = self._load(index, item), self._images, self._vit_config
-        height, width = pixels.shape[:2]
-        height, width = image_ops.vit_size(
-            height, width, mode=config.vit_resize, vit_max_pixels=config.vit_max_pixels
-        )
-        patches, positions = image_ops.vit_patches(
-            image_ops.resize(pixels, height, width),
-            patch_size=vit.patch_size,
-            merge_size=vit.merge_size,
-        )
-        block = vit.patch_size * vit.merge_size
-        self._vit_grid[index] = (height // block, width // block)
+        seen = vit_input(self._load(index, item), self._images, self._vit_config)
+        self._vit_grid[index] = seen.grid
         self._vit_first[index] = self._num_vit_tokens
-        self._num_vit_tokens += len(patches) // vit.merge_size**2
-        segment = np.full(len(patches), len(self._vit_first))
-        self._vit.add(pixels=patches, positions=positions, segment=segment)
+        self._num_vit_tokens += len(seen.patches) // self._vit_config.merge_size**2
+        segment = np.full(len(seen.patches), len(self._vit_first))
+        self._vit.add(pixels=seen.patches, positions=seen.positions, segment=segment)
 
     def finish(
         self,
@@ -307,17 +288,6 @@ def _gen_stream(stream: _Stream, flow_weight: float) -> GenStream:
         positions=stream.get("positions", np.float32, (3,)),
         loss_weights=stream.get("loss_weights", np.float32) * np.float32(flow_weight),
     )
-
-
-def _vit_positions(time: int, vit_grid: tuple[int, int], vae_grid: tuple[int, int]) -> np.ndarray:
-    """(T, H, W) of an image's merged ViT tokens, row-major: float32[rows * columns, 3].
-
-    [choice] The centre of each ViT token in coordinates of the VAE grid, whose token i has its
-    centre at i. Where the grids coincide these are whole numbers: both share the position id.
-    """
-    axes = [(np.arange(n) + 0.5) * (m / n) - 0.5 for n, m in zip(vit_grid, vae_grid, strict=True)]
-    h, w = (a.reshape(-1) for a in np.meshgrid(*axes, indexing="ij"))
-    return np.stack([np.full_like(h, time), h, w], -1).astype(np.float32)
 
 
 def image_uid(document_id: str, index: int) -> int:

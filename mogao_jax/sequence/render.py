@@ -55,15 +55,39 @@ def render(document: Document, tokenizer: TokenizerLike, *, end_after_image: str
       tokenizer: encodes text (never yielding control tokens) and knows the special ids.
       end_after_image: 'never', 'interleaved' or 'always', see config LayoutConfig.
     """
+    elements = _turns(document, tokenizer)
+    last = document.items[-1]
+    if isinstance(last, Image) and not _ends_after_image(document, last, end_after_image):
+        return elements[:-1]  # without <|vision_end|>: nothing follows the picture
+    if document.complete:
+        end = tokenizer.endoftext if last.role is None else tokenizer.im_end
+        elements.append(Token(end, last.loss))
+    return elements
+
+
+def render_prompt(document: Document, tokenizer: TokenizerLike) -> list[Element]:
+    """The elements of a document that is to be continued (`complete` has no meaning here).
+
+    After a turn of the user or the system the assistant's turn is opened; a document that ends
+    with the assistant, or that has no roles, goes on where it ends. The last element is always
+    a token: the one after which something is to be predicted.
+    """
+    elements = _turns(document, tokenizer)
+    if document.items[-1].role in ("user", "system"):
+        elements += _close_turn(tokenizer, trained=False)
+        elements += _open_turn("assistant", tokenizer)
+    return elements
+
+
+def _turns(document: Document, tokenizer: TokenizerLike) -> list[Element]:
+    """All items; every turn but the last is closed. A last image has its <|vision_end|>."""
     elements: list[Element] = []
     num_pictures = 0
-    last = document.items[-1]
     turns = [list(g) for _, g in itertools.groupby(document.items, key=lambda item: item.role)]
     for turn in turns:
         role = turn[0].role
         if role is not None:
-            header = [tokenizer.im_start, *tokenizer.encode(f"{role}\n")]
-            elements += [Token(id, trained=False) for id in header]
+            elements += _open_turn(role, tokenizer)
         for item in turn:
             if isinstance(item, Image):
                 elements.append(Token(tokenizer.vision_start, item.loss, num_pictures))
@@ -73,14 +97,18 @@ def render(document: Document, tokenizer: TokenizerLike, *, end_after_image: str
             else:
                 elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
         if role is not None and turn is not turns[-1]:
-            elements.append(Token(tokenizer.im_end, turn[-1].loss))
-            elements += [Token(id, trained=False) for id in tokenizer.encode("\n")]
-    if isinstance(last, Image) and not _ends_after_image(document, last, end_after_image):
-        return elements[:-1]  # without <|vision_end|>: nothing follows the picture
-    if document.complete:
-        end = tokenizer.endoftext if last.role is None else tokenizer.im_end
-        elements.append(Token(end, last.loss))
+            elements += _close_turn(tokenizer, trained=turn[-1].loss)
     return elements
+
+
+def _open_turn(role: str, tokenizer: TokenizerLike) -> list[Element]:
+    header = [tokenizer.im_start, *tokenizer.encode(f"{role}\n")]
+    return [Token(id, trained=False) for id in header]
+
+
+def _close_turn(tokenizer: TokenizerLike, *, trained: bool) -> list[Element]:
+    newline = [Token(id, trained=False) for id in tokenizer.encode("\n")]
+    return [Token(tokenizer.im_end, trained), *newline]
 
 
 def _ends_after_image(document: Document, last: Item, policy: str) -> bool:

@@ -49,6 +49,26 @@ def velocity_target(x: Array, noise: Array) -> Array:
     return x - noise
 
 
+def linear_velocity(x_t: Array, t: Array) -> tuple[Array, Array]:
+    """The best linear guess of the velocity from x_t, and the spread of what it leaves.
+
+    For independent data and noise of unit variance: with d = t^2 + (1 - t)^2 the variance of
+    x_t, E[v | x_t] = (2t - 1) / d x_t, and the variance of the rest is 1 / d. A network that
+    predicts the rest in units of its spread predicts the data where x_t is noise (t = 0), and
+    minus the noise where x_t is data: never what it can already see (the idea of EDM's
+    preconditioning, Karras et al. 2022, for rectified flow).
+
+    Args:
+      x_t: float[..., any].
+      t: float in [0, 1], scalar or of x_t's leading axes.
+    Returns:
+      the guess, of x_t's shape, and 1 / sqrt(d), to be broadcast against it.
+    """
+    t = _like(t, x_t)
+    variance = t**2 + (1 - t) ** 2
+    return (2 * t - 1) / variance * x_t, variance**-0.5
+
+
 # ---------------------------------------------------------------------------------- timesteps
 
 

@@ -184,3 +184,16 @@ def test_each_image_may_have_its_own_grid():
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match="euler"):
         flow.integrate(lambda x, t: x, jnp.ones(2), flow.timestep_grid(2), "rk4")
+
+
+def test_linear_velocity_is_the_least_squares_fit():
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 200_000))
+    for t in (0.0, 0.3, 0.5, 0.9, 1.0):
+        x_t, v = flow.interpolate(x, noise, t), flow.velocity_target(x, noise)
+        slope = np.dot(v, x_t) / np.dot(x_t, x_t)
+        guess, spread = flow.linear_velocity(x_t, t)
+        np.testing.assert_allclose(guess, slope * x_t, atol=0.02 * np.abs(x_t).max())
+        np.testing.assert_allclose(spread, np.std(v - slope * x_t), rtol=0.01)
+    guess, spread = flow.linear_velocity(jnp.ones((2, 3, 4)), jnp.array([0.5, 1.0]))
+    np.testing.assert_allclose(guess[:, 0, 0], [0.0, 1.0], atol=1e-6)

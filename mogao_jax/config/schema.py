@@ -165,6 +165,11 @@ class ModelConfig:
     )
     timestep_embed_dim: int = _field(256, "sinusoids before the timestep MLP", minimum=2)
     timestep_scale: float = _field(1000.0, "t in [0, 1] is multiplied by this", above=0.0)
+    velocity_head: Literal["direct", "residual"] = _field(
+        "direct",
+        "[choice] direct: the head's output is the velocity; residual: it is added, in units of "
+        "its spread, to the best linear guess of the velocity from x_t (flow.linear_velocity)",
+    )
     connector: Literal["merger", "vit_merger"] = _field(
         "merger",
         "[choice] merger: our trainable merger on features before Qwen2-VL's own; vit_merger: "

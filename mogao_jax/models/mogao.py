@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, VitConfig
+from mogao_jax.flow import linear_velocity
 from mogao_jax.models import cache as caches
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
@@ -214,7 +215,11 @@ class Mogao(nn.Module):
         velocity = inputs.noised_latents
         if velocity.shape[1]:
             final = per_token(self.final_adaln(conditioning), index[:, num_clean:])
-            velocity = self.velocity_head(streams.gen[:, num_clean:], final)
+            velocity = self.velocity_head(streams.gen[:, num_clean:], final).astype(jnp.float32)
+            if c.velocity_head == "residual":
+                t = jnp.take_along_axis(inputs.timesteps, jnp.maximum(inputs.noised_index, 0), 1)
+                guess, spread = linear_velocity(inputs.noised_latents.astype(jnp.float32), t)
+                velocity = guess + spread * velocity
         und_hidden = self.final_norm(streams.und)
         return MogaoOutputs(und_hidden, velocity.astype(jnp.float32), new_cache)
 

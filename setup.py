@@ -31,6 +31,7 @@ setup(
             "assets/*.json",
             "data/shapes/tokenizer.json",
             "report/*.html",
+            "gallery/*.html",
         ]
     },
     python_requires=">=3.11",

@@ -1,3 +1,36 @@
 """Mogao in JAX: one model that reads and writes interleaved text and images (arXiv 2505.05472)."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mogao_jax.sampling.generator import Generator
+
 __version__ = "0.1.0"
+
+
+def load(
+    path: str | os.PathLike = "demo",
+    *,
+    weights: Literal["best", "ema", "raw"] = "best",
+    **places: Any,
+) -> Generator:
+    """Loads a model to write and draw with.
+
+        model = mogao_jax.load("demo")
+        for item in model.generate("a red circle left of a blue square"):
+            ...  # str: text as it comes; Image: a picture (item.pixels), when it is done
+
+    Args:
+      path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
+        a run's folder, or one checkpoint's folder.
+      weights: ema (the moving average), raw, or best: ema where there is one.
+      **places: tokenizer, vae, vit: where these files are, if not where the config says.
+    Raises:
+      CheckpointError, ConfigError: with the place and the remedy.
+    """
+    from mogao_jax.sampling import generator  # brings JAX along: not for who asks the version
+
+    return generator.load(path, weights=weights, **places)

@@ -17,6 +17,10 @@ class DocumentError(MogaoError):
     """A document, or an item of one, that cannot be used (missing image, unknown role, ...)."""
 
 
+class RequestError(MogaoError):
+    """A request to the sampler that cannot be served (options out of range, empty prompt, ...)."""
+
+
 class DataError(MogaoError):
     """A data source as a whole that cannot be used (missing folder, too many broken records)."""
 

@@ -42,6 +42,7 @@ RANK = {
     "planning": 6,
     "profiling": 6,
     "report": 6,
+    "gallery": 6,
     "cli": 7,
     "demo": 7,
 }

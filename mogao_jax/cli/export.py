@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         "sample --checkpoint FILE` and mogao_jax.load(FILE) read. The optimizer is left out; the "
         "frozen encoders are named, not copied.",
     )
-    parser.add_argument("checkpoint", help="a run's folder (its newest checkpoint), or a checkpoint")
+    parser.add_argument("checkpoint", help="a run's folder (its newest checkpoint), or one of them")
     parser.add_argument("--out", required=True, help="the file to write: NAME.safetensors")
     parser.add_argument("--dtype", choices=exported.DTYPES, default="float16")
     parser.add_argument(

@@ -45,15 +45,51 @@ class Model:
         return self.system.config
 
 
-def load_model(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint whose config and tokenizer are known, and whose parameters are still unread."""
+
+    place: pathlib.Path
+    name: str
+    config: MogaoConfig
+    tokenizer: Tokenizer
+    weights: Weights
+    header: exported.Header | None  # of an exported file
+
+    def load(self) -> Model:
+        """Builds the modules and reads all parameters; raises as `load_model`."""
+        system, encoders = make_system(self.config, self.tokenizer.vocab_size)
+        shapes = param_shapes(self.config, system.model)
+        which: str
+        if self.header is not None:
+            params = exported.read_params(self.place, shapes)
+            step, which = self.header.step, self.header.weights
+        else:
+            params, meta = load_params(self.place, weights=self.weights, abstract=shapes)
+            step, which = meta["step"], best_weights(meta, self.weights)
+        return Model(system, params, encoders, self.tokenizer, self.name, step, which)
+
+
+def load_model(path: str | os.PathLike = DEMO, **arguments: Any) -> Model:
+    """Loads a model with its tokenizer and its frozen encoders; arguments of `open_checkpoint`.
+
+    Raises:
+      CheckpointError: nothing there; damaged; not the model that its config describes; or made
+        with another tokenizer.
+      ConfigError: the config's tokenizer or encoders are missing or do not fit.
+    """
+    return open_checkpoint(path, **arguments).load()
+
+
+def open_checkpoint(
     path: str | os.PathLike = DEMO,
     *,
     weights: Weights = "best",
     tokenizer: str | os.PathLike | None = None,
     vae: str | os.PathLike | None = None,
     vit: str | os.PathLike | None = None,
-) -> Model:
-    """Loads a model with its tokenizer and its frozen encoders.
+) -> Opened:
+    """Finds a checkpoint and reads what it says of itself.
 
     Args:
       path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
@@ -61,9 +97,7 @@ def load_model(
       weights: ema (the moving average), raw, or best: ema where there is one.
       tokenizer, vae, vit: where these files are now, if not where the config says.
     Raises:
-      CheckpointError: nothing there; damaged; or not the model that its config describes, or
-        made with another tokenizer.
-      ConfigError: the config's tokenizer or encoders are missing or do not fit.
+      CheckpointError, ConfigError: as `load_model`.
     """
     if weights not in ("best", "ema", "raw"):
         raise ConfigError(f"weights is {weights!r}; choose one of best, ema, raw.")
@@ -78,31 +112,20 @@ def load_model(
         config, rows = header.config, header.shapes.get("token_embedding", (None,))[0]
     else:
         header = None
-        meta = files.read_meta(place)
-        config, rows = from_dict(meta["config"]), _embedding_rows(place)
+        config, rows = _config(place), _embedding_rows(place)
     config = _moved(config, tokenizer, vae, vit)
     text = load_tokenizer(config.tokenizer)
     if header is not None and exported.tokenizer_digest(text) != header.tokenizer:
         raise CheckpointError(
-            f"{str(place)!r} was trained with another tokenizer than that of its config "
-            f"({_tokenizer_name(config)}, {text.vocab_size} tokens): its ids would mean other "
-            "words. Give the right tokenizer.json."
+            f"{str(place)!r} was trained with another tokenizer than {_tokenizer_name(config)} "
+            f"({text.vocab_size} tokens): its ids would mean other words. Give the right one."
         )
     if rows not in (None, config.model.vocab_size or text.vocab_size):
         raise CheckpointError(
-            f"{str(place)!r} has {rows} token embeddings, but its tokenizer "
-            f"({_tokenizer_name(config)}) has {text.vocab_size} tokens. Give the tokenizer.json "
-            "that it was trained with."
+            f"{str(place)!r} has {rows} token embeddings, but {_tokenizer_name(config)} has "
+            f"{text.vocab_size} tokens. Give the tokenizer that it was trained with."
         )
-    system, encoders = make_system(config, text.vocab_size)
-    shapes = param_shapes(config, system.model)
-    if header is not None:
-        params, step, which = exported.read_params(place, shapes), header.step, header.weights
-    else:
-        params, meta = load_params(place, weights=weights, abstract=shapes)
-        step, which = meta["step"], best_weights(meta, weights)
-    name = DEMO if str(path) == DEMO else str(path)
-    return Model(system, params, encoders, text, name, step, which)
+    return Opened(place, str(path), config, text, weights, header)
 
 
 def _find(path: str | os.PathLike) -> pathlib.Path:
@@ -110,8 +133,8 @@ def _find(path: str | os.PathLike) -> pathlib.Path:
         if not _DEMO_FILE.is_file():
             raise CheckpointError(
                 "the demo checkpoint is not in this installation. Train it with `mogao train "
-                "--config=configs/demo.py --workdir runs/demo` and give --checkpoint runs/demo, "
-                "or give another checkpoint."
+                "--config=configs/demo.py --workdir runs/demo` and give runs/demo instead, or "
+                "give another checkpoint."
             )
         return _DEMO_FILE
     place = pathlib.Path(path).expanduser().absolute()
@@ -123,12 +146,23 @@ def _find(path: str | os.PathLike) -> pathlib.Path:
     return place
 
 
+def _config(place: pathlib.Path) -> MogaoConfig:
+    meta = files.read_meta(place)
+    try:
+        return from_dict(meta["config"])
+    except ConfigError as e:
+        raise CheckpointError(
+            f"{str(place)!r} has a config that this release does not understand: {e} It was "
+            f"written by {meta['versions']}."
+        ) from e
+
+
 def _embedding_rows(place: pathlib.Path) -> int | None:
     """Rows of the embedding in the newest checkpoint that says; None where none does."""
     for folder in files.find_checkpoints(place):
         try:
             return int(files.saved_shapes(folder)["params"]["token_embedding"].shape[0])
-        except Exception:  # noqa: BLE001  (a damaged one: load_params says so)
+        except Exception:  # noqa: BLE001, S112  (a damaged one: load_params says so)
             continue
     return None
 
@@ -148,4 +182,5 @@ def _moved(config: MogaoConfig, tokenizer: Any, vae: Any, vit: Any) -> MogaoConf
 
 
 def _tokenizer_name(config: MogaoConfig) -> str:
-    return config.tokenizer.path or config.tokenizer.kind
+    where = f" at {config.tokenizer.path!r}" if config.tokenizer.kind == "file" else ""
+    return f"the tokenizer {config.tokenizer.kind!r}{where}"

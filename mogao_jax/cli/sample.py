@@ -1,0 +1,221 @@
+"""`mogao sample "a red circle left of a blue square"`: writes, draws, and keeps what came out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mogao_jax.cli import sample_prompts as prompts_lib
+from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.sample_progress import Progress
+from mogao_jax.cli.sample_prompts import Prompt
+from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.gallery import page
+from mogao_jax.gallery.folder import PAGE, Folder, default_folder
+from mogao_jax.sampling.options import SamplingOptions
+from mogao_jax.sampling.prompts import check_options
+from mogao_jax.sequence.document import Image, Text
+
+_EXAMPLES = """examples:
+  mogao sample "a red circle left of a blue square"
+  mogao sample --image room.png "how many squares are there?"
+  mogao sample --task edit --image room.png "make the square green"
+  mogao sample --document samples/room/001.json "and now a picture of both"
+  mogao sample --batch prompts.jsonl --num 4 --out samples/batch
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parses, checks everything that can be checked, then samples."""
+    arguments = _parser().parse_args(argv)
+    configure_logging()
+    fields = prompts_lib.option_fields(arguments)
+    prompts, problems = prompts_lib.read_prompts(arguments)
+
+    from mogao_jax.sampling.loading import open_checkpoint  # brings JAX along
+
+    opened = open_checkpoint(
+        arguments.checkpoint,
+        weights=arguments.weights,
+        tokenizer=arguments.tokenizer,
+        vae=arguments.vae,
+        vit=arguments.vit,
+    )
+    options = prompts_lib.make_options(arguments, fields, opened.config)
+    check_options(options, opened.config)
+    prompts, more, notes = prompts_lib.prepare_all(prompts, opened.config, opened.tokenizer)
+    prompts_lib.report_problems(problems + more, len(prompts), arguments)
+    for note in notes:
+        print(note, file=sys.stderr)
+    folder = Folder(arguments.out or default_folder(prompts[0].title))
+    model = opened.load()
+
+    from mogao_jax.sampling.generator import Generator
+
+    _Session(Generator(model), folder, options, arguments).run(prompts)
+    return 0
+
+
+@dataclasses.dataclass
+class _Sample:
+    """One line of the run: a prompt with a seed."""
+
+    prompt: Prompt
+    seed: int
+    number: int
+
+
+class _Session:
+    """Samples everything, batch by batch; what is done is on disk whatever happens later."""
+
+    def __init__(self, generator: Any, folder: Folder, options: SamplingOptions, arguments: Any):
+        self._generator, self._folder, self._options = generator, folder, options
+        self._arguments = arguments
+        self._conversations: list[page.Conversation] = []
+        self._records: list[dict[str, Any]] = []
+        self._pictures = self._tokens = 0
+
+    def run(self, prompts: Sequence[Prompt]) -> None:
+        samples = [
+            _Sample(prompt, self._arguments.seed + j, i * self._arguments.num + j + 1)
+            for i, prompt in enumerate(prompts)
+            for j in range(self._arguments.num)
+        ]
+        began = time.monotonic()
+        batch_size = self._arguments.batch_size
+        try:
+            for start in range(0, len(samples), batch_size):
+                self._sample(samples[start : start + batch_size], len(samples))
+        finally:
+            seconds = time.monotonic() - began
+            if self._records:
+                self._write_summary(seconds)
+        print(
+            f"{seconds:.1f} s, {_count(self._pictures, 'picture')}, "
+            f"{_count(self._tokens, 'token')} of text, "
+            f"{_count(self._generator.num_compilations, 'compilation')}; {self._folder.path}",
+            file=sys.stderr,
+        )
+
+    def _sample(self, samples: Sequence[_Sample], total: int) -> None:
+        from mogao_jax.sampling.requests import Request
+
+        requests = [Request(s.prompt.document, s.seed, self._options) for s in samples]
+        names = [f"{s.number:03d}" if total > 1 else "" for s in samples]
+        progress = Progress(self._folder, [s.number for s in samples], names)
+        with progress:
+            given = [[i for i in s.prompt.document.items if isinstance(i, Image)] for s in samples]
+            results = self._generator.sample(requests, progress.start([len(g) for g in given]))
+        for sample, result in zip(samples, results, strict=True):
+            path = self._folder.write_document(sample.number, result.document)
+            texts = [i.text for i in result.items if isinstance(i, Text)]
+            self._tokens += sum(len(self._generator.tokenizer.encode(t)) for t in texts)
+            self._pictures += sum(isinstance(i, Image) for i in result.items)
+            self._records.append(
+                {"file": path.name, "id": sample.prompt.document.id, "seed": sample.seed,
+                 "stop": result.stop}
+            )  # fmt: skip
+            self._conversations.append(
+                page.Conversation(
+                    result.document,
+                    len(sample.prompt.document.items),
+                    _short(sample.prompt.title),
+                    f"{path.name}, seed {sample.seed}, ended by {_STOPS[result.stop]}",
+                )
+            )
+
+    def _write_summary(self, seconds: float) -> None:
+        model = self._generator.model
+        facts = {
+            "checkpoint": model.name,
+            "config": model.config.name,
+            "step": model.step,
+            "weights": model.weights,
+            **dataclasses.asdict(self._options),
+            "seconds": round(seconds, 2),
+            "pictures": self._pictures,
+            "text tokens": self._tokens,
+            "compilations": self._generator.num_compilations,
+        }
+        self._folder.write_run({**facts, "documents": self._records})
+        name = self._conversations[0].title if len(self._conversations) == 1 else "Samples"
+        try:
+            text = page.render(name, self._conversations, facts)
+        except EnvironmentProblem as e:
+            print(f"No page was written: {e}", file=sys.stderr)
+        else:
+            self._folder.write_text(PAGE, text)
+
+
+_STOPS = {
+    "end": "the model",
+    "max_images": "the number of pictures asked for",
+    "max_tokens": "the limit of text",
+    "cache_full": "a full context",
+}
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= 120 else title[:119] + "\u2026"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mogao sample",
+        description="Goes on with a prompt: the model writes, and draws where it decides to. "
+        "Texts and the names of pictures go to stdout as they come; the folder of --out gets "
+        "the pictures, a JSON document each (to be fed back in) and a page.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what to go on with").add_argument
+    add("prompt", nargs="?", help="what the user says")
+    add("--image", action="append", default=[], metavar="FILE",
+        help="a picture shown before the text; may be repeated")  # fmt: skip
+    add("--document", metavar="FILE.json", help="a document so far; PROMPT is added to it")
+    add("--batch", metavar="FILE.jsonl",
+        help='a prompt per line: a JSON document, or a text in quotes ("...")')  # fmt: skip
+    add("--skip-broken", action="store_true", help="leave out broken lines of --batch")
+    add("--task", choices=tuple(prompts_lib.TASKS),
+        help="t2i, edit: draws at once, one picture; qa: only writes; clip: frames of a motion, "
+        "plain text; chat: as the model likes (default)")  # fmt: skip
+
+    add = parser.add_argument_group("the model").add_argument
+    add("--checkpoint", default="demo",
+        help="demo (default), an exported file, a run's folder, or one checkpoint")  # fmt: skip
+    add("--weights", choices=("best", "ema", "raw"), default="best")
+    for part in ("tokenizer", "vae", "vit"):
+        add(f"--{part}", metavar="PATH", help=f"where the {part}'s file is, if it was moved")
+
+    add = parser.add_argument_group("pictures").add_argument
+    add("--size", metavar="HxW", help="height x width, or one number for a square")
+    add("--aspect", metavar="W:H", help="shape, such as 4:3; the largest the model can draw")
+    add("--max-images", "--frames", type=int, metavar="N", help="pictures per document, at most")
+    add("--steps", type=int, metavar="N", help="steps of the solver (default 50)")
+    add("--solver", choices=("euler", "heun"))
+    add("--guidance", type=float, metavar="X", help="how strongly the text is followed (7.5)")
+    add("--image-guidance", type=float, metavar="X", help="... earlier pictures are (1.5)")
+    add("--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"),
+        help="the times (0 noise, 1 picture) in which guidance applies (0 1)")  # fmt: skip
+
+    add = parser.add_argument_group("text").add_argument
+    add("--temperature", type=float, metavar="X", help="0: the likeliest token (default)")
+    add("--top-p", type=float, metavar="X")
+    add("--top-k", type=int, metavar="N")
+    add("--max-tokens", type=int, metavar="N", help="tokens of text per document (512)")
+
+    add = parser.add_argument_group("the run").add_argument
+    add("--num", type=int, default=1, metavar="N", help="documents per prompt, seeds counted on")
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=8, metavar="N", help="documents at a time (8)")
+    add("--out", type=pathlib.Path, metavar="DIR", help="default: samples/<prompt>")
+    return parser

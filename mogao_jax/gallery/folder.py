@@ -1,0 +1,97 @@
+"""The folder of sampled documents: pictures as PNG, a JSON document each, one page about all.
+
+    001.json  001-1.png  001-2.png  002.json ...  index.html  run.json
+
+Each JSON document can be fed back in: its pictures are named by relative paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from mogao_jax import images as image_ops
+from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.sequence.document import Document, Image, Text
+
+PAGE, RUN = "index.html", "run.json"
+_DEFAULT_ROOT = "samples"
+
+
+def default_folder(name: str) -> pathlib.Path:
+    """samples/<name in a form fit for files>, with a number where that is taken."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48].strip("-") or "sample"
+    folder = pathlib.Path(_DEFAULT_ROOT) / slug
+    number = 2
+    while folder.exists():
+        folder = folder.with_name(f"{slug}-{number}")
+        number += 1
+    return folder
+
+
+class Folder:
+    """Writes what was sampled. Every file is whole under its name, or not there."""
+
+    def __init__(self, path: str | os.PathLike):
+        """Makes the folder and sees that it can be written; raises EnvironmentProblem if not."""
+        self.path = pathlib.Path(path).expanduser()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-test-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as e:
+            raise EnvironmentProblem(
+                f"the folder {str(self.path)!r} cannot be written ({e.strerror or e}); give "
+                "another one with --out."
+            ) from e
+
+    def write_picture(self, number: int, index: int, image: Image) -> pathlib.Path:
+        """Saves picture `index` of document `number` (both count from 1); returns its path."""
+        path = self.path / f"{number:03d}-{index}.png"
+        self._write(path, image_ops.encoded_bytes(Image(pixels=image_ops.load_pixels(image))))
+        return path
+
+    def write_document(self, number: int, document: Document) -> pathlib.Path:
+        """Saves the document, with all its pictures."""
+        items: list[dict[str, Any]] = []
+        index = 0
+        for item in document.items:
+            if isinstance(item, Text):
+                record: dict[str, Any] = {"type": "text", "text": item.text}
+            else:
+                index += 1
+                picture = self.write_picture(number, index, item)
+                record = {"type": "image", "path": picture.name}
+            record["loss"] = item.loss
+            if item.role is not None:
+                record["role"] = item.role
+            items.append(record)
+        record = {"id": document.id, "complete": document.complete, "items": items}
+        path = self.path / f"{number:03d}.json"
+        self.write_text(path.name, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    def write_run(self, facts: Mapping[str, Any]) -> None:
+        """Saves run.json: how it all was made."""
+        self.write_text(RUN, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> pathlib.Path:
+        self._write(self.path / name, text.encode("utf-8", errors="replace"))
+        return self.path / name
+
+    def _write(self, path: pathlib.Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as e:
+            raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror or e}).") from e

@@ -1,0 +1,202 @@
+"""Requests are judged here, before any heavy work: options, pictures, lengths.
+
+Everything is a RequestError or a DocumentError that names the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mogao_jax import images as image_ops
+from mogao_jax.config.schema import ImageConfig, MogaoConfig
+from mogao_jax.errors import DocumentError, RequestError
+from mogao_jax.sampling.options import SamplingOptions
+from mogao_jax.sequence.document import Document, Image, Item, Text
+from mogao_jax.sequence.layout import VAE_GRID
+from mogao_jax.sequence.render import Picture, render
+from mogao_jax.tokenizer import Tokenizer
+
+MAX_STEPS = 10_000
+_AREA_WEIGHT = 0.25  # a size of half the area is as bad as one that is 19% too wide
+
+
+def as_document(prompt: Document | str) -> Document:
+    """A document as it is; a text as what a user says."""
+    if isinstance(prompt, Document):
+        return prompt
+    if not isinstance(prompt, str):
+        raise RequestError(f"a prompt is a text or a Document, got {type(prompt).__name__}.")
+    if not prompt.strip():
+        raise RequestError("the prompt is empty: say what to draw or to answer.")
+    return Document((Text(prompt, role="user", loss=False),), id="prompt")
+
+
+def make_options(fields: Mapping[str, Any]) -> SamplingOptions:
+    """SamplingOptions of the given fields; the others take their defaults."""
+    known = [f.name for f in dataclasses.fields(SamplingOptions)]
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+            raise RequestError(f"there is no option {name!r}; {hint}")
+    return SamplingOptions(**fields)
+
+
+def check_options(options: SamplingOptions, config: MogaoConfig) -> None:
+    """Raises RequestError for a value that cannot be, or a size that the model cannot draw."""
+    _whole(options.num_steps, "num_steps", 1, MAX_STEPS)
+    _whole(options.max_images, "max_images", 0)
+    _whole(options.max_tokens, "max_tokens", 0)
+    _whole(options.top_k, "top_k", 0)
+    if options.solver not in ("euler", "heun"):
+        raise RequestError(f"solver is {options.solver!r}; choose euler or heun.")
+    for name in ("guidance_scale", "image_guidance_scale", "temperature"):
+        _number(getattr(options, name), name, "0 or more", lambda x: x >= 0)
+    _number(options.top_p, "top_p", "above 0 and at most 1", lambda x: 0 < x <= 1)
+    if options.timestep_shift is not None:
+        _number(options.timestep_shift, "timestep_shift", "above 0", lambda x: x > 0)
+    interval = options.guidance_interval
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:  # also nan
+        raise RequestError(
+            f"guidance_interval is {interval}; it must be (low, high) with 0 <= low < high <= 1. "
+            "To draw without guidance, set guidance_scale and image_guidance_scale to 1."
+        )
+    if options.draw_first and not (options.allow_images and options.max_images):
+        raise RequestError(
+            "draw_first asks for a picture, and allow_images or max_images forbids it; drop one."
+        )
+    if options.size is not None:
+        check_size(options.size, config.images)
+
+
+def _whole(value: Any, name: str, least: int, most: int | None = None) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not good or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise RequestError(f"{name} is {value!r}; it must be a whole number, {limit}.")
+
+
+def _number(value: Any, name: str, wanted: str, holds: Any) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not holds(value):
+        raise RequestError(f"{name} is {value!r}; it must be a number, {wanted}.")
+
+
+# ------------------------------------------------------------------------------------------ sizes
+
+
+def check_size(size: tuple[int, int], images: ImageConfig) -> None:
+    """Raises RequestError unless pictures of (height, width) can be drawn; names the nearest."""
+    if len(size) != 2 or any(not isinstance(x, int) or isinstance(x, bool) for x in size):
+        raise RequestError(f"size is {size!r}; it must be two whole numbers: (height, width).")
+    height, width = size
+    if height < 1 or width < 1:
+        raise RequestError(f"size {height}x{width} has no pixels; sides are multiples of 16.")
+    largest = fitting_size(height, width, images)
+    if max(size) > images.max_side or height * width > images.max_pixels:
+        raise RequestError(
+            f"size {height}x{width} is over what this model draws ({images.max_pixels} pixels, "
+            f"sides up to {images.max_side}); the largest of this shape is "
+            f"{largest[0]}x{largest[1]}."
+        )
+    nearest = [max(1, round(x / VAE_GRID)) * VAE_GRID for x in size]
+    if [height, width] != nearest:
+        near = largest if nearest[0] * nearest[1] > images.max_pixels else nearest
+        raise RequestError(
+            f"size {height}x{width} is off the grid: sides are multiples of {VAE_GRID}; the "
+            f"nearest is {near[0]}x{near[1]}."
+        )
+
+
+def fitting_size(height: float, width: float, images: ImageConfig) -> tuple[int, int]:
+    """The (height, width) on the grid that comes closest to a shape without giving up much area."""
+    longest, cells = images.max_side // VAE_GRID, images.max_pixels // VAE_GRID**2
+
+    def badness(size: tuple[int, int]) -> float:
+        h, w = size
+        stretch = abs(math.log(h / w) - math.log(height / width))
+        return stretch + _AREA_WEIGHT * math.log(cells / (h * w))
+
+    sides = range(1, longest + 1)
+    h, w = min(((h, w) for h in sides for w in sides if h * w <= cells), key=badness)
+    return h * VAE_GRID, w * VAE_GRID
+
+
+# -------------------------------------------------------------------------------------- documents
+
+
+def prepare(document: Document, config: MogaoConfig) -> tuple[Document, list[str]]:
+    """Loads a document's pictures, at the resolution that the model sees them in.
+
+    Returns:
+      The document with pixels instead of files, and remarks on pictures that were made smaller.
+    Raises:
+      DocumentError: a picture that is missing or cannot be read.
+    """
+    items: list[Item] = []
+    notes = []
+    for item in document.items:
+        if isinstance(item, Image):
+            pixels = image_ops.load_pixels(item)
+            height, width = pixels.shape[:2]
+            limits = config.images
+            wanted = image_ops.target_size(
+                height,
+                width,
+                max_pixels=limits.max_pixels,
+                min_pixels=limits.min_pixels,
+                grid=VAE_GRID,
+                max_side=limits.max_side,
+            )
+            if wanted[0] < height or wanted[1] < width:
+                name = f"{item.path}" if item.path is not None else "a picture"
+                notes.append(
+                    f"{name}: {height}x{width} is more than this model sees; made "
+                    f"{wanted[0]}x{wanted[1]}."
+                )
+            pixels = image_ops.resize(pixels, *wanted)
+            item = dataclasses.replace(item, path=None, data=None, pixels=pixels)
+        items.append(item)
+    return dataclasses.replace(document, items=tuple(items)), notes
+
+
+def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> int:
+    """Text and ViT tokens of a prepared document, with the tokens around turns and pictures."""
+    pictures = [item for item in document.items if isinstance(item, Image)]
+    reads_vit = config.layout.understanding_encoder == "vit"
+    total = 0
+    for element in render(document, tokenizer, end_after_image="always"):
+        if not isinstance(element, Picture):
+            total += 1
+        elif reads_vit:
+            pixels = pictures[element.index].pixels
+            assert pixels is not None  # the document is prepared
+            height, width = image_ops.vit_size(
+                pixels.shape[0],
+                pixels.shape[1],
+                mode=config.images.vit_resize,
+                vit_max_pixels=config.images.vit_max_pixels,
+            )
+            unit = config.vit.patch_size * config.vit.merge_size
+            total += height * width // unit**2
+    return total
+
+
+def context_size(config: MogaoConfig) -> int:
+    """Text and ViT tokens that a document may have: as many as one of the training data."""
+    return config.packing.und_tokens
+
+
+def check_length(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> None:
+    """Raises DocumentError for a prepared document that leaves no room in the context."""
+    need, max_context = count_tokens(document, config, tokenizer), context_size(config)
+    if need >= max_context:
+        raise DocumentError(
+            f"document {document.id!r} has {need} tokens, and this model's context holds "
+            f"{max_context}, what it writes included. Shorten the text, or use fewer or smaller "
+            "pictures."
+        )

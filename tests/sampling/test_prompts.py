@@ -1,0 +1,140 @@
+"""Requests that cannot be served are refused before anything is computed, with the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import tiny_system as tiny
+
+from mogao_jax.config.schema import ImageConfig
+from mogao_jax.errors import DocumentError, RequestError
+from mogao_jax.sampling import prompts
+from mogao_jax.sequence.document import Document, Image, Text
+
+IMAGES = ImageConfig(max_pixels=64 * 64, max_side=80)
+CONFIG = dataclasses.replace(tiny.CONFIG, images=IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_steps": 0}, ["num_steps", "0", "from 1"]),
+        ({"num_steps": 10**9}, ["num_steps"]),
+        ({"num_steps": 2.5}, ["num_steps", "2.5"]),
+        ({"num_steps": True}, ["num_steps"]),
+        ({"max_images": -1}, ["max_images"]),
+        ({"max_tokens": -1}, ["max_tokens"]),
+        ({"top_k": -1}, ["top_k"]),
+        ({"top_p": 0.0}, ["top_p", "above 0"]),
+        ({"top_p": 1.1}, ["top_p"]),
+        ({"temperature": -0.1}, ["temperature"]),
+        ({"guidance_scale": -1.0}, ["guidance_scale", "-1.0", "0 or more"]),
+        ({"guidance_scale": math.nan}, ["guidance_scale"]),
+        ({"image_guidance_scale": -1e-9}, ["image_guidance_scale"]),
+        ({"guidance_interval": (0.5, 0.5)}, ["guidance_interval", "low < high"]),
+        ({"guidance_interval": (-0.1, 1.0)}, ["guidance_interval"]),
+        ({"guidance_interval": (0.0, math.nan)}, ["guidance_interval"]),
+        ({"timestep_shift": 0.0}, ["timestep_shift"]),
+        ({"solver": "rk4"}, ["rk4", "euler", "heun"]),
+        ({"draw_first": True, "allow_images": False}, ["draw_first", "allow_images"]),
+        ({"draw_first": True, "max_images": 0}, ["draw_first", "max_images"]),
+        ({"size": (50, 64)}, ["50x64", "multiples of 16", "48x64"]),
+        ({"size": (0, 64)}, ["0x64", "no pixels"]),
+        ({"size": (64, 80)}, ["64x80", "4096 pixels"]),
+        ({"size": (16, 96)}, ["16x96", "up to 80", "16x80"]),
+        ({"size": (64.0, 64)}, ["size", "whole"]),
+        ({"nm_steps": 3}, ["nm_steps", "num_steps"]),
+    ],
+)
+def test_impossible_options(fields, named):
+    with pytest.raises(RequestError) as caught:
+        prompts.check_options(prompts.make_options(fields), CONFIG)
+    for word in named:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"guidance_scale": 0, "image_guidance_scale": 0.0, "num_steps": 1},
+        {"size": (64, 64)},
+        {"size": (48, 80), "solver": "heun", "guidance_interval": (0.25, 1)},
+        {"max_images": 0, "max_tokens": 0},
+    ],
+)
+def test_possible_options(fields):
+    prompts.check_options(prompts.make_options(fields), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 1), (64, 64)),
+        ((3, 4), (48, 64)),
+        ((4, 3), (64, 48)),
+        ((9, 16), (48, 80)),
+        ((1, 2), (32, 64)),
+        ((1, 100), (16, 80)),
+    ],
+)
+def test_sizes_of_a_shape(shape, size):
+    assert prompts.fitting_size(*shape, IMAGES) == size
+    prompts.check_size(size, IMAGES)
+
+
+def test_what_a_refused_size_recommends_is_accepted():
+    for size in [(50, 64), (70, 70), (16, 1000), (79, 79), (1, 1), (64, 72), (24, 24)]:
+        with pytest.raises(RequestError) as caught:
+            prompts.check_size(size, IMAGES)
+        height, width = str(caught.value).rstrip(".").split()[-1].split("x")
+        prompts.check_size((int(height), int(width)), IMAGES)
+
+
+def test_texts_become_what_a_user_says():
+    document = prompts.as_document("a red circle")
+    assert document.items == (Text("a red circle", role="user", loss=False),)
+    assert prompts.as_document(document) is document
+    for empty in ("", " \n\t"):
+        with pytest.raises(RequestError, match="empty"):
+            prompts.as_document(empty)
+    with pytest.raises(RequestError, match="list"):
+        prompts.as_document(["a"])
+
+
+def test_pictures_are_loaded_at_the_models_resolution():
+    rng = np.random.default_rng(0)
+    large, small = (Image(pixels=rng.integers(0, 256, (n, n, 3), np.uint8)) for n in (200, 64))
+    document, notes = prompts.prepare(Document([large, Text("what?"), small]), CONFIG)
+    assert [i.pixels.shape for i in document.items if isinstance(i, Image)] == [(64, 64, 3)] * 2
+    assert document.items[2].pixels is small.pixels
+    assert len(notes) == 1 and "200x200" in notes[0] and "64x64" in notes[0]
+    with pytest.raises(DocumentError, match="not an image"):
+        prompts.prepare(Document([Image(data=b"")]), CONFIG)
+
+
+def test_length_is_that_of_the_layout():
+    """The und tokens of a prompt are those that training lays out for the document."""
+    rng = np.random.default_rng(0)
+    for height, width in ((32, 32), (64, 48)):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        document = Document(
+            [Image(pixels=pixels, role="user", loss=False), Text("what is it?", "user", False),
+             Text("a cat", "assistant")]
+        )  # fmt: skip
+        laid = tiny.lay(document, CONFIG)
+        counted = prompts.count_tokens(document, CONFIG, tiny.TOKENIZER)
+        assert counted == len(laid.und.tokens)
+
+
+def test_prompts_longer_than_the_context():
+    size = prompts.context_size(CONFIG)
+    fits = Document([Text("x" * (size - 2))], id="long")
+    prompts.check_length(fits, CONFIG, tiny.TOKENIZER)
+    with pytest.raises(DocumentError) as caught:
+        prompts.check_length(Document([Text("x" * size)], id="long"), CONFIG, tiny.TOKENIZER)
+    for word in ("'long'", str(size), "Shorten"):
+        assert word in str(caught.value)

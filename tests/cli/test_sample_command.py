@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import pathlib
+import sys
 
 import numpy as np
 import PIL.Image
@@ -372,3 +373,11 @@ def test_control_characters_of_the_model_do_not_reach_the_terminal(sample, sampl
     assert sample("go") == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out and "red" in out
+
+
+def test_without_jinja2_only_the_page_is_missing(sample, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert sample("go") == 0
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"001.json", "001-1.png", "run.json"}
+    assert "mogao_jax[demo]" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from mogao_jax.config.schema import ImageConfig, MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.sequence.layout import VAE_GRID
-from mogao_jax.sequence.render import Picture, render
+from mogao_jax.sequence.pictures import VAE_GRID, native_pixels, vae_grid
+from mogao_jax.sequence.render import Picture, render_prompt
 from mogao_jax.tokenizer import Tokenizer
 
 MAX_STEPS = 10_000
@@ -141,62 +141,58 @@ def prepare(document: Document, config: MogaoConfig) -> tuple[Document, list[str
     notes = []
     for item in document.items:
         if isinstance(item, Image):
-            pixels = image_ops.load_pixels(item)
-            height, width = pixels.shape[:2]
-            limits = config.images
-            wanted = image_ops.target_size(
-                height,
-                width,
-                max_pixels=limits.max_pixels,
-                min_pixels=limits.min_pixels,
-                grid=VAE_GRID,
-                max_side=limits.max_side,
-            )
-            if wanted[0] < height or wanted[1] < width:
-                name = f"{item.path}" if item.path is not None else "a picture"
+            whole = image_ops.load_pixels(item)
+            pixels = native_pixels(Image(pixels=whole), config.images)
+            (height, width), seen = whole.shape[:2], pixels.shape[:2]
+            if seen[0] < height or seen[1] < width:
+                name = str(item.path) if item.path is not None else "a picture"
                 notes.append(
                     f"{name}: {height}x{width} is more than this model sees; made "
-                    f"{wanted[0]}x{wanted[1]}."
+                    f"{seen[0]}x{seen[1]}."
                 )
-            pixels = image_ops.resize(pixels, *wanted)
             item = dataclasses.replace(item, path=None, data=None, pixels=pixels)
         items.append(item)
     return dataclasses.replace(document, items=tuple(items)), notes
 
 
-def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> int:
-    """Text and ViT tokens of a prepared document, with the tokens around turns and pictures."""
-    pictures = [item for item in document.items if isinstance(item, Image)]
-    reads_vit = config.layout.understanding_encoder == "vit"
-    total = 0
-    for element in render(document, tokenizer, end_after_image="always"):
+def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Tokens of a prepared document that is to be continued: (text and ViT, clean VAE)."""
+    pictures = [item.pixels for item in document.items if isinstance(item, Image)]
+    images, unit = config.images, config.vit.patch_size * config.vit.merge_size
+    und = clean = 0
+    for element in render_prompt(document, tokenizer):
         if not isinstance(element, Picture):
-            total += 1
-        elif reads_vit:
-            pixels = pictures[element.index].pixels
-            assert pixels is not None  # the document is prepared
+            und += 1
+            continue
+        pixels = pictures[element.index]
+        assert pixels is not None  # the document is prepared
+        clean += math.prod(vae_grid(pixels))
+        if config.layout.understanding_encoder == "vit":
             height, width = image_ops.vit_size(
                 pixels.shape[0],
                 pixels.shape[1],
-                mode=config.images.vit_resize,
-                vit_max_pixels=config.images.vit_max_pixels,
+                mode=images.vit_resize,
+                vit_max_pixels=images.vit_max_pixels,
             )
-            unit = config.vit.patch_size * config.vit.merge_size
-            total += height * width // unit**2
-    return total
+            und += height * width // unit**2
+    return und, clean
 
 
 def context_size(config: MogaoConfig) -> int:
-    """Text and ViT tokens that a document may have: as many as one of the training data."""
+    """Text and ViT tokens that a document may have: as many as one of the training data.
+
+    Clean VAE tokens, which are counted for themselves, may be as many.
+    """
     return config.packing.und_tokens
 
 
 def check_length(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> None:
     """Raises DocumentError for a prepared document that leaves no room in the context."""
-    need, max_context = count_tokens(document, config, tokenizer), context_size(config)
-    if need >= max_context:
+    und, clean = count_tokens(document, config, tokenizer)
+    limit = context_size(config)
+    if und >= limit or clean > limit:
+        need = f"{und} tokens" if und >= limit else f"{clean} tokens of pictures"
         raise DocumentError(
-            f"document {document.id!r} has {need} tokens, and this model's context holds "
-            f"{max_context}, what it writes included. Shorten the text, or use fewer or smaller "
-            "pictures."
+            f"document {document.id!r} has {need}, and this model's context holds {limit}, what "
+            "it writes included. Shorten the text, or use fewer or smaller pictures."
         )

@@ -123,18 +123,30 @@ def test_length_is_that_of_the_layout():
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
         document = Document(
             [Image(pixels=pixels, role="user", loss=False), Text("what is it?", "user", False),
-             Text("a cat", "assistant")]
+             Text("a cat", "assistant")],
+            complete=False,
         )  # fmt: skip
         laid = tiny.lay(document, CONFIG)
         counted = prompts.count_tokens(document, CONFIG, tiny.TOKENIZER)
-        assert counted == len(laid.und.tokens)
+        assert counted == (len(laid.und.tokens), height * width // 256)
 
 
 def test_prompts_longer_than_the_context():
     size = prompts.context_size(CONFIG)
-    fits = Document([Text("x" * (size - 2))], id="long")
+    fits = Document([Text("x" * (size - 1))], id="long")
     prompts.check_length(fits, CONFIG, tiny.TOKENIZER)
     with pytest.raises(DocumentError) as caught:
         prompts.check_length(Document([Text("x" * size)], id="long"), CONFIG, tiny.TOKENIZER)
     for word in ("'long'", str(size), "Shorten"):
         assert word in str(caught.value)
+
+
+def test_pictures_that_fill_the_context():
+    config = tiny.config(packing={"und_tokens": 500})
+    picture = Image(pixels=np.zeros((32, 32, 3), np.uint8))
+    prompts.check_length(Document([picture] * 60), config, tiny.TOKENIZER)  # 60 x (4 + 2) tokens
+    without_vit = dataclasses.replace(
+        config, layout=dataclasses.replace(config.layout, understanding_encoder="vae")
+    )
+    with pytest.raises(DocumentError, match="504 tokens of pictures"):
+        prompts.check_length(Document([picture] * 126), without_vit, tiny.TOKENIZER)

@@ -1,0 +1,244 @@
+"""One request while it is being served: its history, what it has produced, and why it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+
+import numpy as np
+
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import DocumentError
+from mogao_jax.sampling import guidance
+from mogao_jax.sampling.history import Context, Drawn, History
+from mogao_jax.sampling.requests import (
+    Event,
+    Picture,
+    PictureStarted,
+    Request,
+    Result,
+    Stop,
+    TextChunk,
+)
+from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
+from mogao_jax.sequence.document import Image, Item, Role, Text
+from mogao_jax.sequence.pictures import VAE_GRID
+from mogao_jax.sequence.render import Token, render_prompt
+from mogao_jax.tokenizer import Tokenizer
+
+
+class Mode(enum.Enum):
+    WRITING = enum.auto()  # the last token is chosen; the next is to be
+    DRAWING = enum.auto()  # <|vision_start|> is there; a picture is to be drawn
+    DONE = enum.auto()
+
+
+class TextStream:
+    """Tokens to text as they come: what may still change (half a character) is held back."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def push(self, token: int) -> str:
+        """The text that is certain now and was not before."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids).rstrip("\ufffd")
+        new, self._shown = text[self._shown :], max(self._shown, len(text))
+        return new
+
+    def finish(self) -> tuple[str, str]:
+        """The whole text, and what of it was held back; the stream is empty afterwards."""
+        text = self._tokenizer.decode(self._ids)
+        rest = text[self._shown :]
+        self._ids, self._shown = [], 0
+        return text, rest
+
+
+class Session:
+    """A request being served.
+
+    Attributes:
+      request, history, mode: see above.
+      stop: why it ended, once it is DONE.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        pictures: list[Drawn],
+        *,
+        config: MogaoConfig,
+        tokenizer: Tokenizer,
+        max_context: int,
+        tell: Callable[[Event], None],
+    ):
+        self.request = request
+        self.options = request.options
+        self.mode = Mode.WRITING
+        self.stop: Stop | None = None
+        self._config, self._tokenizer, self._tell = config, tokenizer, tell
+        self._max_context = max_context
+        self._items: list[Item] = []
+        self._text = TextStream(tokenizer)
+        self._tokens_left = self.options.max_tokens
+        self._num_drawn = 0
+        self._ends = {tokenizer.im_end, tokenizer.endoftext}
+        last = request.document.items[-1].role
+        self._role: Role | None = None if last is None else "assistant"
+
+        self.history = History(config.layout, tokenizer.image_pad)
+        for element in render_prompt(request.document, tokenizer):
+            if isinstance(element, Token):
+                self.history.add_token(element.id, is_vision=element.picture is not None)
+            else:
+                self.history.add_picture(pictures[element.index])
+        self._check_length()
+        if self.options.draw_first:
+            self.history.add_token(tokenizer.vision_start, is_vision=True)
+            self.mode = Mode.DRAWING
+
+    def _check_length(self) -> None:
+        full = self.history.full
+        for what, length in (
+            ("text and ViT tokens", full.und_length),
+            ("clean VAE tokens", full.clean_length()),
+        ):
+            if length > self._max_context:
+                raise DocumentError(
+                    f"document {self.request.document.id!r}: the prompt has {length} {what}, and "
+                    f"the context holds {self._max_context}. Shorten the text, use fewer or "
+                    "smaller pictures, or give the sampler a larger max_context."
+                )
+
+    # ----------------------------------------------------------------------------------- text
+
+    @property
+    def may_draw(self) -> bool:
+        return self.options.allow_images and self._num_drawn < self.options.max_images
+
+    @property
+    def token_limit(self) -> int:
+        """Tokens that may still be written."""
+        return min(self._tokens_left, self._max_context - self.history.full.und_length)
+
+    def check_limits(self) -> None:
+        """Ends a session that is to write and may not."""
+        if self.mode is Mode.WRITING and self.token_limit <= 0:
+            self._end("max_tokens" if self._tokens_left <= 0 else "cache_full")
+
+    def write(self, tokens: list[int]) -> None:
+        """Takes tokens that were chosen one after another."""
+        self._tokens_left -= len(tokens)
+        chunk = ""
+        for token in tokens:
+            is_start = token == self._tokenizer.vision_start
+            self.history.add_token(token, is_vision=is_start)
+            if token in self._ends:
+                self.mode = Mode.DONE
+            elif is_start:
+                self.mode = Mode.DRAWING
+            else:
+                chunk += self._text.push(token)
+        self._emit(chunk)
+        if self.mode is Mode.DRAWING:
+            self._finish_text()
+        if self.mode is Mode.DONE:
+            self._end("end")
+        self.check_limits()
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self._tell(TextChunk(text))
+
+    def _finish_text(self) -> None:
+        text, rest = self._text.finish()
+        self._emit(rest)
+        if text:
+            self._items.append(Text(text, role=self._role))
+
+    # -------------------------------------------------------------------------------- pictures
+
+    @property
+    def picture_index(self) -> int:
+        """Of the next picture, among those of the document."""
+        return len(self.history.sizes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the next picture."""
+        if self.options.size is not None:
+            height, width = self.options.size
+            return int(height), int(width)
+        if self.history.sizes:
+            return self.history.sizes[-1]
+        images = self._config.images
+        side = min(images.max_side, int(np.sqrt(images.max_pixels))) // VAE_GRID * VAE_GRID
+        return max(side, VAE_GRID), max(side, VAE_GRID)
+
+    def possible_contexts(self) -> set[int]:
+        """The contexts that some picture of this session may yet need."""
+        if not self.may_draw:
+            return {FULL}
+        now = bool(self.history.sizes)
+        return {*self._weights(now), *self._weights(now or self.options.max_images > 1)}
+
+    def _weights(self, has_image: bool) -> dict[int, float]:
+        o = self.options
+        return guidance.context_weights(
+            o.guidance_scale, o.image_guidance_scale, has_image=has_image
+        )
+
+    def start_picture(self) -> tuple[dict[int, Context], dict[int, float]]:
+        """The contexts that the next picture is predicted in, and their weights."""
+        self._tell(PictureStarted(self.size))
+        history = self.history
+        weights = self._weights(bool(history.sizes))
+        contexts = {FULL: history.full, IMAGE_ONLY: history.image_only}
+        if EMPTY in weights:
+            contexts[EMPTY] = history.empty(self._tokenizer.vision_start)
+        return {name: contexts[name] for name in weights}, weights
+
+    def finish_picture(self, pixels: np.ndarray) -> None:
+        """Hands the picture over; it joins the history by `resume`, unless all is done."""
+        image = Image(pixels=pixels, role=self._role)
+        self._items.append(image)
+        self._tell(Picture(image))
+        self._num_drawn += 1
+        if self._num_drawn >= self.options.max_images:
+            self._end("max_images")
+        elif self._tokens_left <= 0:
+            self._end("max_tokens")
+
+    def resume(self, picture: Drawn) -> None:
+        """The drawn picture joins the history, and text goes on."""
+        self.mode = Mode.WRITING
+        full = self.history.full
+        num_vit = picture.vit_grid[0] * picture.vit_grid[1] if picture.features is not None else 0
+        und, clean = full.und_length + num_vit + 1, full.clean_length() + len(picture.latents)
+        if max(und, clean) > self._max_context:
+            self._end("cache_full")
+            return
+        self.history.add_picture(picture)
+        self.history.add_token(self._tokenizer.vision_end, is_vision=True)
+        self.check_limits()
+
+    def tell(self, event: Event) -> None:
+        self._tell(event)
+
+    # ------------------------------------------------------------------------------------- end
+
+    def _end(self, stop: Stop) -> None:
+        self._finish_text()
+        self.mode, self.stop = Mode.DONE, stop
+
+    def result(self) -> Result:
+        assert self.stop is not None
+        items = tuple(self._items)
+        document = self.request.document
+        continued = dataclasses.replace(
+            document, items=(*document.items, *items), complete=self.stop == "end"
+        )
+        return Result(items, self.stop, continued)

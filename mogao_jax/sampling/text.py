@@ -1,0 +1,194 @@
+"""Text: the next token from logits, and a loop that writes tokens until it must stop.
+
+Axes: r rows, V vocabulary, c tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mogao_jax.models.mogao import MogaoInputs, head_table
+from mogao_jax.models.system import System
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.sampling import kv_cache
+from mogao_jax.sampling.prefill import NOWHERE, no_noised
+from mogao_jax.sampling.probing import Probe, tell
+from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, TokenMeta
+from mogao_jax.tokenizer import Tokenizer
+
+
+class Choice(NamedTuple):
+    """How each row's tokens are chosen from its logits."""
+
+    key: Any  # uint32[r, 2] the request's, from its seed alone
+    temperature: Any  # float32[r], 0 is greedy
+    top_p: Any  # float32[r]
+    top_k: Any  # int32[r], 0 is off
+    may_draw: Any  # bool[r] whether <|vision_start|> may be chosen
+
+
+class Writing(NamedTuple):
+    """Where each row stands: `token` is chosen, but not yet in the cache."""
+
+    token: Any  # int32[r]
+    t: Any  # int32[r] its T id
+    time: Any  # int32[r] its attention time
+    length: Any  # int32[r] und tokens in the cache
+    limit: Any  # int32[r] tokens that may still be chosen; 0: a row that does nothing
+
+
+def seed_key(seed: int) -> np.ndarray:
+    """A request's random key, uint32[2]."""
+    return np.random.SeedSequence(seed).generate_state(2, np.uint32)
+
+
+def allowed_tokens(tokenizer: Tokenizer, num_rows: int) -> np.ndarray:
+    """Which ids may be written, bool[num_rows]: text, the end tokens and <|vision_start|>.
+
+    Args:
+      num_rows: of the embedding table, which may be larger than the vocabulary.
+    """
+    allowed = np.arange(num_rows) < tokenizer.vocab_size
+    wanted = {tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext}
+    allowed[list(tokenizer.special_ids - wanted)] = False
+    return allowed
+
+
+def choose(logits: jax.Array, index: jax.Array, choice: Choice) -> jax.Array:
+    """The next token of every row, int32[r].
+
+    Temperature first, then the `top_k` likeliest tokens, then the fewest of these that hold
+    `top_p` of their probability. The randomness of a row is that of (its key, index) alone.
+
+    Args:
+      logits: float32[r, V], -inf for what may not be chosen.
+      index: int32[r] the token's place in its document (T id).
+    """
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(logits, key, index, temperature, top_p, top_k):
+        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        order = jnp.argsort(-scaled, stable=True)
+        ranked = scaled[order]
+        among = jnp.arange(ranked.shape[0]) < jnp.where(top_k > 0, top_k, ranked.shape[0])
+        probabilities = jax.nn.softmax(jnp.where(among, ranked, -jnp.inf))
+        before = jnp.cumsum(probabilities) - probabilities  # of likelier tokens
+        kept = among & ((before < top_p) | (top_p >= 1))
+        stream = jax.random.wrap_key_data(key, impl="threefry2x32")
+        noise = jax.random.gumbel(jax.random.fold_in(stream, index), ranked.shape)
+        return order[jnp.argmax(jnp.where(kept, ranked + noise[order], -jnp.inf))]
+
+    def some_drawn():
+        drawn = jax.vmap(draw)(
+            logits, choice.key, index, choice.temperature, choice.top_p, choice.top_k
+        )
+        return jnp.where(choice.temperature > 0, drawn.astype(jnp.int32), greedy)
+
+    return lax.cond(jnp.any(choice.temperature > 0), some_drawn, lambda: greedy)
+
+
+def decode(
+    system: System,
+    params: Any,
+    cache: Parts,
+    rows: jax.Array,
+    start: Writing,
+    choice: Choice,
+    allowed: jax.Array,
+    *,
+    stop_tokens: tuple[int, ...],
+    vision_start: int,
+    chunk: int,
+    probe: Probe | None = None,
+) -> tuple[Parts, jax.Array]:
+    """Writes up to `chunk` tokens in each row. A program: to be jitted, the cache donated.
+
+    A row stops when it has chosen one of `stop_tokens`, or its limit of tokens. Every token but
+    the last one chosen is in the cache afterwards.
+
+    Args:
+      rows: int32[r] rows of the cache.
+      start, choice: the rows' states, and how they choose.
+      allowed: bool[V].
+    Returns:
+      the cache, and the tokens chosen, int32[r, chunk], -1 where none was.
+    """
+    model = system.model
+    num_rows = rows.shape[0]
+    table = head_table(params)
+    work = Parts(
+        und=kv_cache.take(cache.und, rows),
+        clean=kv_cache.take(cache.clean, rows) if model.text_reads_vae else None,
+    )
+    ends = jnp.asarray((*stop_tokens, vision_start), jnp.int32)
+    may_choose = allowed & (choice.may_draw[:, None] | (jnp.arange(len(allowed)) != vision_start))
+
+    def predict(und: Any, now: Writing, active: jax.Array) -> tuple[Any, jax.Array]:
+        inputs = _one_token(now, active, system)
+        destination = Parts(und=jnp.where(active, now.length, NOWHERE)[:, None])
+        cache = work._replace(und=und)
+        out = model.apply({"params": params}, inputs, cache, destination)
+        hidden = out.und_hidden[:, 0]
+        logits = lax.dot_general(
+            hidden,
+            table.astype(hidden.dtype),
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return out.cache.und, logits
+
+    def body(carry):
+        step, und, now, active, chosen = carry
+        und, logits = predict(und, now, active)
+        seen = {"row": rows, "t": now.t, "active": active, "logits": logits}
+        tell(probe, "logits", seen)
+        token = choose(jnp.where(may_choose, logits, -jnp.inf), now.t + 1, choice)
+        token = jnp.where(active, token, now.token)
+        chosen = chosen.at[:, step].set(jnp.where(active, token, -1))
+        one = active.astype(jnp.int32)
+        now = Writing(token, now.t + one, now.time + one, now.length + one, now.limit - one)
+        is_end = jnp.any(token[:, None] == ends, axis=1)
+        return step + 1, und, now, active & ~is_end & (now.limit > 0), chosen
+
+    begin = (
+        jnp.int32(0),
+        work.und,
+        start,
+        start.limit > 0,
+        jnp.full((num_rows, chunk), -1, jnp.int32),
+    )
+    _, und, _, _, chosen = lax.while_loop(
+        lambda carry: (carry[0] < chunk) & jnp.any(carry[3]), body, begin
+    )
+    return cache._replace(und=kv_cache.put(cache.und, rows, und)), chosen
+
+
+def _one_token(now: Writing, active: jax.Array, system: System) -> MogaoInputs:
+    """Inputs of one text token per row."""
+    num_rows = now.token.shape[0]
+    zero = jnp.zeros((num_rows, 1), jnp.int32)
+    noised_meta, no_positions = no_noised(num_rows)
+    t = now.t.astype(jnp.float32)[:, None]
+    other = t if system.config.layout.text_positions == "thw" else jnp.zeros_like(t)
+    no_latents = jnp.zeros((num_rows, 0, 1), jnp.float32)
+    clean_meta = noised_meta._replace(kind=noised_meta.segment + VAE_CLEAN)
+    return MogaoInputs(
+        tokens=now.token[:, None],
+        vit_index=zero - 1,
+        vit_features=no_latents,
+        clean_latents=no_latents,
+        noised_latents=no_latents,
+        timesteps=no_latents[..., 0],
+        noised_index=noised_meta.segment,
+        meta=Parts(
+            TokenMeta(active.astype(jnp.int32)[:, None], now.time[:, None], zero + TEXT),
+            clean_meta,
+            noised_meta,
+        ),
+        positions=Parts(jnp.stack([t, other, other], -1), no_positions, no_positions),
+    )

@@ -247,8 +247,16 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, linear warm-up, then constant or cosine."""
+    """AdamW or Muon, linear warm-up, then constant or cosine."""
 
+    kind: Literal["adamw", "muon"] = _field(
+        "adamw",
+        "[choice] muon: matrices of the transformer by Muon (its update scaled to AdamW's size, "
+        "so that learning rates carry over), the rest by AdamW",
+    )
+    adam_share: float = _field(
+        1.0, "muon: the rest's learning rate over that of the matrices", above=0.0
+    )
     learning_rate: float = _field(1e-4, above=0.0)
     end_learning_rate: float = _field(0.0, "at the end of a cosine schedule", minimum=0.0)
     schedule: Literal["constant", "cosine"] = "cosine"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from mogao_jax.config.schema import OptimizerConfig
 
@@ -35,18 +36,62 @@ class Optimizer(NamedTuple):
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     """AdamW with decoupled weight decay (arXiv 1711.05101), in this order:
 
-    clip the global norm -> Adam's direction -> + weight_decay * param (matrices) -> * -lr.
+    clip the global norm -> Adam's direction -> + weight_decay * param (matrices) -> * -lr,
+    where Adam's direction may be Muon's for matrices (Jordan et al. 2024).
 
     Moments and arithmetic are float32 even where parameters or gradients are not.
     """
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    if config.kind == "muon":
+        parts.append(_muon(config))
+    else:
+        parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
     if config.weight_decay:
         parts.append(_decay_weights(config.weight_decay))
     parts.append(_scale_by_learning_rate())
     return Optimizer(_in_float32(optax.chain(*parts)), make_schedule(config, num_steps))
+
+
+# --------------------------------------------------------------------------------------- Muon
+
+_MUON_RMS = 0.2  # of Muon's updates: about that of Adam's (Liu et al. 2025, arXiv 2502.16982)
+
+
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Muon's direction for matrices, Adam's (times `adam_share`) for everything else."""
+    return optax.contrib.muon(
+        -1.0,  # the sign and the learning rate come last
+        beta=0.95,
+        consistent_rms=_MUON_RMS,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_learning_rate=-config.adam_share,
+        muon_weight_dimension_numbers=matrices,
+    )
+
+
+def matrices(params: Any) -> Any:
+    """Which axes of a parameter are a matrix's inputs and outputs, for Muon; None: no matrix.
+
+    Kernels are; heads count to the outputs of query, key and value and to the inputs of output.
+    A leading axis of stacked layers is neither: Muon takes it as a batch.
+    """
+
+    def one(path, leaf):
+        names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        if "kernel" not in names:
+            return None
+        last = leaf.ndim - 1
+        module = names[names.index("kernel") - 1]
+        if module in ("query", "key", "value"):
+            return optax.contrib.MuonDimensionNumbers((last - 2,), (last - 1, last))
+        if module == "output":
+            return optax.contrib.MuonDimensionNumbers((last - 2, last - 1), (last,))
+        return optax.contrib.MuonDimensionNumbers((last - 1,), (last,))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 # ----------------------------------------------------------------------------------- schedule

@@ -37,8 +37,11 @@ def main(argv: list[str]) -> int:
     fields = prompts_lib.option_fields(arguments)
     prompts, problems = prompts_lib.read_prompts(arguments)
 
-    from mogao_jax.sampling.loading import open_checkpoint  # brings JAX along
+    # These bring JAX along: not for those who ask for help or mistype a flag.
+    from mogao_jax.cli.compile_cache import keep_compiled_programs
+    from mogao_jax.sampling.loading import open_checkpoint
 
+    keep_compiled_programs()
     opened = open_checkpoint(
         arguments.checkpoint,
         weights=arguments.weights,
@@ -57,7 +60,8 @@ def main(argv: list[str]) -> int:
 
     from mogao_jax.sampling.generator import Generator
 
-    _Session(Generator(model), folder, options, arguments).run(prompts)
+    generator = Generator(model, batch_size=arguments.batch_size)
+    _Session(generator, folder, options, arguments).run(prompts)
     return 0
 
 

@@ -127,7 +127,7 @@ class Progress:
         count = len(self._drawing)
         what = "drawing" if count == 1 else f"drawing {count} pictures"
         if not self._stream.isatty():
-            if time.monotonic() - self._said > _LINE_EVERY:
+            if step < total and time.monotonic() - self._said > _LINE_EVERY:
                 self._said = time.monotonic()
                 print(f"{what}: step {step} of {total}", file=self._stream)
             return

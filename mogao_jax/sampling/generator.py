@@ -47,9 +47,10 @@ class Generator:
       model: what was loaded (parameters, step, where from).
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, *, batch_size: int = 8):
+        """A sampler for the model; `batch_size` requests are served together."""
         self.model = model
-        self._sampler = make_sampler(model)
+        self._sampler = make_sampler(model, batch_size)
         self._lock = threading.Lock()
 
     @property
@@ -95,7 +96,7 @@ class Generator:
         return dataclasses.replace(request, document=document)
 
 
-def make_sampler(model: Model) -> Sampler:
+def make_sampler(model: Model, batch_size: int) -> Sampler:
     """The sampler of a model; its context is as long as a row of the training data."""
     from mogao_jax.sampling.interleaved import Sampler
 
@@ -105,6 +106,7 @@ def make_sampler(model: Model) -> Sampler:
         model.encoders,
         model.tokenizer,
         max_context=prompts.context_size(model.config),
+        batch_size=batch_size,
     )
 
 

@@ -15,6 +15,7 @@ import tiny_checkpoint as checkpoint
 from fake_sampler import FakeSampler
 
 from mogao_jax import images as image_ops
+from mogao_jax.cli import compile_cache
 from mogao_jax.cli.main import main
 from mogao_jax.sampling import generator as generator_lib
 from mogao_jax.sampling import loading
@@ -29,8 +30,9 @@ def file(tmp_path_factory):
 @pytest.fixture
 def sampler(monkeypatch):
     fake = FakeSampler()
-    monkeypatch.setattr(generator_lib, "make_sampler", lambda model: fake)
+    monkeypatch.setattr(generator_lib, "make_sampler", lambda model, batch_size: fake)
     monkeypatch.setattr(loading.Opened, "load", _load_once)
+    monkeypatch.setattr(compile_cache, "keep_compiled_programs", lambda: None)
     return fake
 
 

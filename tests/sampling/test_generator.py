@@ -130,7 +130,7 @@ def make(monkeypatch):
 
     def build(**arguments):
         sampler = FakeSampler(**arguments)
-        monkeypatch.setattr(generator_lib, "make_sampler", lambda model: sampler)
+        monkeypatch.setattr(generator_lib, "make_sampler", lambda model, batch_size: sampler)
         return generator_lib.Generator(model), sampler
 
     return build

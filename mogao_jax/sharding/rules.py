@@ -127,6 +127,8 @@ def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
         where = jax.tree_util.keystr(path)
         if not _is_box(leaf):
             return NamedSharding(mesh, PartitionSpec())
+        if not hasattr(leaf.value, "shape"):  # left out by an optimizer that takes some parameters
+            return leaf.value
         if len(leaf.names) != len(leaf.value.shape):
             raise ValueError(f"{where}: names {leaf.names} for shape {leaf.value.shape}")
         return sharding_of(leaf.value.shape, partition_spec(leaf.names), mesh, where)

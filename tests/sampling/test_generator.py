@@ -18,6 +18,7 @@ import mogao_jax
 from mogao_jax.errors import CheckpointError, ConfigError, DocumentError, RequestError
 from mogao_jax.sampling import generator as generator_lib
 from mogao_jax.sampling.loading import Model, load_model, open_checkpoint
+from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.tokenizer import ByteTokenizer
@@ -235,3 +236,20 @@ next(stream)
 
 _HERE = checkpoint.pathlib.Path(__file__).parent
 _TEST_PATHS = (_HERE, _HERE.parent, _HERE.parents[1])
+
+
+def test_with_the_real_sampler(file):
+    """From a file to a picture and back into a document; streamed and all at once agree."""
+    model = mogao_jax.load(file)
+    # Without guidance: one context, so fewer programs to compile.
+    options = {"num_steps": 2, "guidance_scale": 1.0, "image_guidance_scale": 1.0,
+               "size": (16, 32), "max_images": 1, "draw_first": True}  # fmt: skip
+    with model.generate("ab", seed=3, **options) as stream:
+        pieces = list(stream)
+    assert [type(p) for p in pieces] == [Image] and pieces[0].pixels.shape == (16, 32, 3)
+    assert stream.result.stop == "max_images" and model.num_compilations > 0
+    document = Document([Text("ab", role="user", loss=False)])
+    (result,) = model.sample([Request(document, 3, SamplingOptions(**options))])
+    np.testing.assert_array_equal(result.items[0].pixels, pieces[0].pixels)
+    (other,) = model.sample([Request(document, 4, SamplingOptions(**options))])
+    assert (other.items[0].pixels != pieces[0].pixels).any()

@@ -150,6 +150,12 @@ class ModelConfig:
     head_dim: int = _field(64, minimum=8)
     rms_norm_eps: float = _field(1e-6, above=0.0)
     tie_embeddings: bool = True
+    embedding_init: float = _field(
+        0.02,
+        "spread of the token embedding at the start; against a high learning rate, small ones "
+        "are soon forgotten",
+        above=0.0,
+    )
     vocab_size: int = _field(0, "rows of the embedding; 0: as many as the tokenizer has", minimum=0)
     fusion: Literal["deep", "shared"] = _field(
         "deep", "deep: weights per branch; shared: one set for all tokens (ablations A, B, C)"

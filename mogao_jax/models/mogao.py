@@ -106,7 +106,9 @@ class Mogao(nn.Module):
         channels = self.latent_channels * LATENT_PATCH**2
         self.token_embedding = self.param(
             "token_embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
+            nn.with_logical_partitioning(
+                nn.initializers.normal(c.embedding_init), ("vocab", "embed")
+            ),
             (self.vocab_size, c.embed_dim),
             dtypes["param_dtype"],
         )

@@ -8,19 +8,31 @@ from typing import Any
 import jax
 
 
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is n and `least` or more. For lengths and capacities."""
-    return max(least, 1 << max(n - 1, 0).bit_length())
+def power(n: int, least: int, base: int = 2) -> int:
+    """The smallest of least, least * base, least * base^2, ... that is n or more."""
+    size = least
+    while size < n:
+        size *= base
+    return size
 
 
-def fine(n: int, least: int = 1) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is n or more: at most half is spare.
-
-    For what is computed many times over: rows, and tokens of the pictures being drawn.
-    """
-    n = max(n, least)
-    two = power_of_two(n)
+def fine(n: int) -> int:
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is n or more."""
+    two = power(n, 1)
     return two * 3 // 4 if two >= 4 and two * 3 // 4 >= n else two
+
+
+def halved(n: int, most: int) -> int:
+    """`most`, halved (rounding up) as often as n fits: for what is computed many times over."""
+    while most > 1 and (most + 1) // 2 >= n:
+        most = (most + 1) // 2
+    return most
+
+
+def all_or_few(n: int, most: int) -> int:
+    """`most`, unless n is so much smaller that another program pays."""
+    few = power(n, 1)
+    return few if 4 * few <= most else most
 
 
 class Programs:

@@ -72,7 +72,6 @@ class Sampler:
             params,
             encoders,
             tokenizer,
-            batch_size=batch_size,
             text_chunk=text_chunk,
             step_chunk=step_chunk,
             probe=probe,

@@ -17,7 +17,7 @@ from mogao_jax.models.mogao import LATENT_PATCH, head_table
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache, prefill, text
-from mogao_jax.sampling.buckets import Programs, fine, power_of_two
+from mogao_jax.sampling.buckets import Programs, all_or_few, fine, halved, power
 from mogao_jax.sampling.history import Context, Piece
 from mogao_jax.sampling.pictures import Encoders
 from mogao_jax.sampling.probing import Probe
@@ -30,7 +30,6 @@ from mogao_jax.tokenizer import Tokenizer
 MIN_CAPACITY = 128  # und tokens of the cache; it doubles as histories grow
 MIN_CLEAN = 64  # clean tokens of the cache, if there are any
 MIN_LOOK = 64  # und tokens that drawing looks at
-MAX_PREFILL = 512  # tokens of a row that are computed at once, unless a picture has more
 
 
 class Engine:
@@ -49,7 +48,6 @@ class Engine:
         encoder_params: EncoderParams,
         tokenizer: Tokenizer,
         *,
-        batch_size: int,
         text_chunk: int,
         step_chunk: int,
         probe: Probe | None,
@@ -60,7 +58,7 @@ class Engine:
         self.channels = system.config.vae.latent_channels * LATENT_PATCH**2
         self.allowed = text.allowed_tokens(tokenizer, head_table(params).shape[0])
         self.programs = programs = Programs()
-        self.encoders = Encoders(system, encoder_params, programs, batch_size)
+        self.encoders = Encoders(system, encoder_params, programs)
         self.extend = programs.jit(functools.partial(prefill.extend, system), donate_argnums=1)
         decode = functools.partial(
             text.decode,
@@ -125,7 +123,7 @@ class Batch:
         ):
             part = getattr(self._cache, name)
             if needed > kv_cache.capacity_of(part):
-                capacity = power_of_two(needed, least)
+                capacity = power(needed, least)
                 part = kv_cache.grow(part, config, self._num_rows, capacity)
                 self._cache = self._cache._replace(**{name: part})
 
@@ -151,9 +149,9 @@ class Batch:
                 )
                 self._cache = engine.extend(engine.params, self._cache, rows, new)
 
-        compute(lambda c: c.take_pending(MAX_PREFILL, keep_last))
+        compute(lambda c: c.take_pending(prefill.MAX_TOKENS, keep_last))
         if clean:
-            compute(lambda c: c.take_clean(MAX_PREFILL))
+            compute(lambda c: c.take_clean(prefill.MAX_TOKENS))
 
     # ------------------------------------------------------------------------------------ text
 
@@ -162,7 +160,7 @@ class Batch:
         engine = self._engine
         while writing := [s for s in self._sessions if s.mode is Mode.WRITING]:
             contexts = [s.history.full for s in writing]
-            num_rows = self._text_rows(len(writing))
+            num_rows = all_or_few(len(writing), self._size)
             self._compute(contexts, num_rows, keep_last=True, clean=False)
             most = max(s.token_limit for s in writing)
             self._reserve(contexts, num_new=min(engine.text_chunk, most))
@@ -180,11 +178,6 @@ class Batch:
                 session.write(written)
                 session.history.full.wrote(len(written))
 
-    def _text_rows(self, num_writing: int) -> int:
-        """All sessions' rows, or, where few are left, so few that another program is worth it."""
-        few = power_of_two(num_writing)
-        return few if 4 * few <= self._size else self._size
-
     # --------------------------------------------------------------------------------- drawing
 
     def _draw(self, which: Sequence[int], solver: str) -> None:
@@ -201,9 +194,10 @@ class Batch:
             if EMPTY in of_picture:
                 of_picture[EMPTY].slot = self._slot(EMPTY, i)
         everything = [c for of_picture in contexts for c in of_picture.values()]
-        self._compute(everything, fine(len(everything)), keep_last=False, clean=True)
+        rows = all_or_few(len(everything), self._num_rows)
+        self._compute(everything, rows, keep_last=False, clean=True)
 
-        num_pictures = fine(len(sessions))
+        num_pictures = self._size
         x = np.zeros((num_pictures, fine(max(num_tokens)), engine.channels), np.float32)
         times = np.ones((max(s.options.num_steps for s in sessions) + 1, num_pictures), np.float32)
         for i, (session, n) in enumerate(zip(sessions, num_tokens, strict=True)):
@@ -236,7 +230,7 @@ class Batch:
     ) -> np.ndarray:
         """Runs the solver over all steps, in chunks, and reports."""
         engine = self._engine
-        und = power_of_two(max(c.num_und for c in contexts), MIN_LOOK)
+        und = power(max(c.num_und for c in contexts), MIN_LOOK)
         clean = max(c.num_clean for c in contexts)
         plain = [{FULL: 1.0}] * len(sessions)
         intervals = [s.options.guidance_interval for s in sessions]
@@ -247,7 +241,9 @@ class Batch:
             is_guided = bool(guided[start])
             if is_guided not in made:
                 w = weights if is_guided else plain
-                made[is_guided] = make_lines(weights=w, num_lines=fine(sum(map(len, w))))
+                made[is_guided] = make_lines(
+                    weights=w, num_lines=halved(sum(map(len, w)), self._num_rows)
+                )
             chunk = np.ones((engine.step_chunk + 1, times.shape[1]), np.float32)
             chunk[: stop - start + 1] = times[start : stop + 1]
             x = engine.draw(
@@ -258,7 +254,7 @@ class Batch:
                 np.int32(stop - start),
                 made[is_guided],
                 und_length=min(und, kv_cache.capacity_of(self._cache.und)),
-                clean_length=power_of_two(clean, MIN_CLEAN) if clean else 0,
+                clean_length=power(clean, MIN_CLEAN) if clean else 0,
                 solver=solver,
             )
             jax.block_until_ready(x)

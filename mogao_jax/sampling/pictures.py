@@ -6,8 +6,10 @@ the VAE's posterior mean, not a sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from mogao_jax.models.mogao import LATENT_PATCH, vit_feature_shape
@@ -20,35 +22,36 @@ from mogao_jax.models.vae import (
 )
 from mogao_jax.sampling import buckets
 from mogao_jax.sampling.history import Drawn
-from mogao_jax.sequence.pictures import VAE_GRID, VitInput, vit_input
+from mogao_jax.sequence.pictures import VAE_GRID, VitInput, vae_grid, vit_input
 
 
 class Encoders:
-    """The frozen encoders, on lists of pictures of any size, at most `batch_size` at a time."""
+    """The frozen encoders' programs, one picture at a time: a program per size, and no padding
+    to the largest picture of a batch."""
 
-    def __init__(
-        self, system: System, params: EncoderParams, programs: buckets.Programs, batch_size: int
-    ):
-        self._system, self._params, self._batch_size = system, params, batch_size
+    def __init__(self, system: System, params: EncoderParams, programs: buckets.Programs):
+        self._system, self._params = system, params
         vae, vit = system.vae, system.vit
 
-        def encode_pictures(params, pixels, size):
-            return patchify_latents(encode_images(vae, params, pixels, size))
+        def encode_picture(params, pixels, size):
+            tokens = patchify_latents(encode_images(vae, params, pixels, size))
+            n, h, w, _ = pixels.shape
+            return tokens.reshape(n, h // VAE_GRID, w // VAE_GRID, tokens.shape[-1])
 
-        def decode_pictures(params, tokens, size):
+        def decode_picture(params, tokens, size):
             n, h, w, channels = tokens.shape
             latents = unpatchify_latents(
                 tokens.reshape(n, h * w, channels), h * LATENT_PATCH, w * LATENT_PATCH
             )
             return decode_latents(vae, params, latents, size)
 
-        def see_pictures(params, patches, positions, segment):
+        def see_picture(params, patches, positions, segment):
             assert vit is not None
             return vit.apply({"params": params}, patches, positions, segment)
 
-        self._encode = programs.jit(encode_pictures)
-        self._decode = programs.jit(decode_pictures)
-        self._see = programs.jit(see_pictures)
+        self._encode = programs.jit(encode_picture)
+        self._decode = programs.jit(decode_picture)
+        self._see = programs.jit(see_picture)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -58,74 +61,72 @@ class Encoders:
 
     def encode(self, pictures: Sequence[np.ndarray]) -> list[Drawn]:
         """Pictures uint8[H, W, 3] of native resolution, as later items read them."""
-        latents = [x for group in self._groups(pictures) for x in self._latents(group)]
-        return self.read(pictures, latents)
+        # All are dispatched before the first is waited for.
+        latents = [self._latents(p) for p in pictures]
+        return self.read(pictures, [_cut(x, vae_grid(p)) for x, p in _zip(latents, pictures)])
 
     def read(self, pictures: Sequence[np.ndarray], latents: Sequence[np.ndarray]) -> list[Drawn]:
         """The same where the latents float32[tokens, 64] are known: of drawn pictures."""
         if self._system.vit is None:
-            return [Drawn(p.shape[:2], x) for p, x in zip(pictures, latents, strict=True)]
+            return [Drawn(_size(p), x) for p, x in _zip(pictures, latents)]
         config = self._system.config
         seen = [vit_input(p, config.images, config.vit) for p in pictures]
-        features = [x for group in self._groups(seen) for x in self._features(group)]
+        features = [self._features(s) for s in seen]
+        per_token, _ = self.feature_shape
         return [
-            Drawn(p.shape[:2], x, f, s.grid)
-            for p, x, f, s in zip(pictures, latents, features, seen, strict=True)
+            Drawn(_size(p), x, np.asarray(f)[0, : s.grid[0] * s.grid[1] * per_token], s.grid)
+            for p, x, f, s in _zip(pictures, latents, features, seen)
         ]
 
     def decode(
         self, latents: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
     ) -> list[np.ndarray]:
         """Latents float32[tokens, 64] of pictures (height, width) -> uint8[height, width, 3]."""
-        pairs = list(zip(latents, sizes, strict=True))
-        return [x for group in self._groups(pairs) for x in self._pixels(group)]
+        pixels = [self._pixels(x, size) for x, size in _zip(latents, sizes)]
+        return [np.asarray(p)[0, :h, :w].copy() for p, (h, w) in _zip(pixels, sizes)]
 
-    def _groups(self, things: Sequence) -> list[Sequence]:
-        n = self._batch_size
-        return [things[i : i + n] for i in range(0, len(things), n)]
+    def _latents(self, pixels: np.ndarray) -> jax.Array:
+        canvas, size = _canvas(_size(pixels), VAE_GRID, (3,), np.uint8)
+        canvas[0, : pixels.shape[0], : pixels.shape[1]] = pixels
+        return self._encode(self._params.vae, canvas, size)
 
-    def _latents(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        sizes = [p.shape[:2] for p in pictures]
-        canvas, table = self._canvas(sizes, 1, 3, np.uint8)
-        for i, p in enumerate(pictures):
-            canvas[i, : p.shape[0], : p.shape[1]] = p
-        tokens = np.asarray(self._encode(self._params.vae, canvas, table))
-        columns = canvas.shape[2] // VAE_GRID
-        tokens = tokens.reshape(len(canvas), -1, columns, tokens.shape[-1])
-        return [
-            tokens[i, : h // VAE_GRID, : w // VAE_GRID].reshape(-1, tokens.shape[-1])
-            for i, (h, w) in enumerate(sizes)
-        ]
+    def _pixels(self, tokens: np.ndarray, size: tuple[int, int]) -> jax.Array:
+        h, w = size[0] // VAE_GRID, size[1] // VAE_GRID
+        canvas, table = _canvas(size, 1, tokens.shape[1:], np.float32)
+        canvas[0, :h, :w] = tokens.reshape(h, w, -1)
+        return self._decode(self._params.vae, canvas, table)
 
-    def _pixels(self, pairs: Sequence[tuple[np.ndarray, tuple[int, int]]]) -> list[np.ndarray]:
-        sizes = [size for _, size in pairs]
-        channels = pairs[0][0].shape[-1]
-        canvas, table = self._canvas(sizes, VAE_GRID, channels, np.float32)
-        for i, (tokens, (height, width)) in enumerate(pairs):
-            h, w = height // VAE_GRID, width // VAE_GRID
-            canvas[i, :h, :w] = tokens.reshape(h, w, channels)
-        pixels = np.asarray(self._decode(self._params.vae, canvas, table))
-        return [pixels[i, :h, :w].copy() for i, (h, w) in enumerate(sizes)]
-
-    def _canvas(
-        self, sizes: Sequence[tuple[int, int]], stride: int, channels: int, dtype
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A padded array for pictures of these sizes, and the table of sizes int32[n, 2]."""
-        n = buckets.fine(len(sizes))
-        h, w = (buckets.fine(max(s[i] for s in sizes) // VAE_GRID) * VAE_GRID for i in (0, 1))
-        table = np.zeros((n, 2), np.int32)
-        table[: len(sizes)] = sizes
-        return np.zeros((n, h // stride, w // stride, channels), dtype), table
-
-    def _features(self, seen: Sequence[VitInput]) -> list[np.ndarray]:
+    def _features(self, seen: VitInput) -> jax.Array:
         per_token = self._system.config.vit.merge_size**2
-        tokens = buckets.fine(max(len(s.patches) for s in seen) // per_token)
-        shape = (buckets.fine(len(seen)), tokens * per_token)
-        patches = np.zeros((*shape, seen[0].patches.shape[1]), np.uint8)
-        positions, segment = np.zeros((*shape, 2), np.int32), np.zeros(shape, np.int32)
-        for i, s in enumerate(seen):
-            n = len(s.patches)
-            patches[i, :n], positions[i, :n], segment[i, :n] = s.patches, s.positions, 1
-        features = np.asarray(self._see(self._params.vit, patches, positions, segment))
-        per_patch = features.shape[1] / shape[1]  # 1, or 1/4 after the tower's own merger
-        return [features[i, : round(len(s.patches) * per_patch)] for i, s in enumerate(seen)]
+        n = len(seen.patches)
+        length = buckets.fine(n // per_token) * per_token
+        patches = np.zeros((1, length, seen.patches.shape[1]), np.uint8)
+        positions, segment = np.zeros((1, length, 2), np.int32), np.zeros((1, length), np.int32)
+        patches[0, :n], positions[0, :n], segment[0, :n] = seen.patches, seen.positions, 1
+        return self._see(self._params.vit, patches, positions, segment)
+
+
+def _zip(*columns: Iterable[Any]) -> Iterable[Any]:
+    return zip(*columns, strict=True)
+
+
+def _size(pixels: np.ndarray) -> tuple[int, int]:
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _cut(tokens: jax.Array, grid: tuple[int, int]) -> np.ndarray:
+    """The tokens [1, rows, columns, 64] that are in a picture's grid: float32[tokens, 64]."""
+    inside = np.asarray(tokens)[0, : grid[0], : grid[1]]
+    return inside.reshape(-1, inside.shape[-1])
+
+
+def _canvas(
+    size: tuple[int, int], cell: int, trailing: tuple[int, ...], dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Zeros [1, H, W, ...] that a picture (height, width) fits in, and its size int32[1, 2].
+
+    Args:
+      cell: how many entries of the canvas a VAE token has along a side.
+    """
+    h, w = (buckets.fine(side // VAE_GRID) * cell for side in size)
+    return np.zeros((1, h, w, *trailing), dtype), np.array([size], np.int32)

@@ -20,7 +20,10 @@ from mogao_jax.sampling import buckets, kv_cache
 from mogao_jax.sampling.history import Context, Piece
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
 
-MIN_TOKENS = 16  # shorter prefills take as long
+# Tokens of a row that are computed at once: few programs, at the price of some padding. A row
+# with more is computed in turns, unless a single picture has more.
+LENGTHS = (32, 4)  # the least, and the factor from one to the next
+MAX_TOKENS = 512
 NOWHERE = np.iinfo(np.int32).max  # beyond any cache: not written
 
 
@@ -55,7 +58,7 @@ def assemble(
     num_und, num_clean = (_padded(rows) for rows in (und, clean))
     per_token, feature_channels = feature_shape
     vit_tokens = [sum(len(p) for p in row if p.features is not None) for row in und]
-    num_features = buckets.power_of_two(max(vit_tokens), MIN_TOKENS) if any(vit_tokens) else 0
+    num_features = num_und if any(vit_tokens) else 0
 
     def column(length: int, fill: int = 0) -> np.ndarray:
         return np.full((num_rows, length), fill, np.int32)
@@ -100,7 +103,7 @@ def assemble(
 
 def _padded(rows: Sequence[Sequence[Piece]]) -> int:
     longest = max(sum(len(p) for p in row) for row in rows)
-    return buckets.power_of_two(longest, MIN_TOKENS) if longest else 0
+    return buckets.power(longest, *LENGTHS) if longest else 0
 
 
 def _place(

@@ -171,6 +171,8 @@ def _undone(scene: Scene, rest: _Rest, edit: Edit) -> str:
     if edit.kind == "background" and scene.background != edit.background:
         return f"the background is {scene.background}"
     if edit.kind in ("background", "remove"):
+        if rest.total and not rest.places:  # or else an empty picture would do
+            return "all objects are gone"
         if not pool:
             return ""
         stays = edit.target is not None and any(p.kind == edit.target.kind for p in pool)

@@ -12,13 +12,12 @@ from typing import Any
 
 from mogao_jax.cli import sample_prompts as prompts_lib
 from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.sample_options import TASKS
 from mogao_jax.cli.sample_progress import Progress
-from mogao_jax.cli.sample_prompts import Prompt
+from mogao_jax.cli.sample_prompts import Prompt, Refused
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.gallery import page
 from mogao_jax.gallery.folder import PAGE, Folder, default_folder
-from mogao_jax.sampling.options import SamplingOptions
-from mogao_jax.sampling.prompts import check_options
 from mogao_jax.sequence.document import Image, Text
 
 _EXAMPLES = """examples:
@@ -34,8 +33,7 @@ def main(argv: list[str]) -> int:
     """Parses, checks everything that can be checked, then samples."""
     arguments = _parser().parse_args(argv)
     configure_logging()
-    fields = prompts_lib.option_fields(arguments)
-    prompts, problems = prompts_lib.read_prompts(arguments)
+    prompts, refused = prompts_lib.read_prompts(arguments)
 
     # These bring JAX along: not for those who ask for help or mistype a flag.
     from mogao_jax.cli.compile_cache import keep_compiled_programs
@@ -49,10 +47,11 @@ def main(argv: list[str]) -> int:
         vae=arguments.vae,
         vit=arguments.vit,
     )
-    options = prompts_lib.make_options(arguments, fields, opened.config)
-    check_options(options, opened.config)
-    prompts, more, notes = prompts_lib.prepare_all(prompts, opened.config, opened.tokenizer)
-    prompts_lib.report_problems(problems + more, len(prompts), arguments)
+    prompts, more, notes = prompts_lib.prepare_all(
+        prompts, arguments, opened.config, opened.tokenizer
+    )
+    refused = sorted(refused + more)
+    prompts_lib.say_refused(refused, len(prompts), arguments)
     for note in notes:
         print(note, file=sys.stderr)
     folder = Folder(arguments.out or default_folder(prompts[0].title))
@@ -61,8 +60,10 @@ def main(argv: list[str]) -> int:
     from mogao_jax.sampling.generator import Generator
 
     generator = Generator(model, batch_size=arguments.batch_size)
-    _Session(generator, folder, options, arguments).run(prompts)
-    return 0
+    _Session(generator, folder, arguments, refused).run(prompts)
+    if refused:
+        print(f"mogao: {prompts_lib.summary(refused, len(prompts))}", file=sys.stderr)
+    return 2 if refused else 0
 
 
 @dataclasses.dataclass
@@ -77,16 +78,17 @@ class _Sample:
 class _Session:
     """Samples everything, batch by batch; what is done is on disk whatever happens later."""
 
-    def __init__(self, generator: Any, folder: Folder, options: SamplingOptions, arguments: Any):
-        self._generator, self._folder, self._options = generator, folder, options
-        self._arguments = arguments
+    def __init__(self, generator: Any, folder: Folder, arguments: Any, refused: Sequence[Refused]):
+        self._generator, self._folder = generator, folder
+        self._arguments, self._refused = arguments, refused
         self._conversations: list[page.Conversation] = []
         self._records: list[dict[str, Any]] = []
+        self._options: list[dict[str, Any]] = []
         self._pictures = self._tokens = 0
 
     def run(self, prompts: Sequence[Prompt]) -> None:
         samples = [
-            _Sample(prompt, self._arguments.seed + j, i * self._arguments.num + j + 1)
+            _Sample(prompt, prompt.arguments.seed + j, i * self._arguments.num + j + 1)
             for i, prompt in enumerate(prompts)
             for j in range(self._arguments.num)
         ]
@@ -109,7 +111,7 @@ class _Session:
     def _sample(self, samples: Sequence[_Sample], total: int) -> None:
         from mogao_jax.sampling.requests import Request
 
-        requests = [Request(s.prompt.document, s.seed, self._options) for s in samples]
+        requests = [Request(s.prompt.document, s.seed, s.prompt.options) for s in samples]
         names = [f"{s.number:03d}" if total > 1 else "" for s in samples]
         progress = Progress(self._folder, [s.number for s in samples], names)
         with progress:
@@ -124,6 +126,7 @@ class _Session:
                 {"file": path.name, "id": sample.prompt.document.id, "seed": sample.seed,
                  "stop": result.stop}
             )  # fmt: skip
+            self._options.append(dataclasses.asdict(sample.prompt.options))
             self._conversations.append(
                 page.Conversation(
                     result.document,
@@ -135,18 +138,26 @@ class _Session:
 
     def _write_summary(self, seconds: float) -> None:
         model = self._generator.model
+        shared = {
+            name: value
+            for name, value in self._options[0].items()
+            if all(o[name] == value for o in self._options)
+        }
+        for record, options in zip(self._records, self._options, strict=True):
+            record.update({k: v for k, v in options.items() if k not in shared})
         facts = {
             "checkpoint": model.name,
             "config": model.config.name,
             "step": model.step,
             "weights": model.weights,
-            **dataclasses.asdict(self._options),
+            **shared,
             "seconds": round(seconds, 2),
             "pictures": self._pictures,
             "text tokens": self._tokens,
             "compilations": self._generator.num_compilations,
         }
-        self._folder.write_run({**facts, "documents": self._records})
+        refused = [dataclasses.asdict(r) for r in self._refused]
+        self._folder.write_run({**facts, "documents": self._records, "refused": refused})
         name = self._conversations[0].title if len(self._conversations) == 1 else "Samples"
         try:
             text = page.render(name, self._conversations, facts)
@@ -187,9 +198,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a picture shown before the text; may be repeated")  # fmt: skip
     add("--document", metavar="FILE.json", help="a document so far; PROMPT is added to it")
     add("--batch", metavar="FILE.jsonl",
-        help='a prompt per line: a JSON document, or a text in quotes ("...")')  # fmt: skip
-    add("--skip-broken", action="store_true", help="leave out broken lines of --batch")
-    add("--task", choices=tuple(prompts_lib.TASKS),
+        help='a prompt per line: a text in quotes ("..."), or an object: a JSON document, or '
+        '{"prompt": ..., "image": ...}; it may have a "task", "size", "seed", ...')  # fmt: skip
+    add("--strict", action="store_true",
+        help="refuse a batch with broken lines; by default the others are served, and the exit "
+        "status is 2")  # fmt: skip
+    add("--task", choices=tuple(TASKS),
         help="t2i, edit: draws at once, one picture; qa: only writes; clip: frames of a motion, "
         "plain text; chat: as the model likes (default)")  # fmt: skip
 

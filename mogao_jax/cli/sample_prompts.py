@@ -1,4 +1,14 @@
-"""From the arguments of `mogao sample` to prompts and options, each judged with its place."""
+"""From the arguments of `mogao sample` to prompts, each judged with its place.
+
+A line of a batch is a text in quotes, or an object: a document, or `prompt` and `image` as on the
+command line; and besides that, any of the options that the command has:
+
+    "a red circle"
+    {"task": "edit", "image": ["room.png"], "prompt": "make the square green", "seed": 3}
+    {"size": "32x64", "items": [{"type": "text", "text": "two stars", "role": "user"}]}
+
+Lines that cannot be used are refused one by one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +16,11 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from mogao_jax.cli import sample_options
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import DocumentError, MogaoError, RequestError
 from mogao_jax.sampling import prompts
@@ -18,44 +28,56 @@ from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text, from_json
 from mogao_jax.tokenizer import Tokenizer
 
-# What a task means in options; what is asked for by a flag wins.
-TASKS: dict[str, dict[str, Any]] = {
-    "t2i": {"draw_first": True, "max_images": 1},
-    "edit": {"draw_first": True, "max_images": 1},
-    "qa": {"allow_images": False},
-    "clip": {"draw_first": True, "max_images": 4},
-    "chat": {},
-}
 _NEED_PICTURE = ("edit", "qa")
-_LISTED = 10  # broken lines named in a message before the rest is only counted
-_MAX_RATIO = 1000.0
+_LISTED = 20  # refused lines whose reasons are printed, before the rest is only counted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """A document to go on with, its name on the page, and where it was read."""
+    """A document to go on with.
+
+    Attributes:
+      document, title: and its name on the page.
+      arguments: of the command; in a batch, with what its line says.
+      line: of the batch, from 1; 0 if there is no batch.
+      options: of the sampler, once `prepare_all` has judged them.
+    """
 
     document: Document
     title: str
-    place: str = ""
+    arguments: argparse.Namespace
+    line: int = 0
+    options: SamplingOptions = SamplingOptions()
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Refused:
+    """A line of a batch that cannot be sampled, and why."""
+
+    line: int
+    reason: str
 
 
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
-    """The prompts, and what is wrong with lines of a batch."""
+def read_prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[Refused]]:
+    """The prompts, and the lines of a batch that are none.
+
+    Raises:
+      RequestError, DocumentError: for arguments, or a prompt that is not of a batch.
+    """
     for name in ("num", "batch_size"):
         if getattr(arguments, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be at least 1.")
-    if arguments.seed < 0 or arguments.seed + arguments.num > 2**32:
-        raise RequestError(f"--seed is {arguments.seed}; seeds are from 0 to 2^32 - 1.")
+    sample_options.check_seed(arguments.seed, arguments.num)
+    sample_options.option_fields(arguments)  # what can be judged without a model
     if arguments.batch is not None:
         if arguments.prompt is not None or arguments.document or arguments.image:
             raise RequestError(
                 "--batch brings its own prompts: leave out PROMPT, --document and --image."
             )
-        return _read_batch(pathlib.Path(arguments.batch), arguments.task)
+        return _read_batch(pathlib.Path(arguments.batch), arguments)
     items: list[Item] = []
     title, name = arguments.prompt, "prompt"
     is_plain = arguments.task == "clip"
@@ -71,7 +93,7 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[str]
     items += _said(arguments.prompt, arguments.image, is_plain)
     document = Document(tuple(items), id=name)
     _check_task(document, arguments.task)
-    return [Prompt(document, title or pathlib.Path(arguments.image[0]).stem)], []
+    return [Prompt(document, title or pathlib.Path(arguments.image[0]).stem, arguments)], []
 
 
 def _said(text: str | None, images: Sequence[str], is_plain: bool) -> list[Item]:
@@ -96,141 +118,141 @@ def _read_document(path: pathlib.Path) -> Document:
     return from_json(text, base_dir=path.parent, place=path.name)
 
 
-def _read_batch(path: pathlib.Path, task: str | None) -> tuple[list[Prompt], list[str]]:
+def _read_batch(
+    path: pathlib.Path, arguments: argparse.Namespace
+) -> tuple[list[Prompt], list[Refused]]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as e:
         raise DocumentError(f"--batch {str(path)!r} cannot be read ({e.strerror}).") from None
-    found, problems = [], []
+    found, refused = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        place = f"{path.name}:{number}"
         try:
-            found.append(_read_line(line, path.parent, place, task))
+            found.append(_read_line(line, path, number, arguments))
         except MogaoError as e:
-            problems.append(str(e) if place in str(e) else f"{place}: {e}")
-    if not found and not problems:
+            refused.append(_refused(path, number, e))
+    if not found and not refused:
         raise RequestError(f"--batch {str(path)!r} is empty: it needs a prompt per line.")
-    return found, problems
+    return found, refused
 
 
-def _read_line(line: bytes, folder: pathlib.Path, place: str, task: str | None) -> Prompt:
+def _refused(path: pathlib.Path, number: int, error: MogaoError) -> Refused:
+    """Its reason without the place, which is named for all refused lines alike."""
+    place = _place(path, number)
+    reason = str(error).removeprefix(f"document {place!r}").removeprefix(place)
+    return Refused(number, reason.lstrip(":, "))
+
+
+def _place(path: pathlib.Path, number: int) -> str:
+    return f"{path.name}:{number}"
+
+
+def _read_line(
+    line: bytes, path: pathlib.Path, number: int, arguments: argparse.Namespace
+) -> Prompt:
+    place = _place(path, number)
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as e:  # also bytes that are not UTF-8
-        raise DocumentError(f"{place}: not valid JSON ({e}).") from None
+        raise DocumentError(f"not valid JSON ({e}).") from None
     if isinstance(record, str):
-        if not record.strip():
-            raise DocumentError(f"{place}: the prompt is empty.")
-        document = Document(tuple(_said(record, [], task == "clip")), id=place)
-        title = record
-    else:
-        document = from_json(record, base_dir=folder, place=place)
-        texts = [i.text for i in document.items if isinstance(i, Text) and i.text.strip()]
-        title = texts[-1] if texts else document.id
-    _check_task(document, task)
-    return Prompt(document, title, place)
+        record = {"prompt": record}
+    if not isinstance(record, dict):
+        raise DocumentError('a line is a text in quotes ("...") or an object ({...}).')
+    names = sample_options.LINE_FIELDS
+    given = {name: record.pop(name) for name in names if name in record}
+    arguments = sample_options.of_line(arguments, given)
+    document = _said_in_line(record, path.parent, place, arguments.task)
+    _check_task(document, arguments.task)
+    texts = [i.text for i in document.items if isinstance(i, Text) and i.text.strip()]
+    return Prompt(document, texts[-1] if texts else document.id, arguments, number)
+
+
+def _said_in_line(
+    record: dict[str, Any], folder: pathlib.Path, place: str, task: str | None
+) -> Document:
+    """The document of a line, whose options have been taken out."""
+    if "items" in record:
+        return from_json(record, base_dir=folder, place=place)
+    unknown = sorted(set(record) - {"prompt", "image", "id"})
+    if unknown or not record:
+        what = f"unknown field {unknown[0]!r}" if unknown else "no prompt"
+        known = ("prompt", "image", "id", "items", *sample_options.LINE_FIELDS)
+        raise DocumentError(f"{what}; a line may have {', '.join(known)}.")
+    images = record.get("image", [])
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list):
+        raise DocumentError(f"image is {images!r}; give a file's name, or a list of names.")
+    text = record.get("prompt")
+    if not (images and text is None) and not (isinstance(text, str) and text.strip()):
+        raise RequestError("the prompt is empty: say what to draw or to answer.")
+    role = None if task == "clip" else "user"
+    items = [{"type": "image", "path": i, "role": role, "loss": False} for i in images]
+    if text:
+        items.append({"type": "text", "text": text, "role": role, "loss": False})
+    document = {"id": record.get("id", place), "items": items}
+    return from_json(document, base_dir=folder, place=place)
+
+
+# --------------------------------------------------------------------------------------- judging
 
 
 def prepare_all(
-    found: Sequence[Prompt], config: MogaoConfig, tokenizer: Tokenizer
-) -> tuple[list[Prompt], list[str], list[str]]:
-    """Loads the pictures: (prompts that can be sampled, problems of a batch's others, remarks).
+    found: Sequence[Prompt],
+    arguments: argparse.Namespace,
+    config: MogaoConfig,
+    tokenizer: Tokenizer,
+) -> tuple[list[Prompt], list[Refused], list[str]]:
+    """Loads the pictures: (prompts that can be sampled, a batch's others, remarks).
 
     Raises:
-      DocumentError: for a prompt that is not of a batch.
+      RequestError, DocumentError: for arguments, or a prompt that is not of a batch.
     """
-    good, problems, notes = [], [], []
+    sample_options.make_options(arguments, config)
+    good, refused, notes = [], [], []
     for prompt in found:
         try:
+            options = sample_options.make_options(prompt.arguments, config)
             document, remarks = prompts.prepare(prompt.document, config)
             prompts.check_length(document, config, tokenizer)
         except MogaoError as e:
-            if not prompt.place:
+            if not prompt.line:
                 raise
-            problems.append(f"{prompt.place}: {e}")
+            refused.append(_refused(pathlib.Path(arguments.batch), prompt.line, e))
             continue
-        good.append(dataclasses.replace(prompt, document=document))
-        notes += [f"{prompt.place}: {r}" if prompt.place else r for r in remarks]
-    return good, problems, notes
+        good.append(dataclasses.replace(prompt, document=document, options=options))
+        notes += [f"line {prompt.line}: {r}" if prompt.line else r for r in remarks]
+    return good, refused, notes
 
 
-def report_problems(problems: Sequence[str], num_good: int, arguments: Any) -> None:
-    """Says which lines of a batch are left out, or refuses the batch."""
-    if not problems:
+def say_refused(refused: Sequence[Refused], num_good: int, arguments: argparse.Namespace) -> None:
+    """Names the lines of a batch that are refused; raises if none is left, or with --strict."""
+    if not refused:
         return
-    listed = "\n".join(f"  {p}" for p in problems[:_LISTED])
-    rest = len(problems) - _LISTED
+    listed = "\n".join(f"  line {r.line}: {r.reason}" for r in refused[:_LISTED])
+    rest = len(refused) - _LISTED
     listed += f"\n  and {rest} more" if rest > 0 else ""
-    lines = "1 line" if len(problems) == 1 else f"{len(problems)} lines"
+    count = "1 line" if len(refused) == 1 else f"{len(refused)} lines"
     if not num_good:
         raise DocumentError(f"no line of --batch {arguments.batch!r} can be used:\n{listed}")
-    if not arguments.skip_broken:
+    if arguments.strict:
         raise DocumentError(
-            f"{lines} of --batch {arguments.batch!r} cannot be used:\n{listed}\n"
-            f"Mend them, or sample the other {num_good} with --skip-broken."
+            f"{count} of --batch {arguments.batch!r} cannot be used:\n{listed}\n"
+            f"Mend them, or leave out --strict and the other {num_good} are served."
         )
-    print(f"{lines} left out:\n{listed}", file=sys.stderr)
+    print(f"{count} of --batch {arguments.batch!r} refused:\n{listed}", file=sys.stderr)
 
 
-# ---------------------------------------------------------------------------------------- options
-
-_FLAGS = {
-    "max_images": "max_images",
-    "steps": "num_steps",
-    "solver": "solver",
-    "guidance": "guidance_scale",
-    "image_guidance": "image_guidance_scale",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "max_tokens": "max_tokens",
-}
-
-
-def option_fields(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fields of SamplingOptions that the arguments set, but for the size."""
-    fields = dict(TASKS[arguments.task or "chat"])
-    for flag, name in _FLAGS.items():
-        value = getattr(arguments, flag)
-        if value is not None:
-            fields[name] = value
-    if arguments.guidance_interval is not None:
-        fields["guidance_interval"] = tuple(arguments.guidance_interval)
-    if arguments.size is not None and arguments.aspect is not None:
-        raise RequestError("--size says the shape too: leave out --aspect.")
-    if arguments.size is not None:
-        fields["size"] = _size(arguments.size)
-    if arguments.aspect is not None:
-        _aspect(arguments.aspect)
-    return fields
-
-
-def make_options(
-    arguments: argparse.Namespace, fields: dict[str, Any], config: MogaoConfig
-) -> SamplingOptions:
-    """The options, with the size that --aspect means for this model."""
-    if arguments.aspect is not None:
-        width, height = _aspect(arguments.aspect)
-        fields = {**fields, "size": prompts.fitting_size(height, width, config.images)}
-    return prompts.make_options(fields)
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
-    if not found:
-        raise RequestError(
-            f"--size is {text!r}; give height x width, such as 48x64, or one number for a square."
-        )
-    height = int(found[1])
-    return height, int(found[2]) if found[2] else height
-
-
-def _aspect(text: str) -> tuple[float, float]:
-    """(width, height) of '4:3'."""
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)[:/](\d{1,6}(?:\.\d{1,6})?)", text.strip())
-    width, height = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
-    if not (width and height) or max(width, height) / min(width, height) > _MAX_RATIO:
-        raise RequestError(f"--aspect is {text!r}; give width:height, such as 4:3, 16:9 or 1:2.")
-    return width, height
+def summary(refused: Sequence[Refused], num_good: int) -> str:
+    """How many lines of a batch were served and refused, and which: 'lines 2-5, 9'."""
+    ranges: list[list[int]] = []
+    for r in refused:
+        if ranges and r.line == ranges[-1][1] + 1:
+            ranges[-1][1] = r.line
+        else:
+            ranges.append([r.line, r.line])
+    which = ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
+    lines = "line" if len(refused) == 1 else "lines"
+    return f"served {num_good} prompts, refused {len(refused)} ({lines} {which}; why stands above)"

@@ -18,9 +18,10 @@ from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text
 from mogao_jax.sequence.pictures import VAE_GRID, native_pixels, vae_grid
 from mogao_jax.sequence.render import Picture, render_prompt
-from mogao_jax.tokenizer import Tokenizer
+from mogao_jax.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 MAX_STEPS = 10_000
+MAX_GUIDANCE = 1000
 _AREA_WEIGHT = 0.25  # a size of half the area is as bad as one that is 19% too wide
 
 
@@ -54,13 +55,15 @@ def check_options(options: SamplingOptions, config: MogaoConfig) -> None:
     _whole(options.top_k, "top_k", 0)
     if options.solver not in ("euler", "heun"):
         raise RequestError(f"solver is {options.solver!r}; choose euler or heun.")
-    for name in ("guidance_scale", "image_guidance_scale", "temperature"):
-        _number(getattr(options, name), name, "0 or more", lambda x: x >= 0)
+    for name in ("guidance_scale", "image_guidance_scale"):
+        wanted = f"from 0 to {MAX_GUIDANCE}"
+        _number(getattr(options, name), name, wanted, lambda x: 0 <= x <= MAX_GUIDANCE)
+    _number(options.temperature, "temperature", "0 or more", lambda x: x >= 0)
     _number(options.top_p, "top_p", "above 0 and at most 1", lambda x: 0 < x <= 1)
     if options.timestep_shift is not None:
         _number(options.timestep_shift, "timestep_shift", "above 0", lambda x: x > 0)
     interval = options.guidance_interval
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:  # also nan
+    if not _is_interval(interval):
         raise RequestError(
             f"guidance_interval is {interval}; it must be (low, high) with 0 <= low < high <= 1. "
             "To draw without guidance, set guidance_scale and image_guidance_scale to 1."
@@ -71,6 +74,14 @@ def check_options(options: SamplingOptions, config: MogaoConfig) -> None:
         )
     if options.size is not None:
         check_size(options.size, config.images)
+
+
+def _is_interval(value: Any) -> bool:
+    """Whether it is (low, high) with 0 <= low < high <= 1."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return False
+    numbers = all(isinstance(x, (int, float)) for x in value)
+    return numbers and 0 <= value[0] < value[1] <= 1  # nan is not
 
 
 def _whole(value: Any, name: str, least: int, most: int | None = None) -> None:
@@ -133,12 +144,17 @@ def prepare(document: Document, config: MogaoConfig) -> tuple[Document, list[str
     """Loads a document's pictures, at the resolution that the model sees them in.
 
     Returns:
-      The document with pixels instead of files, and remarks on pictures that were made smaller.
+      The document with pixels instead of files, and remarks: on pictures that were made smaller,
+      and on control tokens spelled in texts.
     Raises:
-      DocumentError: a picture that is missing or cannot be read.
+      DocumentError: a picture that is missing or cannot be read; nothing but blank text.
     """
+    if all(isinstance(item, Text) and not item.text.strip() for item in document.items):
+        raise DocumentError(
+            f"document {document.id!r} is empty: say what to draw or to answer, or give a picture."
+        )
     items: list[Item] = []
-    notes = []
+    notes = _spelled_tokens(document)
     for item in document.items:
         if isinstance(item, Image):
             whole = image_ops.load_pixels(item)
@@ -153,6 +169,18 @@ def prepare(document: Document, config: MogaoConfig) -> tuple[Document, list[str
             item = dataclasses.replace(item, path=None, data=None, pixels=pixels)
         items.append(item)
     return dataclasses.replace(document, items=tuple(items)), notes
+
+
+def _spelled_tokens(document: Document) -> list[str]:
+    """Says that control tokens in texts are letters; they never reach the model as tokens."""
+    text = " ".join(item.text for item in document.items if isinstance(item, Text))
+    spelled = [token for token in SPECIAL_TOKENS.values() if token in text]
+    if not spelled:
+        return []
+    return [
+        f"the text spells {', '.join(spelled)}: read as plain letters, which mean nothing. Give "
+        "pictures and speakers as items of a JSON document (with a role each) instead."
+    ]
 
 
 def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> tuple[int, int]:

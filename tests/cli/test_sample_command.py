@@ -335,33 +335,89 @@ def _batch(tmp_path) -> pathlib.Path:
         b'"\xff"',
         b'" "',
         b'"also good"',
+        b'{"prompt": "go", "size": "30x32"}',
+        b'{"prompt": "go", "steps": "many"}',
+        b'{"prompt": "go", "task": "paint"}',
+        b'{"prompt": "go", "colour": "red"}',
+        b'{"prompt": "go", "image": "../a.png"}',
+        b'{"prompt": "go", "seed": -1}',
+        b"[1, 2]",
+        b'{"prompt": "go", "task": "edit"}',
+        b'{"prompt": "go", "guidance_interval": [0, "x"]}',
     ]
     path = tmp_path / "b.jsonl"
     path.write_bytes(b"\n".join(lines))
     return path
 
 
-def test_a_batch_with_broken_lines_is_refused_and_each_is_named(refused, tmp_path):
-    message = refused("--batch", str(_batch(tmp_path)))
-    for number, word in ((2, "JSON"), (3, "none.png"), (4, "tokens"), (5, "JSON"), (6, "empty")):
-        lines = [line for line in message.splitlines() if f"b.jsonl:{number}:" in line]
-        assert len(lines) == 1 and word in lines[0], message
-    assert "b.jsonl:1:" not in message and "--skip-broken" in message
+# fmt: off
+_BROKEN = (
+    (2, "JSON"), (3, "none.png"), (4, "tokens"), (5, "JSON"), (6, "empty"), (8, "30x32"),
+    (9, "num_steps"), (10, "task"), (11, "colour"), (12, "leaves the folder"), (13, "--seed"),
+    (14, "text in quotes"), (15, "--image"), (16, "guidance_interval"),
+)
+# fmt: on
 
 
-def test_the_good_lines_are_sampled_when_asked_for(sample, sampler, tmp_path, capsys):
-    assert sample("--batch", str(_batch(tmp_path)), "--skip-broken") == 0
+def test_the_other_lines_of_a_batch_are_served(sample, sampler, tmp_path, capsys):
+    assert sample("--batch", str(_batch(tmp_path))) == 2
     texts = [r.document.items[0].text for r in sampler.batches[0]]
     assert texts == ["good", "also good"]
     said = capsys.readouterr().err
-    assert "5 lines left out" in said and "b.jsonl:2:" in said
+    for number, word in _BROKEN:
+        lines = [line for line in said.splitlines() if line.startswith(f"  line {number}: ")]
+        assert len(lines) == 1 and word in lines[0], said
+    last = said.strip().splitlines()[-1]
+    assert "served 2 prompts, refused 14 (lines 2-6, 8-16;" in last
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [d["file"] for d in run["documents"]] == ["001.json", "002.json"]
+    assert [r["line"] for r in run["refused"]] == [number for number, _ in _BROKEN]
+
+
+def test_a_strict_batch_is_refused_whole(refused, tmp_path):
+    message = refused("--batch", str(_batch(tmp_path)), "--strict")
+    for number, word in _BROKEN:
+        lines = [line for line in message.splitlines() if f"line {number}:" in line]
+        assert len(lines) == 1 and word in lines[0], message
+    assert "line 1:" not in message and "leave out --strict" in message
+
+
+def test_lines_have_options_of_their_own(sample, sampler, tmp_path):
+    save(tmp_path / "a.png")
+    lines = [
+        "a star",
+        {"prompt": "two stars", "task": "t2i", "size": "16x32", "seed": 4},
+        {"prompt": "make it red", "image": "a.png", "task": "edit", "guidance": 2},
+        {"image": ["a.png", "a.png"], "aspect": "1:1", "task": "qa"},
+        {"items": [{"type": "text", "text": "it moves"}], "max_images": 3, "id": "clip"},
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ("--aspect", "1:2", "--guidance", "5", "--seed", "2", "--num", "2")
+    assert sample("--batch", "b.jsonl", *arguments, "--batch-size", "16") == 0
+    requests = sampler.batches[0][::2]
+    assert [r.seed for r in sampler.batches[0]] == [2, 3, 4, 5, 2, 3, 2, 3, 2, 3]
+    tall = (32, 16)
+    assert [r.options.size for r in requests] == [tall, (16, 32), tall, (32, 32), tall]
+    assert [r.options.guidance_scale for r in requests] == [5, 5, 2, 5, 5]
+    assert [r.options.draw_first for r in requests] == [False, True, True, False, False]
+    assert [r.options.max_images for r in requests] == [16, 1, 1, 16, 3]
+    assert [len(r.document.items) for r in requests] == [1, 1, 2, 2, 1]
+    assert [r.document.items[-1].role for r in requests] == ["user"] * 4 + [None]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "size" not in run and run["num_steps"] == 2
+    assert run["documents"][2]["size"] == [16, 32] and run["documents"][8]["id"] == "clip"
+
+
+def test_the_commands_own_options_are_refused_once(refused, tmp_path):
+    message = refused("--batch", str(_batch(tmp_path)), "--steps", "0")
+    assert "num_steps" in message and "line" not in message
 
 
 def test_batches_of_nothing(refused, tmp_path):
     (tmp_path / "b.jsonl").write_text("\n \n")
     assert "empty" in refused("--batch", "b.jsonl")
     (tmp_path / "b.jsonl").write_text("{\n")
-    assert "no line" in refused("--batch", "b.jsonl", "--skip-broken")
+    assert "no line" in refused("--batch", "b.jsonl")
 
 
 def test_a_folder_that_cannot_be_made(sample, sampler, tmp_path, capsys):

@@ -218,7 +218,8 @@ def _story(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judg
     if not count:
         reasons.insert(0, f"{len(drawn)} pictures for {number}" + _ended(stop))
     elif not order:
-        reasons.insert(0, "the sentences are not the ones")
+        told = "what was asked" if case.truth.planned else "such a story"
+        reasons.insert(0, f"the sentences do not tell {told}")
     return Judged(
         case, items, stop, checks, tuple(steps), (0, 0), tuple(repeated), "; ".join(reasons)
     )

@@ -101,7 +101,7 @@ class Scores:
 
 
 def to_json(scores: Scores) -> dict[str, Any]:
-    """All but the outcomes; shares with value and interval."""
+    """All but the outcomes: shares with value and interval, and the same as tables to show."""
     rows = []
     for row in scores.rows:
         low, high = row.share.interval
@@ -126,6 +126,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         "settings": dict(scores.settings),
         "grid": scores.grid,
         "rows": rows,
+        "tables": tables(scores),
     }
 
 
@@ -159,6 +160,17 @@ def read(path: pathlib.Path) -> Scores:
     return from_json(record, str(path))
 
 
+def tables(scores: Scores, beside: Scores | None = None) -> list[dict[str, Any]]:
+    """[{'title', 'lines', 'notes'}]: the tables as people read them, the first line the header."""
+    out = []
+    for task, title in TITLES.items():
+        rows = [r for r in scores.rows if r.task == task]
+        if rows:
+            lines, notes = cells(rows, beside)
+            out.append({"title": title, "lines": lines, "notes": notes})
+    return out
+
+
 def as_text(scores: Scores, beside: Scores | None = None) -> str:
     """Tables for a terminal.
 
@@ -168,30 +180,27 @@ def as_text(scores: Scores, beside: Scores | None = None) -> str:
     lines = [f"Scores of {scores.title}"]
     for key, value in scores.settings.items():
         lines.append(f"  {key:<18} {value}")
-    for task in TITLES:
-        rows = [r for r in scores.rows if r.task == task]
-        if rows:
-            lines += ["", TITLES[task], "-" * len(TITLES[task]), *_table(rows, beside)]
+    for table in tables(scores, beside):
+        lines += ["", table["title"], "-" * len(table["title"]), *_aligned(table["lines"])]
+        lines += [f"  {note}" for note in table["notes"]]
     lines += ["", "Percent. Intervals, in brackets where not said, are Wilson's at 95%."]
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Row], beside: Scores | None) -> list[str]:
-    """A line per group with all metrics; of one metric chance and the other model beside it."""
-    table, notes = cells(rows, beside)
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    out = [
-        "  ".join(
-            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
-    return out + [f"  {note}" for note in notes]
+    out = []
+    for line in table:
+        first, *rest = (f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True))
+        out.append("  ".join([f"{line[0]:<{len(first)}}", *rest]).rstrip())
+    return out
 
 
 def cells(rows: Sequence[Row], beside: Scores | None = None) -> tuple[list[list[str]], list[str]]:
-    """A task's table as text: lines of cells, the first the header; and what its columns mean."""
+    """A task's table: lines of cells, the first the header; and what its columns mean.
+
+    Of a single metric, chance and the other model stand beside it; of several, below them.
+    """
     task = rows[0].task
     metrics = [m for m in METRICS if any(r.metric == m for r in rows)]
     groups = list(dict.fromkeys(r.group for r in rows))

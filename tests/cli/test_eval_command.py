@@ -1,0 +1,147 @@
+"""`mogao eval`: what it prints, writes and refuses. The sampler knows the truth."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import types
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import tiny_checkpoint
+import tiny_system as tiny
+
+from mogao_jax.cli import compile_cache
+from mogao_jax.cli.main import main
+from mogao_jax.evals import validation
+from mogao_jax.evals.shares import Share
+from mogao_jax.models import system
+from mogao_jax.sampling import generator, loading
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "evals"))
+from fake_samplers import Oracle  # noqa: E402
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The arguments that a model was loaded and a sampler was made with."""
+    seen = types.SimpleNamespace(load=None, model=None, batch_size=None, sampler=Oracle())
+    seen.sampler.num_compilations = 0
+
+    def load_model(path, **arguments):
+        seen.load = (path, arguments)
+        made = tiny.make_system(tiny.config(images={"max_pixels": 4096, "max_side": 80}))
+        return loading.Model(made, {}, None, tiny.TOKENIZER, path, 12, "ema")
+
+    def make_sampler(model, batch_size):
+        seen.model, seen.batch_size = model, batch_size
+        return seen.sampler
+
+    monkeypatch.setattr(loading, "load_model", load_model)
+    monkeypatch.setattr(generator, "make_sampler", make_sampler)
+    monkeypatch.setattr(compile_cache, "keep_compiled_programs", lambda: None)
+    return seen
+
+
+def test_table_and_files(loaded, tmp_path, capsys):
+    out = tmp_path / "new" / "scores"
+    arguments = ["eval", "shapes", "--tasks", "t2i,qa", "--per-category", "1", "--out", str(out),
+                 "--steps", "7", "--guidance", "3", "--image-guidance", "2", "--solver", "heun",
+                 "--seed", "4", "--batch-size", "5"]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert "Scores of demo" in said.out and "color attribution" in said.out
+    assert "ema parameters after 12 steps" in said.out and "Stories" not in said.out
+    assert sorted(p.name for p in out.iterdir()) == ["grid.html", "grid.png", "scores.json"]
+    record = json.loads((out / "scores.json").read_text())
+    assert (record["name"], record["role"], record["settings"]["steps"]) == ("demo", "demo", 7)
+    assert loaded.load == ("demo", {"weights": "best"}) and loaded.batch_size == 5
+    options = loaded.sampler.requests[0].options
+    assert (options.num_steps, options.solver) == (7, "heun")
+    assert (options.guidance_scale, options.image_guidance_scale) == (3, 2)
+    assert loaded.sampler.requests[0].seed == 4 * 2**20
+    canvases = {j.document.items[0].pixels.shape for j in loaded.sampler.requests[6:]}
+    assert max(max(shape) for shape in canvases) <= 80  # of the world that the model knows
+
+
+def test_beside_and_own(loaded, tmp_path, capsys):
+    first = ["eval", "shapes", "--tasks", "qa", "--per-category", "1", "--checkpoint", "runs/x"]
+    assert main([*first, "--out", str(tmp_path)]) == 0
+    assert main([*first, "--beside", str(tmp_path / "scores.json")]) == 0
+    header = [x for x in capsys.readouterr().out.splitlines() if "95% interval" in x]
+    assert [line.split()[-1] for line in header] == ["chance", "own"]
+
+
+def test_untrained(loaded, capsys, monkeypatch):
+    monkeypatch.setattr(tiny, "config", lambda **sections: tiny.CONFIG)
+
+    def init_params(config, model, key):
+        assert config is tiny.CONFIG and model is not None
+        return {"w": nn.Partitioned(jax.random.normal(key, (2,)), ("embed",))}
+
+    monkeypatch.setattr(system, "init_params", init_params)
+    assert main(["eval", "shapes", "--untrained", "--tasks", "qa", "--per-category", "1"]) == 0
+    assert "(untrained)" in capsys.readouterr().out
+    expected = jax.random.normal(jax.random.key(0), (2,))
+    np.testing.assert_array_equal(loaded.model.params["w"], expected)
+
+
+def test_guidance_table(loaded, tmp_path, capsys):
+    assert main(["eval", "shapes", "--guidance-table", "--per-category", "1", "--out",
+                 str(tmp_path)]) == 0  # fmt: skip
+    assert "story repeats" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "guidance.json").read_text())
+    scales = [(s["guidance"], s["image_guidance"]) for s in settings]
+    assert scales == [(a, b) for a in (1, 3, 7.5) for b in (1, 1.5, 7.5)]
+
+
+@pytest.mark.parametrize("refused, status", [(100, 0), (98, 1)])
+def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
+    found = validation.Validation("t2i", "x", Share(100, 100), Share(refused, 100), {})
+    monkeypatch.setattr(validation, "distortions", lambda: {"rendered": validation.as_rendered})
+    monkeypatch.setattr(validation, "trials", lambda *a: [])
+    monkeypatch.setattr(validation, "validate", lambda *a: found)
+    assert main(["eval", "shapes", "--validate", "--out", str(tmp_path)]) == status
+    assert ("passed" in capsys.readouterr().out) == (status == 0)
+    assert len(json.loads((tmp_path / "validation.json").read_text())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "draw"], "there is no task 'draw'"),
+        (["--tasks", ","], "there is no task"),
+        (["--per-category", "0"], "--per-category must be 1 or more"),
+        (["--batch-size", "-1"], "--batch-size must be 1 or more"),
+        (["--steps", "0"], "--steps must be 1 or more"),
+        (["--beside", "/nowhere/scores.json"], "cannot be read"),
+        (["--out", "/proc/scores"], "--out"),
+    ],
+)
+def test_refusals(loaded, capsys, arguments, message):
+    assert main(["eval", "shapes", *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and "Traceback" not in said.err
+    assert loaded.load is None  # before time is spent
+
+
+def test_a_missing_checkpoint(capsys, monkeypatch):
+    monkeypatch.setattr(compile_cache, "keep_compiled_programs", lambda: None)
+    assert main(["eval", "shapes", "--checkpoint", "/nowhere"]) == 2
+    assert "there is no checkpoint '/nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compile_cache, "keep_compiled_programs", lambda: None)
+    file = tiny_checkpoint.write_file(tmp_path / "tiny.safetensors")
+    assert main(["eval", "shapes", "--checkpoint", str(file), "--tasks", "t2i", "--steps", "1",
+                 "--per-category", "1", "--draw-first", "--untrained", "--out", str(tmp_path)]
+                ) == 0  # fmt: skip
+    record = json.loads((tmp_path / "scores.json").read_text())
+    overall = next(r for r in record["rows"] if r["group"] == "overall")
+    assert overall["total"] == 6 and overall["right"] == 0 and record["grid"] == "grid.png"
+    assert np.isfinite(overall["high"])

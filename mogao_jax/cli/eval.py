@@ -11,7 +11,7 @@ from typing import Any
 
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.errors import DataError, EnvironmentProblem
-from mogao_jax.evals.judging import TASKS
+from mogao_jax.evals.cases import TASKS
 
 _EXAMPLES = """examples:
   mogao eval shapes

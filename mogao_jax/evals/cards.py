@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mogao_jax.evals.judging import Judged
+from mogao_jax.evals.cases import Judged
 from mogao_jax.evals.scores import TITLES, label
 from mogao_jax.evals.shapes import GROUPS
 from mogao_jax.sequence.document import Text

@@ -18,7 +18,7 @@ from mogao_jax.data.shapes.questions import question_and_scene
 from mogao_jax.data.shapes.scene import Scene, World
 from mogao_jax.data.shapes.truth import satisfies
 from mogao_jax.errors import DataError
-from mogao_jax.evals.judging import Case
+from mogao_jax.evals.cases import Case
 from mogao_jax.evals.scorers import sentences, verdicts
 from mogao_jax.evals.scorers.reader import Reading
 from mogao_jax.evals.scores import OVERALL

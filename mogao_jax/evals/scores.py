@@ -77,7 +77,7 @@ class Scores:
       role: own, demo, untrained, or another word for whose model it is.
       rows: the figures.
       settings: how it was sampled, and on what.
-      outcomes: by task, what was generated and judged (evals.judging.Judged); not saved.
+      outcomes: by task, what was generated and judged (evals.cases.Judged); not saved.
       grid: file name of the picture grid beside the saved scores, "" if there is none.
     """
 

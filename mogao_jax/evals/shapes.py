@@ -23,8 +23,9 @@ from mogao_jax.data.shapes.scene import DEFAULT_WORLD, World
 from mogao_jax.data.shapes.stories import DIRECTIONS
 from mogao_jax.data.shapes.truth import CATEGORIES, EDITS, QUESTIONS
 from mogao_jax.errors import ConfigError
+from mogao_jax.evals.cases import TASKS, Case, Judged, cases
 from mogao_jax.evals.chance import Rates, chance
-from mogao_jax.evals.judging import TASKS, Case, Judged, cases, judge
+from mogao_jax.evals.judging import judge
 from mogao_jax.evals.scores import OVERALL, Row, Scores
 from mogao_jax.evals.shares import Share, count
 from mogao_jax.sampling.options import SamplingOptions
@@ -131,7 +132,7 @@ def run(
         "solver": options.solver,
         "guidance": options.guidance_scale,
         "image guidance": options.image_guidance_scale,
-        "draws first": "always" if draw_first else "as the model decides",
+        "draws first": "at once (t2i, edit, clip)" if draw_first else "as the model decides",
         "seed": seed,
         "data seed": data_seed,
         "seconds": round(time.monotonic() - began, 1),

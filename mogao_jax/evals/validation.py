@@ -15,7 +15,8 @@ from mogao_jax.data.shapes.render import render
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World
 from mogao_jax.data.shapes.truth import CATEGORIES, EDITS
 from mogao_jax.data.shapes.world import ShapesSource
-from mogao_jax.evals.judging import Case, cases, judge
+from mogao_jax.evals.cases import Case, cases
+from mogao_jax.evals.judging import judge
 from mogao_jax.evals.scorers.templates import blurred
 from mogao_jax.evals.scorers.violations import wrong_changes, wrong_pictures
 from mogao_jax.evals.shares import Share

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import sys
 import types
 
 import flax.linen as nn
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 import tiny_system as tiny
+from shapes_oracles import Oracle
 
 from mogao_jax.cli import compile_cache
 from mogao_jax.cli.main import main
@@ -20,9 +19,6 @@ from mogao_jax.evals import validation
 from mogao_jax.evals.shares import Share
 from mogao_jax.models import system
 from mogao_jax.sampling import generator, loading
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "evals"))
-from fake_samplers import Oracle  # noqa: E402
 
 
 @pytest.fixture

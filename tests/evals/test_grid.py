@@ -8,7 +8,7 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
-from fake_samplers import Oracle, Repeating, Silent
+from shapes_oracles import Oracle, Repeating, Silent
 
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.evals import grid

@@ -7,12 +7,14 @@ import math
 
 import numpy as np
 import pytest
-from fake_samplers import Blank, Endless, Oracle, Repeating, Silent
+from shapes_oracles import Blank, Endless, Oracle, Repeating, Silent
 
 from mogao_jax.data.shapes.truth import CATEGORIES, EDITS, QUESTIONS
 from mogao_jax.errors import ConfigError, DataError
 from mogao_jax.evals import guidance, scores
-from mogao_jax.evals.judging import TASKS, cases, judge, repeated_pixels
+from mogao_jax.evals.cases import TASKS, cases
+from mogao_jax.evals.judging import judge
+from mogao_jax.evals.repetition import repeated_pixels
 from mogao_jax.evals.scores import OVERALL
 from mogao_jax.evals.shapes import GROUPS, run
 from mogao_jax.evals.shares import Share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -39,17 +40,23 @@ class Programs:
     """`jit` with a count of the programs that were compiled.
 
     Attributes:
-      num_compilations: one for each function and combination of shapes.
+      counts: how many of each function, by its name: one for each combination of shapes.
     """
 
     def __init__(self) -> None:
-        self.num_compilations = 0
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    @property
+    def num_compilations(self) -> int:
+        """Of all functions together."""
+        return self.counts.total()
 
     def jit(self, function: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+        name = getattr(function, "func", function).__name__  # of what a partial is made of
+
         def counted(*args: Any, **static: Any) -> Any:
-            self.num_compilations += 1  # this line runs while tracing only
+            self.counts[name] += 1  # this line runs while tracing only
             return function(*args, **static)
 
-        inner = getattr(function, "func", function)  # of a partial
-        counted.__name__ = counted.__qualname__ = inner.__name__
+        counted.__name__ = counted.__qualname__ = name
         return jax.jit(counted, **kwargs)

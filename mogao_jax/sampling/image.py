@@ -133,7 +133,7 @@ def draw(
     )
 
     def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-        inputs = _noised(x[lines.picture], t[lines.picture], lines)
+        inputs = noised_inputs(x[lines.picture], t[lines.picture], lines)
         out = system.model.apply({"params": params}, inputs, work).velocity
         seen = {"row": lines.rows, "x": x[lines.picture], "t": t[lines.picture]}
         tell(probe, "velocity", seen | {"velocity": out})
@@ -148,7 +148,7 @@ def draw(
     return lax.fori_loop(0, num_steps, step, x)
 
 
-def _noised(x: jax.Array, t: jax.Array, lines: Lines) -> MogaoInputs:
+def noised_inputs(x: jax.Array, t: jax.Array, lines: Lines) -> MogaoInputs:
     """Inputs of noised tokens x[J, N, C] at t[J] alone."""
     num_lines = x.shape[0]
     absent, no_positions = no_noised(num_lines)

@@ -48,7 +48,7 @@ def encoded_bytes(item: Image) -> bytes:
             size = item.path.stat().st_size
             data = item.path.read_bytes() if size <= MAX_ENCODED_BYTES else b""
         except FileNotFoundError:
-            raise DocumentError(f"{_name(item)} does not exist.") from None
+            raise DocumentError(f"{_name(item)} does not exist; check its path.") from None
         except OSError as e:
             raise DocumentError(f"{_name(item)} cannot be read: {e.strerror or e}.") from None
     if size > MAX_ENCODED_BYTES:
@@ -80,14 +80,15 @@ def load_pixels(item: Image) -> np.ndarray:
                     return _to_rgb(PIL.ImageOps.exif_transpose(image))
     except PIL.UnidentifiedImageError:
         raise DocumentError(
-            f"{_name(item)} is not an image in a known format ({', '.join(FORMATS)})."
+            f"{_name(item)} is not an image in a known format ({', '.join(FORMATS)}); save it as "
+            "one of these."
         ) from None
     except PIL.Image.DecompressionBombError:
-        raise DocumentError(f"{_name(item)} is far too large to decode.") from None
+        raise DocumentError(f"{_name(item)} is far too large to decode. Make it smaller.") from None
     except DocumentError as e:
         raise DocumentError(f"{_name(item)} {e}") from None
     except Exception as e:  # noqa: BLE001  (decoders raise anything on broken files)
-        raise DocumentError(f"{_name(item)} cannot be decoded: {e}.") from None
+        raise DocumentError(f"{_name(item)} cannot be decoded: {e}. Save it anew.") from None
     raise DocumentError(
         f"{_name(item)} has {width} x {height} pixels; at most "
         f"{MAX_DECODED_PIXELS // 10**6} million are decoded. Make it smaller."

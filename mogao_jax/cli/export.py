@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import jax
 
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.load_params import best_weights, load_params
+from mogao_jax.cli.parser import Parser
 from mogao_jax.config.convert import from_dict
 from mogao_jax.models.system import make_model, param_shapes
 from mogao_jax.tokenizer import load_tokenizer
@@ -17,7 +16,7 @@ _NAMES = {"ema": "moving average", "raw": "raw parameters"}
 
 def main(argv: list[str]) -> int:
     """Writes the file and says what is in it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mogao export",
         description="Writes a checkpoint's parameters and its config into one file, which `mogao "
         "sample --checkpoint FILE` and mogao_jax.load(FILE) read. The optimizer is left out; the "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import pathlib
 import re
 
+from mogao_jax.cli.parser import Parser
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.report.charts import charts
 from mogao_jax.report.page import write_report
@@ -15,7 +15,7 @@ from mogao_jax.report.run_folder import load_run
 
 def main(argv: list[str]) -> int:
     """Writes the report and says where it is."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mogao report",
         description="Writes report.html into a run's folder: losses, speed, settings, and the "
         "data as the model sees it. Works on runs that are going on or were stopped.",

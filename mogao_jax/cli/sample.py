@@ -12,6 +12,7 @@ from typing import Any
 
 from mogao_jax.cli import sample_prompts as prompts_lib
 from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.parser import Parser
 from mogao_jax.cli.sample_options import TASKS
 from mogao_jax.cli.sample_progress import Progress
 from mogao_jax.cli.sample_prompts import Prompt, Refused
@@ -184,7 +185,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mogao sample",
         description="Goes on with a prompt: the model writes, and draws where it decides to. "
         "Texts and the names of pictures go to stdout as they come; the folder of --out gets "

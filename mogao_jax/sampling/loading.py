@@ -58,7 +58,13 @@ class Opened:
 
     def load(self) -> Model:
         """Builds the modules and reads all parameters; raises as `load_model`."""
-        system, encoders = make_system(self.config, self.tokenizer.vocab_size)
+        try:
+            system, encoders = make_system(self.config, self.tokenizer.vocab_size)
+        except CheckpointError as e:
+            raise CheckpointError(
+                f"an encoder of {self.name!r} cannot be loaded: {e} Where its file is now say "
+                "--vae and --vit (in Python: vae=, vit=)."
+            ) from e
         shapes = param_shapes(self.config, system.model)
         which: str
         if self.header is not None:
@@ -114,16 +120,18 @@ def open_checkpoint(
         header = None
         config, rows = _config(place), _embedding_rows(place)
     config = _moved(config, tokenizer, vae, vit)
-    text = load_tokenizer(config.tokenizer)
+    text = _tokenizer(place, config)
     if header is not None and exported.tokenizer_digest(text) != header.tokenizer:
         raise CheckpointError(
             f"{str(place)!r} was trained with another tokenizer than {_tokenizer_name(config)} "
-            f"({text.vocab_size} tokens): its ids would mean other words. Give the right one."
+            f"({text.vocab_size} tokens): its ids would mean other words. Give the right one with "
+            "--tokenizer (in Python: tokenizer=)."
         )
     if rows not in (None, config.model.vocab_size or text.vocab_size):
         raise CheckpointError(
             f"{str(place)!r} has {rows} token embeddings, but {_tokenizer_name(config)} has "
-            f"{text.vocab_size} tokens. Give the tokenizer that it was trained with."
+            f"{text.vocab_size} tokens. Give the tokenizer that it was trained with: --tokenizer "
+            "(in Python: tokenizer=)."
         )
     return Opened(place, str(path), config, text, weights, header)
 
@@ -144,6 +152,16 @@ def _find(path: str | os.PathLike) -> pathlib.Path:
             "a run's folder, or one checkpoint in it."
         )
     return place
+
+
+def _tokenizer(place: pathlib.Path, config: MogaoConfig) -> Tokenizer:
+    try:
+        return load_tokenizer(config.tokenizer)
+    except ConfigError as e:
+        raise ConfigError(
+            f"the tokenizer of {str(place)!r} is not here: {e} Where it is now says --tokenizer "
+            "(in Python: tokenizer=)."
+        ) from e
 
 
 def _config(place: pathlib.Path) -> MogaoConfig:

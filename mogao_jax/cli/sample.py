@@ -125,7 +125,7 @@ class _Session:
             self._pictures += sum(isinstance(i, Image) for i in result.items)
             self._records.append(
                 {"file": path.name, "id": sample.prompt.document.id, "seed": sample.seed,
-                 "stop": result.stop}
+                 "given": len(sample.prompt.document.items), "stop": result.stop}
             )  # fmt: skip
             self._options.append(dataclasses.asdict(sample.prompt.options))
             self._conversations.append(

@@ -98,7 +98,7 @@ def _document(document: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[st
                 items.append({**item, "tokens": tokens})
             continue
         pixels = arrays.get(f"image_{item['picture']}")
-        picture = None if pixels is None else data_address(_png(pixels), "image/png")
+        picture = None if pixels is None else data_address(small_png(pixels), "image/png")
         size = "" if pixels is None else f"{pixels.shape[1]} x {pixels.shape[0]}"
         copies = [
             {"kind": kind, "count": n, "words": _COPY_WORDS[kind]}
@@ -115,7 +115,8 @@ def _document(document: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[st
     }
 
 
-def _png(pixels) -> bytes:
+def small_png(pixels) -> bytes:
+    """A picture uint8[H, W, 3] as PNG, its sides made 256 at most."""
     buffer = io.BytesIO()
     image = PIL.Image.fromarray(pixels)
     image.thumbnail((256, 256))

@@ -16,6 +16,7 @@ from mogao_jax.report import summary
 from mogao_jax.report.charts import charts
 from mogao_jax.report.data_section import data_section
 from mogao_jax.report.run_folder import Run, load_run
+from mogao_jax.report.samples_section import samples_section
 from mogao_jax.report.scores_section import scores_section
 
 NAME = "report.html"
@@ -75,5 +76,6 @@ def context(run: Run) -> dict[str, Any]:
         "validation": summary.validation_table(run),
         "data": data_section(run),
         "scores": scores_section(run),
+        "samples": samples_section(run),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }

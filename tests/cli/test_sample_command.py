@@ -98,7 +98,8 @@ def test_a_prompt_becomes_pictures_a_document_and_a_page(sample, sampler, tmp_pa
     last = said.err.strip().splitlines()[-1]
     assert "1 picture" in last and "tokens of text" in last and "5 compilations" in last
     run = json.loads((out / "run.json").read_text())
-    assert run["documents"] == [{"file": "001.json", "id": "prompt", "seed": 9, "stop": "end"}]
+    document = {"file": "001.json", "id": "prompt", "seed": 9, "given": 1, "stop": "end"}
+    assert run["documents"] == [document]
     assert run["num_steps"] == 2 and run["step"] == checkpoint.STEP
 
 

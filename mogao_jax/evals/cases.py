@@ -37,6 +37,13 @@ class Case:
     index: int
 
     @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) in pixels of the document's own pictures, the last one's: a size on
+        which what is asked for has room."""
+        scene = self.truth.scenes[-1]
+        return scene.height, scene.width
+
+    @property
     def asked(self) -> str:
         """The last text of the prompt."""
         return next((i.text for i in reversed(self.prompt.items) if isinstance(i, Text)), "")

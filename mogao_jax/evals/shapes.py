@@ -9,7 +9,8 @@ Five tasks, the same number of cases of every category, always the same ones for
   what each shows, a free one by the model's own sentence before it;
 - clip: the next frame of an object's motion.
 
-Prompts are documents of the validation split, cut before what is to be generated.
+Prompts are documents of the validation split, cut before what is to be generated. Pictures are
+asked for in the size of the document's own.
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ def _sample(
     tell: Callable[[str], None],
 ) -> list[Judged]:
     judged: list[Judged] = []
-    requests = [Request(c.prompt, seed * 2**20 + n, options) for n, c in enumerate(chosen)]
+    requests = [
+        Request(c.prompt, seed * 2**20 + n, dataclasses.replace(options, size=c.canvas))
+        for n, c in enumerate(chosen)
+    ]
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]
         results = sampler.sample(requests[start : start + batch_size])

@@ -6,18 +6,20 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import sys
 from typing import Any
 
 from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.parser import Parser
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.evals.cases import TASKS
 
 _EXAMPLES = """examples:
   mogao eval shapes
   mogao eval shapes --checkpoint runs/quickstart --per-category 50 --out runs/quickstart
-  mogao eval shapes --untrained --per-category 20 --out scores/untrained
-  mogao eval shapes --beside scores/untrained/scores.json --out scores/demo
+  mogao eval shapes --checkpoint runs/mine --untrained --out runs/mine --suffix _untrained
+  mogao eval shapes --beside runs/mine/scores_untrained.json --out scores/demo
   mogao eval shapes --guidance-table --per-category 20
   mogao eval shapes --validate
 """
@@ -36,6 +38,9 @@ def main(argv: list[str]) -> int:
         if getattr(arguments, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
+    if not re.fullmatch(r"\w{0,40}", arguments.suffix):
+        raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
+    _check_options(arguments)
     configure_logging()
     if arguments.validate:
         return _validate(arguments)
@@ -64,7 +69,7 @@ def _score(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> int:
     found = dataclasses.replace(found, settings={**facts, **found.settings})
     print(scores.as_text(found, beside))
     if arguments.out:
-        for path in saving.save(found, arguments.out, beside=beside):
+        for path in saving.save(found, arguments.out, arguments.suffix, beside):
             print(f"Written: {path}", file=sys.stderr)
     return 0
 
@@ -173,6 +178,14 @@ def _common(arguments: argparse.Namespace, model: _Scored) -> dict[str, Any]:
     }
 
 
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Before a model is loaded: without a size, options are the same for every config."""
+    from mogao_jax.config.schema import MogaoConfig
+    from mogao_jax.sampling.prompts import check_options
+
+    check_options(_options(arguments), MogaoConfig())
+
+
 def _options(arguments: argparse.Namespace) -> Any:
     from mogao_jax.sampling.options import SamplingOptions
 
@@ -208,7 +221,7 @@ def _write(path: pathlib.Path, record: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mogao eval",
         description="Scores a model on held-out prompts of the embedded world, exactly: pictures "
         "by what they show, answers by string, edits by what changed and what stayed, stories by "
@@ -228,6 +241,8 @@ def _parser() -> argparse.ArgumentParser:
         help="cases of every category (100); of a validation, documents")  # fmt: skip
     add("--out", type=pathlib.Path, metavar="DIR",
         help="writes scores.json, grid.png and grid.html")  # fmt: skip
+    add("--suffix", default="", metavar="TEXT",
+        help="of these files' names, for several models in one folder: _demo")  # fmt: skip
     add("--beside", type=pathlib.Path, metavar="FILE",
         help="a scores.json of another model, shown beside this one")  # fmt: skip
 

@@ -67,8 +67,11 @@ def test_beside_and_own(loaded, tmp_path, capsys):
     first = ["eval", "shapes", "--tasks", "qa", "--per-category", "1", "--checkpoint", "runs/x"]
     assert main([*first, "--out", str(tmp_path)]) == 0
     assert main([*first, "--beside", str(tmp_path / "scores.json")]) == 0
+    assert main([*first, "--out", str(tmp_path), "--suffix", "_2"]) == 0
+    files = {f"{name}{n}" for n in ("", "_2") for name in ("scores", "grid")}
+    assert {p.stem for p in tmp_path.iterdir()} == files
     header = [x for x in capsys.readouterr().out.splitlines() if "95% interval" in x]
-    assert [line.split()[-1] for line in header] == ["chance", "own"]
+    assert [line.split()[-1] for line in header] == ["chance", "own", "chance"]
 
 
 def test_untrained(loaded, capsys, monkeypatch):
@@ -113,6 +116,11 @@ def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
         (["--per-category", "0"], "--per-category must be 1 or more"),
         (["--batch-size", "-1"], "--batch-size must be 1 or more"),
         (["--steps", "0"], "--steps must be 1 or more"),
+        (["--steps", "x"], "--steps: invalid int value: 'x'; see `mogao eval --help`"),
+        (["--steps", "99999999"], "num_steps is 99999999"),
+        (["--guidance", "nan"], "guidance_scale is nan"),
+        (["--image-guidance", "-1"], "image_guidance_scale is -1.0"),
+        (["--suffix", "../x"], "--suffix is '../x'"),
         (["--beside", "/nowhere/scores.json"], "cannot be read"),
         (["--out", "/proc/scores"], "--out"),
     ],

@@ -24,7 +24,8 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import RequestError
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sampling import prompts
-from mogao_jax.sampling.phases import Batch, Engine
+from mogao_jax.sampling.engine import Engine
+from mogao_jax.sampling.phases import Batch
 from mogao_jax.sampling.probing import Probe
 from mogao_jax.sampling.requests import Event, OnEvent, Request, Result
 from mogao_jax.sampling.session import Session

@@ -7,74 +7,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.models.mogao import LATENT_PATCH, head_table
-from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache, prefill, text
-from mogao_jax.sampling.buckets import Programs, all_or_few, fine, halved, power
+from mogao_jax.sampling.buckets import all_or_few, fine, halved, power
+from mogao_jax.sampling.engine import Engine
 from mogao_jax.sampling.history import Context, Piece
-from mogao_jax.sampling.pictures import Encoders
-from mogao_jax.sampling.probing import Probe
 from mogao_jax.sampling.requests import PictureProgress
 from mogao_jax.sampling.session import Mode, Session
-from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
+from mogao_jax.sequence.batch import CONTEXTS, EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.pictures import VAE_GRID
-from mogao_jax.tokenizer import Tokenizer
 
 MIN_CAPACITY = 128  # und tokens of the cache; it doubles as histories grow
 MIN_CLEAN = 64  # clean tokens of the cache, if there are any
 MIN_LOOK = 64  # und tokens that drawing looks at
-
-
-class Engine:
-    """The programs of a model.
-
-    Attributes:
-      programs: counts what was compiled.
-      encoders: the frozen encoders' programs.
-      allowed: bool[V] which tokens may be written.
-    """
-
-    def __init__(
-        self,
-        system: System,
-        params: Any,
-        encoder_params: EncoderParams,
-        tokenizer: Tokenizer,
-        *,
-        text_chunk: int,
-        step_chunk: int,
-        probe: Probe | None,
-    ):
-        self.system, self.params = system, params
-        self.text_chunk, self.step_chunk = text_chunk, step_chunk
-        self.is_probed = probe is not None
-        self.channels = system.config.vae.latent_channels * LATENT_PATCH**2
-        self.allowed = text.allowed_tokens(tokenizer, head_table(params).shape[0])
-        self.programs = programs = Programs()
-        self.encoders = Encoders(system, encoder_params, programs)
-        self.extend = programs.jit(functools.partial(prefill.extend, system), donate_argnums=1)
-        decode = functools.partial(
-            text.decode,
-            system,
-            stop_tokens=(tokenizer.im_end, tokenizer.endoftext),
-            vision_start=tokenizer.vision_start,
-            chunk=text_chunk,
-            probe=probe,
-        )
-        self.decode = programs.jit(decode, donate_argnums=1)
-        draw = functools.partial(image.draw, system, probe=probe)
-        self.draw = programs.jit(draw, static_argnames=("und_length", "clean_length", "solver"))
-
-    @property
-    def config(self) -> MogaoConfig:
-        return self.system.config
 
 
 class Batch:
@@ -83,16 +32,15 @@ class Batch:
     def __init__(self, engine: Engine, sessions: Sequence[Session]):
         self._engine, self._sessions = engine, sessions
         self._size = fine(len(sessions))
-        self._contexts = sorted({c for s in sessions for c in s.possible_contexts()})
-        self._num_rows = self._size * len(self._contexts)
+        num_contexts = len(CONTEXTS) if any(s.may_draw for s in sessions) else 1
+        self._num_rows = self._size * num_contexts
         self._cache = Parts()
         for i, session in enumerate(sessions):
             session.history.full.slot = self._slot(FULL, i)
-            if IMAGE_ONLY in self._contexts:
-                session.history.image_only.slot = self._slot(IMAGE_ONLY, i)
+            session.history.image_only.slot = self._slot(IMAGE_ONLY, i)
 
     def _slot(self, context: int, session: int) -> int:
-        return self._contexts.index(context) * self._size + session
+        return context * self._size + session
 
     def run(self) -> None:
         """Until all sessions are done."""
@@ -194,7 +142,7 @@ class Batch:
             if EMPTY in of_picture:
                 of_picture[EMPTY].slot = self._slot(EMPTY, i)
         everything = [c for of_picture in contexts for c in of_picture.values()]
-        rows = all_or_few(len(everything), self._num_rows)
+        rows = all_or_few(len(sessions), self._size) * max(map(len, contexts))
         self._compute(everything, rows, keep_last=False, clean=True)
 
         num_pictures = self._size
@@ -242,7 +190,7 @@ class Batch:
             if is_guided not in made:
                 w = weights if is_guided else plain
                 made[is_guided] = make_lines(
-                    weights=w, num_lines=halved(sum(map(len, w)), self._num_rows)
+                    weights=w, num_lines=halved(len(w), self._size) * max(map(len, w))
                 )
             chunk = np.ones((engine.step_chunk + 1, times.shape[1]), np.float32)
             chunk[: stop - start + 1] = times[start : stop + 1]

@@ -102,16 +102,19 @@ class Session:
 
     def _check_length(self) -> None:
         full = self.history.full
-        for what, length in (
-            ("text and ViT tokens", full.und_length),
-            ("clean VAE tokens", full.clean_length()),
-        ):
+        lengths = {"text and ViT tokens": full.und_length, "clean VAE tokens": self._num_clean}
+        for what, length in lengths.items():
             if length > self._max_context:
                 raise DocumentError(
                     f"document {self.request.document.id!r}: the prompt has {length} {what}, and "
                     f"the context holds {self._max_context}. Shorten the text, use fewer or "
                     "smaller pictures, or give the sampler a larger max_context."
                 )
+
+    @property
+    def _num_clean(self) -> int:
+        """Clean VAE tokens that something will read."""
+        return self.history.full.clean_length(waiting=self.may_draw)
 
     # ----------------------------------------------------------------------------------- text
 
@@ -178,13 +181,6 @@ class Session:
         side = min(images.max_side, int(np.sqrt(images.max_pixels))) // VAE_GRID * VAE_GRID
         return max(side, VAE_GRID), max(side, VAE_GRID)
 
-    def possible_contexts(self) -> set[int]:
-        """The contexts that some picture of this session may yet need."""
-        if not self.may_draw:
-            return {FULL}
-        now = bool(self.history.sizes)
-        return {*self._weights(now), *self._weights(now or self.options.max_images > 1)}
-
     def _weights(self, has_image: bool) -> dict[int, float]:
         o = self.options
         return guidance.context_weights(
@@ -217,7 +213,7 @@ class Session:
         self.mode = Mode.WRITING
         full = self.history.full
         num_vit = picture.vit_grid[0] * picture.vit_grid[1] if picture.features is not None else 0
-        und, clean = full.und_length + num_vit + 1, full.clean_length() + len(picture.latents)
+        und, clean = full.und_length + num_vit + 1, self._num_clean + len(picture.latents)
         if max(und, clean) > self._max_context:
             self._end("cache_full")
             return

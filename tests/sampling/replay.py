@@ -16,7 +16,7 @@ from mogao_jax.models.vae import FluxVae, encode_images, patchify_latents
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling.interleaved import Sampler
-from mogao_jax.sequence.batch import Sizes
+from mogao_jax.sequence.batch import CONTEXTS, Sizes
 from mogao_jax.sequence.layout import image_uid
 from mogao_jax.sequence.masking import TEXT
 from mogao_jax.sequence.packing import pack_row, stack_rows
@@ -77,12 +77,20 @@ def make_sampler(system, params, **kwargs) -> Sampler:
 
 
 class Recorder:
-    """Predictions of one request served alone; rows of the cache are then its contexts."""
+    """Predictions of one request served alone; rows of the cache are then its contexts.
 
-    def __init__(self, contexts: list[int]):
-        self.contexts = contexts
-        self.logits: dict[int, np.ndarray] = {}  # T id -> logits
-        self.velocities: list[dict] = []  # one per evaluation: x, t and {context: velocity}
+    Attributes:
+      logits: {T id of the token that was read: logits}.
+      velocities: one per evaluation: x, t, and the velocity under each context.
+      latents: of the pictures that were drawn.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        self.logits: dict[int, np.ndarray] = {}
+        self.velocities: list[dict] = []
         self.latents: list[np.ndarray] = []
 
     def __call__(self, what: str, seen: dict) -> None:
@@ -91,10 +99,10 @@ class Recorder:
             if seen["active"][0]:
                 self.logits[int(seen["t"][0])] = seen["logits"][0]
             return
-        lines = [i for i, row in enumerate(seen["row"]) if row < len(self.contexts)]
+        lines = [i for i, row in enumerate(seen["row"]) if row < len(CONTEXTS)]
         self.velocities.append(
             {"x": seen["x"][lines[0]], "t": seen["t"][lines[0]]}
-            | {self.contexts[seen["row"][i]]: seen["velocity"][i] for i in lines}
+            | {int(seen["row"][i]): seen["velocity"][i] for i in lines}
         )
 
     def watch(self, sampler: Sampler) -> Sampler:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -64,6 +66,13 @@ def test_combining_keeps_pictures_apart_and_keeps_to_the_interval():
         np.testing.assert_array_equal(out[1], velocity[3])
 
 
+@functools.cache
+def recorded():
+    recorder = replay.Recorder()
+    sampler = replay.make_sampler(*replay.tiny_model(), probe=recorder)
+    return recorder.watch(sampler), recorder
+
+
 @pytest.mark.parametrize(
     ("contexts", "options"),
     [
@@ -77,8 +86,8 @@ def test_combining_keeps_pictures_apart_and_keeps_to_the_interval():
 def test_pictures_follow_plain_forwards(contexts, options):
     """The drawn latents are Euler's solution over training forwards, by the equation."""
     system, params = replay.tiny_model()
-    recorder = replay.Recorder(contexts)
-    sampler = recorder.watch(replay.make_sampler(system, params, probe=recorder))
+    sampler, recorder = recorded()
+    recorder.clear()
     pixels = np.random.default_rng(3).integers(0, 256, (32, 16, 3), np.uint8)
     prompt = Document((Image(pixels=pixels, loss=False), Text("draw", loss=False)), id="p")
     options = SamplingOptions(num_steps=5, draw_first=True, max_images=1, timestep_shift=2.0,

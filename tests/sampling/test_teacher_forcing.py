@@ -36,6 +36,7 @@ def images_of(document: Document) -> list[Image]:
     return [item for item in document.items if isinstance(item, Image)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "solver", "variant"),
     [
@@ -49,7 +50,7 @@ def images_of(document: Document) -> list[Image]:
 )  # fmt: skip
 def test_cached_predictions_are_those_of_a_training_forward(role, solver, variant):
     system, params = replay.tiny_model(**variant)
-    recorder = replay.Recorder(CONTEXTS)
+    recorder = replay.Recorder()
     sampler = recorder.watch(replay.make_sampler(system, params, probe=recorder))
     document = prompt(role)
     options = (

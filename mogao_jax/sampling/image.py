@@ -6,6 +6,7 @@ channels of a token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -50,13 +51,16 @@ def noise(seed: int, index: int, num_tokens: int, channels: int) -> np.ndarray:
     return rng.standard_normal((num_tokens, channels), np.float32)
 
 
+@functools.lru_cache(maxsize=64)
 def time_grid(
     num_steps: int, num_tokens: int, objective: ObjectiveConfig, shift: float | None
 ) -> np.ndarray:
-    """Timesteps of one picture, float32[num_steps + 1], from 0 (noise) to 1 (data)."""
+    """Timesteps of one picture, float32[num_steps + 1], from 0 (noise) to 1 (data); read-only."""
     factor = flow.timestep_shift(objective, num_tokens) if shift is None else shift
     even = np.linspace(0.0, 1.0, num_steps + 1, dtype=np.float32)
-    return flow.shift_timesteps(even, np.float32(factor)).astype(np.float32)
+    times = np.asarray(flow.shift_timesteps(even, np.float32(factor)), np.float32)
+    times.flags.writeable = False
+    return times
 
 
 def lay_out_lines(

@@ -126,6 +126,7 @@ class _Scored:
 
     sampler: Any
     world: Any
+    own_sizes: bool  # whether the model can draw the world's canvases
     name: str
     role: str
     facts: str
@@ -145,9 +146,11 @@ def _model(arguments: argparse.Namespace) -> _Scored:
         model = dataclasses.replace(model, params=_initial(model, arguments.seed))
         role, facts = "untrained", "initial parameters"
     images = model.config.images
+    world = DEFAULT_WORLD.fitting(images.max_pixels, images.max_side)
     return _Scored(
         make_sampler(model, arguments.batch_size),
-        DEFAULT_WORLD.fitting(images.max_pixels, images.max_side),
+        world,
+        world.max_pixels <= images.max_pixels,
         model.name,
         role,
         facts,
@@ -174,6 +177,7 @@ def _common(arguments: argparse.Namespace, model: _Scored) -> dict[str, Any]:
         "data_seed": arguments.data_seed,
         "batch_size": arguments.batch_size,
         "world": model.world,
+        "own_sizes": model.own_sizes,
         "say": lambda message: print(f"... {message}", file=sys.stderr, flush=True),
     }
 

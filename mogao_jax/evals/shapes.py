@@ -86,6 +86,7 @@ def run(
     data_seed: int = 0,
     batch_size: int = 32,
     world: World = DEFAULT_WORLD,
+    own_sizes: bool = True,
     name: str = "a model",
     role: str = "own",
     with_chance: bool = True,
@@ -103,6 +104,8 @@ def run(
       data_seed: of the held-out documents.
       batch_size: requests given to the sampler at a time.
       world: whose pictures the model knows (`DEFAULT_WORLD.fitting(...)` of its config).
+      own_sizes: ask for pictures in the sizes of the documents' own; False: in the sampler's
+        default size (for a model that can draw none of the world's canvases).
       name, role: of the model, for the tables.
       with_chance: whether to simulate chance levels too.
       say: is told about progress.
@@ -123,8 +126,11 @@ def run(
     outcomes: dict[str, list[Judged]] = {}
     for task in tasks:
         chosen = cases(task, GROUPS[task], per_category, seed=data_seed, world=world)
+        sizes = [c.canvas if own_sizes else None for c in chosen]
         task_options = options_for(task, options, draw_first)
-        outcomes[task] = _sample(sampler, chosen, task_options, seed, batch_size, world, tell)
+        outcomes[task] = _sample(
+            sampler, chosen, sizes, task_options, seed, batch_size, world, tell
+        )
         luck = chance(task, chosen, world, data_seed) if with_chance else {}
         rows += task_rows(task, outcomes[task], luck)
     settings = {
@@ -144,6 +150,7 @@ def run(
 def _sample(
     sampler: Samples,
     chosen: Sequence[Case],
+    sizes: Sequence[tuple[int, int] | None],
     options: SamplingOptions,
     seed: int,
     batch_size: int,
@@ -152,8 +159,8 @@ def _sample(
 ) -> list[Judged]:
     judged: list[Judged] = []
     requests = [
-        Request(c.prompt, seed * 2**20 + n, dataclasses.replace(options, size=c.canvas))
-        for n, c in enumerate(chosen)
+        Request(case.prompt, seed * 2**20 + n, dataclasses.replace(options, size=size))
+        for n, (case, size) in enumerate(zip(chosen, sizes, strict=True))
     ]
     for start in range(0, len(chosen), batch_size):
         part = chosen[start : start + batch_size]

@@ -56,7 +56,9 @@ def test_the_suggestion_works(num_devices):
     for _ in range(20):
         config = MeshConfig(*(int(n) for n in rng.integers(1, 9, 4)))
         config = dataclasses.replace(config, data=-1) if rng.integers(2) else config
-        near = mesh_lib.nearest_sizes(dataclasses.astuple(config), num_devices)
+        near = mesh_lib.nearest_sizes(
+            (config.data, config.fsdp, config.tensor, config.context), num_devices
+        )
         assert mesh_lib.axis_sizes(MeshConfig(*near), num_devices) == near
 
 

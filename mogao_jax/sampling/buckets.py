@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 
-def power(n: int, least: int, base: int = 2) -> int:
-    """The smallest of least, least * base, least * base^2, ... that is n or more."""
+def power(n: int, least: int) -> int:
+    """The smallest of least, 2 least, 4 least, ... that is n or more."""
     size = least
     while size < n:
-        size *= base
+        size *= 2
     return size
 
 

@@ -38,6 +38,7 @@ class Sampler:
     """Samples from a model. Not to be used from several threads at once.
 
     Attributes:
+      engine: the compiled programs.
       max_context, batch_size: see below.
     """
 
@@ -68,7 +69,7 @@ class Sampler:
         self.max_context = max_context or prompts.context_size(system.config)
         self.batch_size = batch_size
         self._config, self._tokenizer = system.config, tokenizer
-        self._engine = Engine(
+        self.engine = Engine(
             system,
             params,
             encoders,
@@ -81,12 +82,12 @@ class Sampler:
     @property
     def num_compilations(self) -> int:
         """Programs compiled so far: one for each phase and combination of shapes."""
-        return self._engine.programs.num_compilations
+        return self.engine.programs.num_compilations
 
     @property
     def allowed(self) -> np.ndarray:
         """Which tokens may be written, bool[V]; more can be forbidden here."""
-        return self._engine.allowed
+        return self.engine.allowed
 
     def sample(self, requests: Sequence[Request], on_event: OnEvent | None = None) -> list[Result]:
         """Serves any number of requests, in batches of one size; results in their order.
@@ -105,7 +106,7 @@ class Sampler:
         for k in range(num_batches):  # of nearly equal sizes: fewer programs
             first, last = (len(requests) * i // num_batches for i in (k, k + 1))
             sessions = self._open(requests[first:last], first, on_event)
-            Batch(self._engine, sessions).run()
+            Batch(self.engine, sessions).run()
             results += [session.result() for session in sessions]
         return results
 
@@ -117,7 +118,7 @@ class Sampler:
             [native_pixels(item, self._config.images) for item in _pictures(request)]
             for request in requests
         ]
-        encoded = iter(self._engine.encoders.encode([p for group in pixels for p in group]))
+        encoded = iter(self.engine.encoders.encode([p for group in pixels for p in group]))
         return [
             Session(
                 request,

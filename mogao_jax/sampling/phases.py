@@ -6,6 +6,7 @@ Every phase gathers numpy on the host, runs a program, and hands the outcome to 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -82,24 +83,37 @@ class Batch:
         return rows
 
     def _compute(
-        self, contexts: Sequence[Context], num_rows: int, *, keep_last: bool, clean: bool
+        self, contexts: Sequence[Context], num_rows: int, take: Callable[[Context], list[Piece]]
     ) -> None:
-        """Puts what is pending into the cache: all but the last token with `keep_last`, and the
-        clean tokens that wait apart with `clean`."""
+        """Puts pieces into the cache, turn by turn, until `take` gives no more of any context."""
         engine = self._engine
-        self._reserve(contexts, clean=clean)
         rows = self._rows(contexts, num_rows)
+        while any(pieces := [take(c) for c in contexts]):
+            new = prefill.assemble(
+                contexts, pieces, num_rows, engine.encoders.feature_shape, engine.channels
+            )
+            self._cache = engine.extend(engine.params, self._cache, rows, new)
 
-        def compute(take: Callable[[Context], list[Piece]]) -> None:
-            while any(pieces := [take(c) for c in contexts]):
-                new = prefill.assemble(
-                    contexts, pieces, num_rows, engine.encoders.feature_shape, engine.channels
-                )
-                self._cache = engine.extend(engine.params, self._cache, rows, new)
+    def _compute_all(self, of_pictures: Sequence[dict[int, Context]]) -> None:
+        """Puts all that is pending into the cache, clean tokens that wait apart included.
 
-        compute(lambda c: c.take_pending(prefill.MAX_TOKENS, keep_last))
-        if clean:
-            compute(lambda c: c.take_clean(prefill.MAX_TOKENS))
+        Full contexts are computed apart from the others, which are much shorter.
+        """
+        groups: tuple[list[Context], list[Context]] = ([], [])
+        for contexts in of_pictures:
+            for name, context in contexts.items():
+                groups[name != FULL].append(context)
+        everything = [*groups[0], *groups[1]]
+        self._reserve(everything, clean=True)
+        size = all_or_few(len(of_pictures), self._size)
+
+        def rows(contexts: Sequence[Context]) -> int:
+            return size * math.ceil(len(contexts) / len(of_pictures))
+
+        for group in groups:
+            self._compute(group, rows(group), _pending)
+        waiting = [c for c in everything if c.pending_clean]
+        self._compute(waiting, rows(waiting), lambda c: c.take_clean(prefill.MAX_TOKENS))
 
     # ------------------------------------------------------------------------------------ text
 
@@ -109,7 +123,8 @@ class Batch:
         while writing := [s for s in self._sessions if s.mode is Mode.WRITING]:
             contexts = [s.history.full for s in writing]
             num_rows = all_or_few(len(writing), self._size)
-            self._compute(contexts, num_rows, keep_last=True, clean=False)
+            self._reserve(contexts)
+            self._compute(contexts, num_rows, lambda c: _pending(c, keep_last=True))
             most = max(s.token_limit for s in writing)
             self._reserve(contexts, num_new=min(engine.text_chunk, most))
             start, choice = _text_state(writing, num_rows)
@@ -142,8 +157,7 @@ class Batch:
             if EMPTY in of_picture:
                 of_picture[EMPTY].slot = self._slot(EMPTY, i)
         everything = [c for of_picture in contexts for c in of_picture.values()]
-        rows = all_or_few(len(sessions), self._size) * max(map(len, contexts))
-        self._compute(everything, rows, keep_last=False, clean=True)
+        self._compute_all(contexts)
 
         num_pictures = self._size
         x = np.zeros((num_pictures, fine(max(num_tokens)), engine.channels), np.float32)
@@ -212,6 +226,10 @@ class Batch:
                     session.tell(PictureProgress(min(stop, num_steps), num_steps))
             done = stop
         return np.asarray(x)
+
+
+def _pending(context: Context, keep_last: bool = False) -> list[Piece]:
+    return context.take_pending(prefill.MAX_TOKENS, keep_last)
 
 
 def _guided_steps(

@@ -20,10 +20,9 @@ from mogao_jax.sampling import buckets, kv_cache
 from mogao_jax.sampling.history import Context, Piece
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
 
-# Tokens of a row that are computed at once: few programs, at the price of some padding. A row
-# with more is computed in turns, unless a single picture has more.
-LENGTHS = (32, 4)  # the least, and the factor from one to the next
-MAX_TOKENS = 512
+# Tokens of a row that are computed at once. A row with more is computed in turns, unless a single
+# picture has more.
+MIN_TOKENS, MAX_TOKENS = 32, 512
 NOWHERE = np.iinfo(np.int32).max  # beyond any cache: not written
 
 
@@ -103,7 +102,7 @@ def assemble(
 
 def _padded(rows: Sequence[Sequence[Piece]]) -> int:
     longest = max(sum(len(p) for p in row) for row in rows)
-    return buckets.power(longest, *LENGTHS) if longest else 0
+    return buckets.power(longest, MIN_TOKENS) if longest else 0
 
 
 def _place(

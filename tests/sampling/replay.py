@@ -107,7 +107,7 @@ class Recorder:
 
     def watch(self, sampler: Sampler) -> Sampler:
         """Also keeps the latents of the pictures that the sampler draws."""
-        encoders = sampler._engine.encoders
+        encoders = sampler.engine.encoders
         decode = encoders.decode
 
         def decode_and_keep(latents, sizes):

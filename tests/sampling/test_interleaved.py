@@ -46,13 +46,13 @@ def shared():
     """One sampler for all tests: programs are compiled once. With what its VAE was given."""
     sampler = replay.make_sampler(*replay.tiny_model(), max_context=MAX_CONTEXT, batch_size=4)
     latents: list[np.ndarray] = []
-    decode = sampler._engine.encoders.decode
+    decode = sampler.engine.encoders.decode
 
     def decode_and_keep(given, sizes):
         latents.extend(given)
         return decode(given, sizes)
 
-    sampler._engine.encoders.decode = decode_and_keep
+    sampler.engine.encoders.decode = decode_and_keep
     return sampler, latents
 
 
@@ -146,7 +146,7 @@ def test_a_second_batch_compiles_nothing_new(sampler):
 
 
 def test_memory_is_bounded_by_the_context(sampler):
-    batch = Batch(sampler._engine, sampler._open(MIXED, 0, None))
+    batch = Batch(sampler.engine, sampler._open(MIXED, 0, None))
     batch.run()
     model = tiny.CONFIG.model
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4 + 3 * 4

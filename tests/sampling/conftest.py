@@ -8,7 +8,6 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def light_compiler():
-    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)

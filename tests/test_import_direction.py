@@ -38,6 +38,7 @@ RANK = {
     "porting": 5,
     "training": 5,
     "sampling": 5,
+    "benchmarks": 6,
     "evals": 6,
     "planning": 6,
     "profiling": 6,

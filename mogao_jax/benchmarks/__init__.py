@@ -1,0 +1,1 @@
+"""How fast sampling is, as ratios measured in one run (`mogao bench`)."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.data.shapes.scene import DEFAULT_WORLD, World
+from mogao_jax.data.shapes.scene import DEFAULT_WORLD, WORLDS, World
 from mogao_jax.data.shapes.tasks import TASKS
 from mogao_jax.models.system import make_system, param_shapes
 from mogao_jax.sampling.interleaved import Sampler
@@ -61,8 +61,8 @@ def world_of(config: MogaoConfig) -> World:
     """The shapes world, with pictures as large as the model sees them."""
     images = config.images
     area = min(images.max_pixels, images.max_side**2)
-    factor = math.isqrt(area // DEFAULT_WORLD.max_pixels)
-    world = DEFAULT_WORLD.scaled(max(factor, 1))
+    world = WORLDS[config.data.world]
+    world = world.scaled(max(math.isqrt(area // world.max_pixels), 1))
     return world.fitting(images.max_pixels, images.max_side)
 
 

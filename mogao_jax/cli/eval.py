@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -91,21 +92,22 @@ def _guidance_table(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     """Every trial under every distortion; fails under the bar of 0.99 both ways."""
+    from mogao_jax.data.shapes.scene import WORLDS
     from mogao_jax.evals import validation
 
     bar, passed, records = 0.99, True, []
     if arguments.out:
         _make_folder(arguments.out)
     distortions = validation.distortions()
-    print(f"{'':22} {'right judged right':>28}   {'wrong judged wrong':>28}")
-    for task in ("t2i", "edit", "story"):
-        trials = validation.trials(task, arguments.per_category, arguments.data_seed)
+    print(f"{'':27} {'right judged right':>28}   {'wrong judged wrong':>28}")
+    for (which, world), task in itertools.product(WORLDS.items(), ("t2i", "edit", "story")):
+        trials = validation.trials(task, arguments.per_category, arguments.data_seed, world)
         for name, distort in distortions.items():
-            found = validation.validate(task, trials, name, distort)
+            found = validation.validate(task, trials, name, distort, world)
             passed &= found.accepted.value >= bar and found.refused.value >= bar
             cells = [_share(s) for s in (found.accepted, found.refused)]
-            print(f"{task:6} {name:15} {cells[0]:>28}   {cells[1]:>28}", flush=True)
-            records.append(dataclasses.asdict(found))
+            print(f"{which} {task:6} {name:15} {cells[0]:>28}   {cells[1]:>28}", flush=True)
+            records.append({"world": which, **dataclasses.asdict(found)})
     print("passed" if passed else f"FAILED: below {bar}")
     if arguments.out:
         _write(arguments.out / "validation.json", records)
@@ -134,7 +136,7 @@ class _Scored:
 
 def _model(arguments: argparse.Namespace) -> _Scored:
     from mogao_jax.cli.compile_cache import keep_compiled_programs
-    from mogao_jax.data.shapes.scene import DEFAULT_WORLD
+    from mogao_jax.data.shapes.scene import WORLDS
     from mogao_jax.sampling.generator import make_sampler
     from mogao_jax.sampling.loading import DEMO, load_model
 
@@ -146,7 +148,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
         model = dataclasses.replace(model, params=_initial(model, arguments.seed))
         role, facts = "untrained", "initial parameters"
     images = model.config.images
-    world = DEFAULT_WORLD.fitting(images.max_pixels, images.max_side)
+    world = WORLDS[model.config.data.world].fitting(images.max_pixels, images.max_side)
     return _Scored(
         make_sampler(model, arguments.batch_size),
         world,

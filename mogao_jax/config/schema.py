@@ -122,6 +122,11 @@ class SourceConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     sources: dict[str, SourceConfig] = _field({}, "name -> source")
+    world: Literal["free", "grid"] = _field(
+        "free",
+        "of sources of kind shapes. free: objects anywhere; grid: each inside one VAE token, "
+        "which small models learn sooner",
+    )
     validation_documents: int = _field(
         256, "held-out documents of the fixed validation set, shared out by weight", minimum=1
     )

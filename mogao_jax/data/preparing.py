@@ -126,7 +126,14 @@ def make_preparer(
         names=tuple(name for name, _ in used),
         settings=tuple(settings for _, settings in used),
         sources=tuple(
-            open_source(name, settings, seed=config.seed, split=split, images=config.images)
+            open_source(
+                name,
+                settings,
+                seed=config.seed,
+                split=split,
+                images=config.images,
+                world=config.data.world,
+            )
             if settings.weight > 0
             else ()
             for name, settings in used

@@ -41,7 +41,13 @@ class Source(Protocol):
 
 
 def open_source(
-    name: str, config: SourceConfig, *, seed: int, split: Split, images: ImageConfig
+    name: str,
+    config: SourceConfig,
+    *,
+    seed: int,
+    split: Split,
+    images: ImageConfig,
+    world: str = "free",
 ) -> Source:
     """The source that a config asks for.
 
@@ -49,16 +55,17 @@ def open_source(
       name: its name in the config, for messages.
       seed: of the procedural world; files do not depend on it.
       images: the procedural world draws no picture that these limits would shrink.
+      world: the procedural world's name, of shapes/scene.WORLDS.
     Raises:
       DataError: it is missing, empty or unreadable.
     """
     try:
         if config.kind == "shapes":
-            from mogao_jax.data.shapes.scene import DEFAULT_WORLD
+            from mogao_jax.data.shapes.scene import WORLDS
             from mogao_jax.data.shapes.world import ShapesSource
 
-            world = DEFAULT_WORLD.fitting(images.max_pixels, images.max_side)
-            return ShapesSource(config.task, seed, split, world=world)
+            fitting = WORLDS[world].fitting(images.max_pixels, images.max_side)
+            return ShapesSource(config.task, seed, split, world=fitting)
         if config.kind == "documents":
             return DocumentsSource(config.path, split)
         return TfdsSource(config.path, split)

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mogao_jax.data.shapes.chance import pick
 from mogao_jax.data.shapes.placement import random_scene
 from mogao_jax.data.shapes.render import render
-from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World
+from mogao_jax.data.shapes.scene import DEFAULT_WORLD, WORLDS, Scene, World
 
 # Seeds of the streams: the first word of every generator's seed. Held-out pictures come from
 # a stream that no training reads.
@@ -50,6 +51,11 @@ def on_canvas(images: list[np.ndarray], canvas: tuple[int, int]) -> Pictures:
     return Pictures(pixels, np.asarray([im.shape[:2] for im in images], np.int32))
 
 
+def any_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
+    """A random scene (of `count` objects) of one of the worlds, each as likely."""
+    return random_scene(rng, pick(rng, tuple(WORLDS.values())), count)
+
+
 def scenes(stream: int, index: int, count: int, world: World = DEFAULT_WORLD) -> list[Scene]:
     """`count` random scenes, determined by (stream, index)."""
     rng = np.random.default_rng((stream, index))
@@ -64,11 +70,11 @@ def picture_batch(
 
 
 def cut_batch(stream: int, index: int, count: int, canvas: tuple[int, int]) -> Pictures:
-    """As `picture_batch`, of the whole world; a picture larger than the canvas is cut to it."""
+    """As `picture_batch`, of all worlds; a picture larger than the canvas is cut to it."""
     rng = np.random.default_rng((stream, index))
     images = []
     for _ in range(count):
-        image = render(random_scene(rng))
+        image = render(any_scene(rng))
         h, w = min(image.shape[0], canvas[0]), min(image.shape[1], canvas[1])
         top, left = rng.integers(image.shape[0] - h + 1), rng.integers(image.shape[1] - w + 1)
         images.append(image[top : top + h, left : left + w])

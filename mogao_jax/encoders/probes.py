@@ -22,7 +22,7 @@ import optax
 
 from mogao_jax.data.shapes.placement import random_scene
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World, region
-from mogao_jax.encoders.pictures import PROBE_FIT, PROBE_TEST
+from mogao_jax.encoders.pictures import PROBE_FIT, PROBE_TEST, any_scene
 from mogao_jax.encoders.vit_pictures import COLOR_NAMES, REGION_NAMES, SHAPE_NAMES, rows
 from mogao_jax.models.vit import VisionTower
 
@@ -33,17 +33,17 @@ Draw = Callable[[np.random.Generator], tuple[Scene, int]]
 
 
 def _lone_color(rng: np.random.Generator) -> tuple[Scene, int]:
-    scene = random_scene(rng, count=1)
+    scene = any_scene(rng, count=1)
     return scene, COLOR_NAMES.index(scene.objects[0].color)
 
 
 def _lone_shape(rng: np.random.Generator) -> tuple[Scene, int]:
-    scene = random_scene(rng, count=1)
+    scene = any_scene(rng, count=1)
     return scene, SHAPE_NAMES.index(scene.objects[0].shape)
 
 
 def _count(rng: np.random.Generator) -> tuple[Scene, int]:
-    scene = random_scene(rng)
+    scene = any_scene(rng)
     return scene, len(scene.objects) - 1
 
 

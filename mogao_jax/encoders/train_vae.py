@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import VaeConfig
+from mogao_jax.data.shapes.scene import WORLDS
 from mogao_jax.encoders.optimizer import PEAK_LEARNING_RATE, average_decay, learning_rate, muon
 from mogao_jax.encoders.pictures import (
     HELD_OUT,
@@ -81,7 +82,7 @@ def psnr(reference: np.ndarray, other: np.ndarray, size: np.ndarray) -> np.ndarr
 
 
 def held_out_psnr(params, config: VaeConfig, count: int = 192) -> dict[str, float]:
-    """Mean PSNR over held-out pictures, from the mean and through posterior noise.
+    """Mean PSNR over held-out pictures of all worlds, from the mean and through posterior noise.
 
     Also the mean and deviation of the latents (posterior means), and the share of the sampled
     latents' variance that they are; the rest is posterior noise.
@@ -89,7 +90,7 @@ def held_out_psnr(params, config: VaeConfig, count: int = 192) -> dict[str, floa
     encode, decode = _jitted(config)
     scores: dict[str, list] = {"psnr_mean": [], "psnr_sampled": []}
     values: dict[str, list] = {"psnr_mean": [], "psnr_sampled": []}
-    groups = canvas_groups()
+    groups = [group for world in WORLDS.values() for group in canvas_groups(world)]
     for g, (canvas, world) in enumerate(groups):
         pictures = picture_batch(HELD_OUT, g, count // len(groups), world, canvas)
         shape = (*pictures.pixels.shape[:1], canvas[0] // 8, canvas[1] // 8, 16)

@@ -19,9 +19,8 @@ import numpy as np
 import optax
 
 from mogao_jax.config.schema import VitConfig
-from mogao_jax.data.shapes.placement import random_scene
 from mogao_jax.encoders.optimizer import PEAK_LEARNING_RATE, average_decay, learning_rate, muon
-from mogao_jax.encoders.pictures import HELD_OUT, TRAIN
+from mogao_jax.encoders.pictures import HELD_OUT, TRAIN, any_scene
 from mogao_jax.encoders.vit_pictures import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
@@ -57,9 +56,7 @@ PICTURE_HEADS = {
 def batch(stream: int, index: int, count: int = BATCH) -> tuple[VitPatches, Labels]:
     """Pictures and their truth, determined by (stream, index)."""
     rng = np.random.default_rng((stream, index, 7))
-    scenes = [
-        random_scene(rng, count=1 if rng.random() < LONE_SHARE else None) for _ in range(count)
-    ]
+    scenes = [any_scene(rng, count=1 if rng.random() < LONE_SHARE else None) for _ in range(count)]
     given = rows(scenes, PATCHES)
     return given, labels(scenes, given)
 

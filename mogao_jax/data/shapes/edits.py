@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from mogao_jax.data.shapes.chance import between, chance, pick
+from mogao_jax.data.shapes.chance import chance, pick
 from mogao_jax.data.shapes.language import (
     RELATION_WORDS,
     at_region,
@@ -17,6 +17,7 @@ from mogao_jax.data.shapes.language import (
 from mogao_jax.data.shapes.placement import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
+    coordinate,
     fits,
     free_place,
     random_kind,
@@ -155,7 +156,10 @@ def place_again(
     if x0 > x1 or y0 > y1:
         return None
     for _ in range(_TRIES):
-        cx, cy = between(rng, x0, x1), between(rng, y0, y1)
+        cx = coordinate(rng, x0, x1, world.pitch)
+        cy = coordinate(rng, y0, y1, world.pitch)
+        if cx is None or cy is None:
+            return None
         new = Object(obj.shape, obj.color, obj.size, obj.diameter, cx, cy)
         if fits(new, scene, world):
             if anchor is None:

@@ -44,6 +44,13 @@ def distinct_kinds(rng: np.random.Generator, count: int) -> list[Kind]:
     ]
 
 
+def coordinate(rng: np.random.Generator, low: int, high: int, pitch: int) -> int | None:
+    """A random centre along one axis in [low, high] pixels that a world of this pitch allows."""
+    first = -((pitch // 2 - low) // pitch)  # of the cells whose middle is not below `low`
+    last = (high - pitch // 2) // pitch
+    return between(rng, first, last) * pitch + pitch // 2 if first <= last else None
+
+
 def free_place(
     rng: np.random.Generator,
     height: int,
@@ -58,7 +65,10 @@ def free_place(
     if low > height - low or low > width - low:
         return None
     for _ in range(tries):
-        cx, cy = between(rng, low, width - low), between(rng, low, height - low)
+        cx = coordinate(rng, low, width - low, world.pitch)
+        cy = coordinate(rng, low, height - low, world.pitch)
+        if cx is None or cy is None:
+            return None
         for o in others:
             reach = (diameter + o.diameter) // 2 + world.gap
             if abs(cx - o.cx) < reach and abs(cy - o.cy) < reach:

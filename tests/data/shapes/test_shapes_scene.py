@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from mogao_jax.data.shapes.placement import arrange, distinct_kinds, random_scene
+from mogao_jax.data.shapes.placement import arrange, coordinate, distinct_kinds, random_scene
 from mogao_jax.data.shapes.render import render
 from mogao_jax.data.shapes.scene import (
     BACKGROUNDS,
@@ -13,6 +13,7 @@ from mogao_jax.data.shapes.scene import (
     OPPOSITE,
     REGION_NAMES,
     SHAPES,
+    WORLDS,
     Kind,
     Object,
     Scene,
@@ -41,6 +42,8 @@ def check_scene(scene, world):
         assert o.diameter == {"small": world.small, "large": world.large}[o.size]
         x0, x1, y0, y1 = box(o)
         assert min(x0, y0, scene.width - x1, scene.height - y1) >= world.margin
+        if world.pitch > 1:
+            assert o.cx % world.pitch == o.cy % world.pitch == world.pitch // 2
     for a, b in itertools.combinations(scene.objects, 2):
         p, q = box(a), box(b)
         gaps = q[0] - p[1], p[0] - q[1], q[2] - p[3], p[2] - q[3]
@@ -57,15 +60,17 @@ def test_default_world_keeps_its_promises():
         assert math.dist(a, b) > limit
 
 
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("task", [t for t in TASKS if t != "text"])
-def test_no_overlaps_in_any_picture_and_pictures_show_the_truth(task):
-    source = ShapesSource(task, seed=3)
+def test_no_overlaps_in_any_picture_and_pictures_show_the_truth(task, world):
+    world = WORLDS[world]
+    source = ShapesSource(task, seed=3, world=world)
     for index in range(150):
         document, truth = source.with_truth(index)
         pictures = [item.pixels for item in document.items if hasattr(item, "pixels")]
         assert len(pictures) == len(truth.scenes) > 0
         for picture, scene in zip(pictures, truth.scenes, strict=True):
-            check_scene(scene, DEFAULT_WORLD)
+            check_scene(scene, world)
             np.testing.assert_array_equal(picture, render(scene))
 
 
@@ -94,6 +99,34 @@ def test_larger_worlds():
             check_scene(scene, world)
 
 
+def test_objects_of_the_grid_lie_in_one_vae_token_each():
+    world = WORLDS["grid"]
+    rng = np.random.default_rng(4)
+    places = set()
+    for _ in range(900):
+        scene = random_scene(rng, world)
+        for o in scene.objects:
+            x0, x1, y0, y1 = box(o)
+            assert x0 // 16 == (x1 - 1) // 16 and y0 // 16 == (y1 - 1) // 16
+            places.add((scene.height, scene.width, o.cy // 16, o.cx // 16))
+    assert len(places) == sum(h * w // 256 for h, w in world.canvases)  # all cells are used
+    # A grid leaves the clips their two speeds and every direction.
+    motions = {ShapesSource("clip", world=world).truth(i).motion for i in range(200)}
+    assert {(m.direction, m.speed) for m in motions} == set(
+        itertools.product(("left", "right", "up", "down"), ("slow", "fast"))
+    )
+
+
+def test_coordinates_of_a_grid_are_those_a_search_finds():
+    for pitch in (1, 2, 16, 24):
+        for low in range(0, 40, 3):
+            for high in range(low - 2, low + 50, 7):
+                allowed = {c for c in range(low, high + 1) if c % pitch == pitch // 2}
+                rng = np.random.default_rng(0)
+                found = {coordinate(rng, low, high, pitch) for _ in range(12 * len(allowed) + 1)}
+                assert found == (allowed or {None})
+
+
 def test_distinct_kinds():
     rng = np.random.default_rng(2)
     for _ in range(50):
@@ -112,6 +145,8 @@ def test_worlds_off_the_grid_are_refused():
         World(canvases=((40, 64),))
     with pytest.raises(ConfigError, match="even"):
         World(small=13)
+    with pytest.raises(ConfigError, match="pitch"):
+        World(pitch=16)
 
 
 def at(x, y, diameter=14):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.parser import Parser
+from mogao_jax.cli.writing import make_folder
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.evals.cases import TASKS
 
@@ -28,6 +29,10 @@ _EXAMPLES = """examples:
 
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status (1: the scorer did not pass its validation)."""
+    if argv[:1] == ["pictures"]:
+        from mogao_jax.cli import eval_pictures
+
+        return eval_pictures.main(argv[1:])
     parser = _parser()
     arguments = parser.parse_args(argv)
     tasks = tuple(t.strip() for t in arguments.tasks.split(",") if t.strip())
@@ -55,7 +60,7 @@ def _score(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> int:
 
     beside = scores.read(arguments.beside) if arguments.beside else None
     if arguments.out:
-        _make_folder(arguments.out)  # before time is spent
+        make_folder(arguments.out)  # before time is spent
     model = _model(arguments)
     found = shapes.run(
         model.sampler,
@@ -79,7 +84,7 @@ def _guidance_table(arguments: argparse.Namespace) -> int:
     from mogao_jax.evals import guidance
 
     if arguments.out:
-        _make_folder(arguments.out)
+        make_folder(arguments.out)
     model = _model(arguments)
     settings = guidance.guidance_table(
         model.sampler, options=_options(arguments), **_common(arguments, model)
@@ -97,7 +102,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
     bar, passed, records = 0.99, True, []
     if arguments.out:
-        _make_folder(arguments.out)
+        make_folder(arguments.out)
     distortions = validation.distortions()
     print(f"{'':27} {'right judged right':>28}   {'wrong judged wrong':>28}")
     for (which, world), task in itertools.product(WORLDS.items(), ("t2i", "edit", "story")):
@@ -206,18 +211,6 @@ def _options(arguments: argparse.Namespace) -> Any:
 # ------------------------------------------------------------------------------------- the files
 
 
-def _make_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".mogao_eval"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"--out: {str(folder)!r} cannot be written to ({e.strerror}); give another folder."
-        ) from e
-
-
 def _write(path: pathlib.Path, record: Any) -> None:
     try:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -235,7 +228,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("benchmark", choices=("shapes",))
+    parser.add_argument("benchmark", choices=("shapes", "pictures"),
+                        help="pictures: of your own data; see mogao eval pictures -h")  # fmt: skip
 
     add = parser.add_argument_group("what to do").add_argument
     add("--tasks", default=",".join(TASKS), help=f"of {','.join(TASKS)} (all)")

@@ -1,0 +1,156 @@
+"""`mogao eval pictures`: are drawn pictures recognised among those of the data?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.parser import Parser
+from mogao_jax.cli.writing import make_folder
+from mogao_jax.errors import DataError, DocumentError, EnvironmentProblem
+
+_EXAMPLES = """examples:
+  mogao eval pictures --checkpoint runs/emoji --documents data/emoji/captions.jsonl
+  mogao eval pictures --checkpoint runs/emoji --documents data/emoji/edits.jsonl \\
+      --split validation --guidance 2 --out runs/emoji/edits
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parses and runs; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    for name in ("num", "batch_size", "steps"):
+        if getattr(arguments, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
+    configure_logging()
+    if arguments.out:
+        make_folder(arguments.out)
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from mogao_jax.cli.compile_cache import keep_compiled_programs
+    from mogao_jax.data.sources import DocumentsSource
+    from mogao_jax.evals import retrieval
+    from mogao_jax.sampling.generator import make_sampler
+    from mogao_jax.sampling.loading import load_model
+    from mogao_jax.sampling.options import SamplingOptions
+    from mogao_jax.sampling.prompts import check_options
+
+    asked = DocumentsSource(arguments.documents, arguments.split)
+    keep_compiled_programs()
+    model = load_model(arguments.checkpoint, weights=arguments.weights)
+    options = SamplingOptions(
+        num_steps=arguments.steps,
+        solver=arguments.solver,
+        guidance_scale=arguments.guidance,
+        image_guidance_scale=arguments.image_guidance,
+    )
+    check_options(options, model.config)
+    images = model.config.images
+    # Evenly over the file: neighbours are often about the same picture.
+    step = max(1, len(asked) // arguments.num)
+    tasks = retrieval.tasks_of(_readable(asked, range(0, len(asked), step)), images, arguments.num)
+    everything = [DocumentsSource(arguments.documents, s) for s in ("train", "validation")]
+    gallery = retrieval.gallery_of(
+        (d for source in everything for d in _readable(source, range(len(source)))), images
+    )
+    found = retrieval.run(
+        make_sampler(model, arguments.batch_size),
+        tasks,
+        gallery,
+        options=options,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        say=lambda message: print(f"... {message}", file=sys.stderr, flush=True),
+    )
+    print(_as_text(found, model, arguments))
+    if arguments.out:
+        _save(found, arguments.out, model.name)
+    return 0
+
+
+def _readable(source: Any, indices: Any) -> Any:
+    """Documents at these places; broken ones are left out, as in training."""
+    for index in indices:
+        try:
+            yield source[index]
+        except DocumentError as e:
+            print(f"left out: {e}", file=sys.stderr)
+
+
+def _as_text(found: Any, model: Any, arguments: argparse.Namespace) -> str:
+    from mogao_jax.evals.retrieval import NEAR
+
+    lines = [
+        f"{model.name}, {model.weights} parameters after {model.step} steps: "
+        f"{len(found.judged)} pictures of {arguments.documents} ({arguments.split}), "
+        f"among {found.size}",
+    ]
+    for rank in NEAR:
+        name = "the nearest picture is the one asked for" if rank == 1 else f"among the {rank}"
+        share = _share(found.within(rank))
+        lines.append(f"  {name:44} {share}   chance {found.chance(rank):.2%}")
+    if found.changed.total:
+        lines.append(f"  {'nearer to it than to the given picture':44} {_share(found.changed)}")
+    lines.append(f"  {'PSNR to the picture asked for':44} {found.psnr:.1f} dB")
+    return "\n".join(lines)
+
+
+def _share(share: Any) -> str:
+    low, high = share.interval
+    return f"{share.value:.1%} [{low:.1%}, {high:.1%}] of {share.total}"
+
+
+def _save(found: Any, folder: pathlib.Path, name: str) -> None:
+    from mogao_jax.evals import grid, retrieval
+    from mogao_jax.evals.cards import Section
+
+    record = {
+        "gallery": found.size,
+        "within": {str(k): dataclasses.asdict(found.within(k)) for k in retrieval.NEAR},
+        "changed": dataclasses.asdict(found.changed),
+        "psnr": found.psnr,
+        "ranks": {j.task.prompt.id: j.rank for j in found.judged},
+    }
+    cards = tuple(retrieval.card(j) for j in found.judged[:24])
+    try:
+        (folder / "pictures.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        image = grid.png(
+            f"Pictures of {name}", [Section("t2i", "the first ones, as they came", cards)]
+        )
+        image.save(folder / "pictures.png", "PNG", optimize=True)
+    except OSError as e:
+        raise EnvironmentProblem(f"{str(folder)!r} cannot be written to ({e.strerror}).") from e
+    print(f"Written: {folder / 'pictures.json'}, {folder / 'pictures.png'}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mogao eval pictures",
+        description="Draws pictures that documents ask for, and tells how often the nearest of "
+        "all the documents' pictures is the one that was asked for.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--documents", type=pathlib.Path, required=True, metavar="PATH",
+        help="documents as for training; the picture with loss true is asked for")  # fmt: skip
+    add("--split", choices=("train", "validation"), default="train")
+    add("--num", type=int, default=200, metavar="N", help="pictures to draw (200)")
+    add("--out", type=pathlib.Path, metavar="DIR", help="writes pictures.json and pictures.png")
+    add("--checkpoint", required=True, help="an exported file, a run's folder, or one checkpoint")
+    add("--weights", choices=("best", "ema", "raw"), default="best")
+    add("--steps", type=int, default=50, metavar="N", help="of the solver (50)")
+    add("--solver", choices=("euler", "heun"), default="euler")
+    add("--guidance", type=float, default=7.5, metavar="X", help="(7.5)")
+    add("--image-guidance", type=float, default=1.5, metavar="X", help="(1.5)")
+    add("--seed", type=int, default=0, help="of sampling")
+    add("--batch-size", type=int, default=32, metavar="N", help="requests at a time (32)")
+    return parser

@@ -1,0 +1,24 @@
+"""Where commands write: checked before time is spent."""
+
+from __future__ import annotations
+
+import pathlib
+
+from mogao_jax.errors import EnvironmentProblem
+
+
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes the folder of --out, and a file in it for a moment.
+
+    Raises:
+      EnvironmentProblem: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".mogao_probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise EnvironmentProblem(
+            f"--out: {str(folder)!r} cannot be written to ({e.strerror}); give another folder."
+        ) from e

@@ -1,0 +1,237 @@
+"""Pictures of one's own data, judged by which known picture they are nearest to.
+
+A model goes on with a document up to one of its pictures; what it draws is compared with every
+picture that the documents show (the gallery). It is recognised if the nearest one is the one that
+was asked for: the right thing, and, where the gallery holds variants of it, the right variant.
+
+Distance is the root mean square of what remains between the pictures' means over blocks of
+`BLOCK` x `BLOCK` pixels, so that what a picture shows counts and not how sharp it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mogao_jax import images as image_ops
+from mogao_jax.config.schema import ImageConfig
+from mogao_jax.errors import DataError, DocumentError
+from mogao_jax.evals.cards import Card, Picture
+from mogao_jax.evals.shares import Share, count
+from mogao_jax.sampling.options import SamplingOptions
+from mogao_jax.sampling.requests import Request, Result
+from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.pictures import native_pixels
+
+BLOCK = 4
+NEAR = (1, 5)  # ranks that are reported
+
+
+class Samples(Protocol):
+    """What is asked of a sampler."""
+
+    def sample(self, requests: Sequence[Request]) -> list[Result]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A picture that a document asks for.
+
+    Attributes:
+      prompt: the document up to the picture.
+      wanted: the picture, uint8[H, W, 3] as the model would see it.
+      given: the last picture before it, or None.
+    """
+
+    prompt: Document
+    wanted: np.ndarray
+    given: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """What was drawn.
+
+    Attributes:
+      drawn: uint8[H, W, 3]; None if the model drew nothing.
+      rank: pictures of the gallery that are nearer to it than the wanted one, plus 1; 0 if
+        nothing was drawn.
+      psnr: of the drawn picture against the wanted one in dB; NaN if nothing was drawn.
+      changed: whether it is nearer to the wanted picture than to the given one; None if no
+        picture was given, or the two are the same.
+    """
+
+    task: Task
+    drawn: np.ndarray | None
+    rank: int
+    psnr: float
+    changed: bool | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Retrieval:
+    """All that was judged, against a gallery of `size` different pictures."""
+
+    judged: tuple[Judged, ...]
+    size: int
+
+    def within(self, rank: int) -> Share:
+        """How often the wanted picture is among the `rank` nearest."""
+        return count(0 < j.rank <= rank for j in self.judged)
+
+    def chance(self, rank: int) -> float:
+        """The same of pictures drawn from the gallery by lot."""
+        return min(1.0, rank / self.size)
+
+    @property
+    def changed(self) -> Share:
+        """Of edits: how often the picture is nearer to the wanted one than to the given one."""
+        return count(bool(j.changed) for j in self.judged if j.changed is not None)
+
+    @property
+    def psnr(self) -> float:
+        """Mean PSNR in dB of what was drawn."""
+        drawn = [j.psnr for j in self.judged if j.drawn is not None]
+        return float(np.mean(drawn)) if drawn else math.nan
+
+
+def tasks_of(documents: Iterable[Document], images: ImageConfig, number: int) -> list[Task]:
+    """The first `number` documents that ask for a picture, each up to its last such picture.
+
+    Raises:
+      DataError: none of them does.
+    """
+    tasks: list[Task] = []
+    for document in documents:
+        if len(tasks) == number:
+            break
+        places = [i for i, x in enumerate(document.items) if isinstance(x, Image) and x.loss]
+        if not places or not places[-1]:
+            continue
+        before = document.items[: places[-1]]
+        given = [x for x in before if isinstance(x, Image)]
+        wanted = document.items[places[-1]]
+        assert isinstance(wanted, Image)
+        tasks.append(
+            Task(
+                Document(before, id=document.id),
+                native_pixels(wanted, images),
+                native_pixels(given[-1], images) if given else None,
+            )
+        )
+    if not tasks:
+        raise DataError("no document asks for a picture: one with loss true, after something else.")
+    return tasks
+
+
+def gallery_of(documents: Iterable[Document], images: ImageConfig) -> list[np.ndarray]:
+    """All different pictures of the documents, uint8[H, W, 3] as the model would see them.
+
+    Pictures that cannot be read are left out (training skips their documents too).
+    """
+    by_path: set[object] = set()
+    found: dict[str, np.ndarray] = {}
+    for document in documents:
+        for item in document.items:
+            if not isinstance(item, Image) or (item.path is not None and item.path in by_path):
+                continue
+            by_path.add(item.path)
+            try:
+                pixels = native_pixels(item, images)
+            except DocumentError:
+                continue
+            name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            found.setdefault(name, pixels)
+    return list(found.values())
+
+
+def run(
+    sampler: Samples,
+    tasks: Sequence[Task],
+    gallery: Sequence[np.ndarray],
+    *,
+    options: SamplingOptions,
+    seed: int = 0,
+    batch_size: int = 32,
+    say: Callable[[str], None] | None = None,
+) -> Retrieval:
+    """Draws every task's picture, in its own size, and ranks the gallery by nearness to it.
+
+    Args:
+      options: steps and guidance; the picture is drawn at once, and only one.
+      seed: task number n has the seed `seed` * 2**20 + n.
+      say: is told about progress.
+    """
+    tell = say or (lambda message: None)
+    options = dataclasses.replace(options, draw_first=True, max_images=1, max_tokens=0)
+    side = max(max(p.shape[:2]) for p in [*gallery, *(t.wanted for t in tasks)])
+    known = np.stack([_signature(p, side) for p in gallery])
+    requests = [
+        Request(t.prompt, seed * 2**20 + n, dataclasses.replace(options, size=t.wanted.shape[:2]))
+        for n, t in enumerate(tasks)
+    ]
+    judged: list[Judged] = []
+    for start in range(0, len(tasks), batch_size):
+        results = sampler.sample(requests[start : start + batch_size])
+        for task, result in zip(tasks[start : start + batch_size], results, strict=True):
+            judged.append(judge(task, result, known, side))
+        near = count(j.rank == 1 for j in judged).value
+        tell(f"{len(judged)} of {len(tasks)} pictures, {near:.0%} nearest to the one asked for")
+    return Retrieval(tuple(judged), len(gallery))
+
+
+def judge(task: Task, result: Result, known: np.ndarray, side: int) -> Judged:
+    """Ranks one drawn picture.
+
+    Args:
+      known: signatures of the gallery, float32[N, S], of canvases of `side` pixels.
+    """
+    drawn = next((x.pixels for x in result.items if isinstance(x, Image)), None)
+    if drawn is None:
+        return Judged(task, None, 0, math.nan, None if task.given is None else False)
+    here, wanted = _signature(drawn, side), _signature(task.wanted, side)
+    reach = _distance(here, wanted)
+    # Strictly nearer: the wanted picture itself is in the gallery at exactly this distance.
+    nearer = int((np.sqrt(((known - here) ** 2).mean(1)) < reach * (1 - 1e-6)).sum())
+    changed = None
+    if task.given is not None:
+        given = _signature(task.given, side)
+        if _distance(given, wanted) > 0:
+            changed = reach < _distance(here, given)
+    return Judged(task, drawn, nearer + 1, _psnr(drawn, task.wanted), changed)
+
+
+def _signature(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Means over blocks, float32, on a white canvas of `side` rounded up to whole blocks."""
+    extent = math.ceil(side / BLOCK) * BLOCK
+    canvas = np.full((extent, extent, 3), 255, np.float32)
+    canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+    n = extent // BLOCK
+    return canvas.reshape(n, BLOCK, n, BLOCK, 3).mean((1, 3)).ravel()
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(((a - b) ** 2).mean()))
+
+
+def _psnr(drawn: np.ndarray, wanted: np.ndarray) -> float:
+    if drawn.shape != wanted.shape:  # sizes are asked for, so this is another model's limit
+        drawn = image_ops.resize(drawn, *wanted.shape[:2])
+    error = float(np.mean((drawn.astype(np.float64) - wanted) ** 2))
+    return 10 * math.log10(255.0**2 / max(error, 1e-9))
+
+
+def card(judged: Judged) -> Card:
+    """A case as people look at it: what was given, what was drawn, what was asked for."""
+    words = " / ".join(x.text for x in judged.task.prompt.items if isinstance(x, Text))
+    pictures = [] if judged.task.given is None else [Picture(judged.task.given, "given")]
+    if judged.drawn is not None:
+        pictures.append(Picture(judged.drawn, "drawn", judged.rank == 1))
+    pictures.append(Picture(judged.task.wanted, "asked for"))
+    reason = f"the asked one is number {judged.rank}" if judged.rank else "nothing was drawn"
+    return Card(words, tuple(pictures), "", judged.rank == 1, reason)

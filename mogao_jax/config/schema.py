@@ -257,6 +257,25 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PortingConfig:
+    """How a model begins that is built around a pretrained LLM (`mogao port from-hf`)."""
+
+    gen_branch: Literal["copy", "fresh"] = _field(
+        "copy", "copy: of the LLM, as the und branch; fresh: initialised"
+    )
+    adaln: Literal["zero", "open"] = _field(
+        "zero",
+        "[choice] zero: the gen stream passes every block unchanged (AdaLN-Zero); open: gates of "
+        "one, each block begins as the LLM's own",
+    )
+    velocity_head: Literal["zero", "fresh"] = _field("zero", "[choice] the output projection")
+    vocabulary: Literal["exact", "extend"] = _field(
+        "exact",
+        "extend: model.vocab_size may be over the LLM's; new rows get the spread of the old ones",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW or Muon, linear warm-up, then constant or cosine."""
 
@@ -283,6 +302,11 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     num_steps: int = _field(1000, minimum=1)
+    init_from: str = _field(
+        "",
+        "checkpoint (ported, exported, or a run's folder) whose parameters a new run starts from; "
+        "the average, if any, starts as their copy",
+    )
     batch_rows: int = _field(4, "rows per micro-step over the whole mesh", minimum=1)
     accumulate: int = _field(1, "micro-steps per optimizer step", minimum=1)
     max_minutes: float = _field(
@@ -323,6 +347,7 @@ class MogaoConfig:
     model: ModelConfig = _field(ModelConfig())
     vae: VaeConfig = _field(VaeConfig())
     vit: VitConfig = _field(VitConfig())
+    porting: PortingConfig = _field(PortingConfig())
     objective: ObjectiveConfig = _field(ObjectiveConfig())
     optimizer: OptimizerConfig = _field(OptimizerConfig())
     train: TrainConfig = _field(TrainConfig())

@@ -61,16 +61,23 @@ def load_vae(config: VaeConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
     """
     if config.kind == "taef1":
         return Loaded(*_load_taef1(config, dtype))
-    module = FluxVae(config, dtype)
-    template = _template(module, jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32))
-    return Loaded(module, _load_own("vae", config, template))
+    return Loaded(FluxVae(config, dtype), _load_own("vae", config, vae_template(config)))
 
 
 def load_vit(config: VitConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
     """The frozen vision tower of a config; as `load_vae`."""
-    module = VisionTower(config, dtype)
-    template = _template(module, *_vit_example(config))
-    return Loaded(module, _load_own("vit", config, template))
+    return Loaded(VisionTower(config, dtype), _load_own("vit", config, vit_template(config)))
+
+
+def vae_template(config: VaeConfig) -> Any:
+    """The autoencoder's parameter tree as shapes; nothing computed."""
+    module = taef1.Taef1(config) if config.kind == "taef1" else FluxVae(config)
+    return _template(module, jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32))
+
+
+def vit_template(config: VitConfig) -> Any:
+    """As `vae_template`, of the vision tower."""
+    return _template(VisionTower(config), *_vit_example(config))
 
 
 def save_weights(
@@ -258,7 +265,7 @@ def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
             + ", or vae.kind = 'flux' for the embedded VAE."
         )
     module = taef1.Taef1(config, dtype)
-    template = _template(module, jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32))
+    template = vae_template(config)
     path = pathlib.Path(config.weights)
     if path.is_file():
         return module, _load_own("vae", config, template)

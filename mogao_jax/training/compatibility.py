@@ -16,6 +16,7 @@ _FREE_PREFIXES = (
     "train.",
     "optimizer.",
     "objective.",
+    "porting.",
     "mesh.",
     "model.dtype",
     "model.remat",

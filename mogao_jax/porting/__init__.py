@@ -1,0 +1,1 @@
+"""Checkpoints of others in, and back out: key tables, safetensors folders, streaming."""

@@ -1,0 +1,69 @@
+"""Comparing a config.json with our config: every field that differs, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mogao_jax.errors import CheckpointError
+
+ANY = object()  # a field that is not in the file and need not be
+
+
+class Field(NamedTuple):
+    """One field of a config.json.
+
+    Attributes:
+      theirs: its name there, dotted where it is nested; other names that it may have, after "|".
+      ours: the field of our config, for the message; "" where it is fixed.
+      wanted: the value that it must have.
+      default: what it means when it is absent; ANY: anything.
+    """
+
+    theirs: str
+    ours: str
+    wanted: Any
+    default: Any = ANY
+
+
+def compare(config: Mapping[str, Any], fields: Sequence[Field], *, place: str, what: str) -> None:
+    """Raises CheckpointError listing every field of a config.json with another value.
+
+    Args:
+      config: what the file says; {}: there is no file, and nothing to compare.
+      what: the kind of model, for the message.
+    """
+    if not config:
+        return
+    problems = []
+    for field in fields:
+        found = lookup(config, field.theirs, field.default)
+        if found is ANY or _equal(found, field.wanted):
+            continue
+        name = field.theirs.partition("|")[0]
+        ours = f"config.{field.ours} is {field.wanted!r}" if field.ours else ""
+        problems.append(f"{name} is {found!r}, {ours or f'it must be {field.wanted!r}'}")
+    if problems:
+        raise CheckpointError(
+            f"the config.json of {place!r} is not that of {what} as the config describes it, "
+            f"{len(problems)} field(s): {'; '.join(problems)}. Set these fields of the config, or "
+            "give another checkpoint."
+        )
+
+
+def lookup(config: Mapping[str, Any], names: str, default: Any) -> Any:
+    """The value of the first of "a.b|c" that is there."""
+    for name in names.split("|"):
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part, ANY) if isinstance(value, Mapping) else ANY
+        if value is not ANY and value is not None:
+            return value
+    return default
+
+
+def _equal(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, tuple):
+        return isinstance(found, list | tuple) and tuple(found) == wanted
+    is_bool = isinstance(found, bool), isinstance(wanted, bool)
+    return is_bool[0] == is_bool[1] and bool(found == wanted)

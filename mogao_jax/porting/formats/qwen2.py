@@ -1,0 +1,122 @@
+"""Qwen2 and Qwen2.5 language models of any size, as transformers' Qwen2ForCausalLM.
+
+Every layer's projections q, k and v have biases, the output projection has none; RMS norms;
+SwiGLU; the rotary embedding turns pairs (i, i + head_dim / 2), as ours does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mogao_jax.config.schema import ModelConfig
+from mogao_jax.porting.formats.fields import Field, compare
+from mogao_jax.porting.sources import Renamed, TensorSource
+from mogao_jax.porting.tables import Rule
+from mogao_jax.porting.transforms import HEADS_BIAS, INTO_HEADS, LINEAR, OUT_OF_HEADS
+
+ARCHITECTURE = "Qwen2ForCausalLM"
+NAME = "a Qwen2 language model"
+
+_LAYER = "model.layers.{i}"
+_BRANCH = "layers.{i}.und"
+TABLE = (
+    Rule("model.embed_tokens.weight", "token_embedding"),
+    Rule("model.norm.weight", "final_norm.scale"),
+    Rule(f"{_LAYER}.input_layernorm.weight", f"{_BRANCH}.attention_norm.scale"),
+    Rule(f"{_LAYER}.post_attention_layernorm.weight", f"{_BRANCH}.mlp_norm.scale"),
+    Rule(f"{_LAYER}.self_attn.q_proj.weight", f"{_BRANCH}.query.kernel", INTO_HEADS),
+    Rule(f"{_LAYER}.self_attn.q_proj.bias", f"{_BRANCH}.query.bias", HEADS_BIAS),
+    Rule(f"{_LAYER}.self_attn.k_proj.weight", f"{_BRANCH}.key.kernel", INTO_HEADS),
+    Rule(f"{_LAYER}.self_attn.k_proj.bias", f"{_BRANCH}.key.bias", HEADS_BIAS),
+    Rule(f"{_LAYER}.self_attn.v_proj.weight", f"{_BRANCH}.value.kernel", INTO_HEADS),
+    Rule(f"{_LAYER}.self_attn.v_proj.bias", f"{_BRANCH}.value.bias", HEADS_BIAS),
+    Rule(f"{_LAYER}.self_attn.o_proj.weight", f"{_BRANCH}.output.kernel", OUT_OF_HEADS),
+    Rule(f"{_LAYER}.mlp.gate_proj.weight", f"{_BRANCH}.gate.kernel", LINEAR),
+    Rule(f"{_LAYER}.mlp.up_proj.weight", f"{_BRANCH}.up.kernel", LINEAR),
+    Rule(f"{_LAYER}.mlp.down_proj.weight", f"{_BRANCH}.down.kernel", LINEAR),
+    # Frequencies that old versions of transformers saved; they follow from rope_theta.
+    Rule(f"{_LAYER}.self_attn.rotary_emb.inv_freq", None),
+)
+HEAD = Rule("lm_head.weight", "lm_head")
+# With tied embeddings the head is the embedding; some writers save it all the same.
+_TIED_HEAD = Rule("lm_head.weight", None)
+
+
+def table(model: ModelConfig) -> tuple[Rule, ...]:
+    """The rules for a config."""
+    return (*TABLE, _TIED_HEAD if model.tie_embeddings else HEAD)
+
+
+def is_of_llm(name: str) -> bool:
+    """Whether one of our parameters comes from the language model."""
+    outside = ("token_embedding", "final_norm.scale", "lm_head")
+    return name in outside or (name.startswith("layers.") and ".und." in name)
+
+
+def check_config(source: TensorSource, model: ModelConfig) -> None:
+    """Raises CheckpointError with every field of its config.json that does not fit ours."""
+    config = source.config
+    architectures = config.get("architectures")
+    fields = [
+        Field("model_type", "", "qwen2"),
+        *([Field("architectures", "", (ARCHITECTURE,))] if architectures else []),
+        Field("hidden_act", "", "silu", "silu"),
+        Field("num_hidden_layers", "model.num_layers", model.num_layers),
+        Field("hidden_size", "model.embed_dim", model.embed_dim),
+        Field("intermediate_size", "model.mlp_dim", model.mlp_dim),
+        Field("num_attention_heads", "model.num_heads", model.num_heads),
+        Field("num_key_value_heads", "model.num_kv_heads", model.num_kv_heads),
+        Field("head_dim", "model.head_dim", model.head_dim, _head_dim(config)),
+        Field("rms_norm_eps", "model.rms_norm_eps", model.rms_norm_eps, 1e-6),
+        Field("rope_parameters.rope_theta|rope_theta", "model.rope_theta", model.rope_theta, 1e4),
+        Field("rope_parameters.rope_type|rope_scaling.rope_type", "", "default", "default"),
+        Field("rope_scaling.type", "", "default", "default"),
+        Field("tie_word_embeddings", "model.tie_embeddings", model.tie_embeddings, False),
+        Field("use_sliding_window", "", False, False),
+    ]
+    compare(config, fields, place=source.place, what=NAME)
+
+
+def _head_dim(config: Mapping[str, Any]) -> Any:
+    hidden, heads = config.get("hidden_size", 0), config.get("num_attention_heads", 0)
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 0
+
+
+def of_the_model_alone(source: TensorSource) -> TensorSource:
+    """Keys as Qwen2ForCausalLM has them, also where the headless Qwen2Model was saved."""
+    if "embed_tokens.weight" not in source.shapes:
+        return source
+    return Renamed(source, "", prefix="model.")
+
+
+def to_config(model: ModelConfig, *, rows: int, dtype: str, special: Mapping[str, int]) -> dict:
+    """A config.json that transformers reads.
+
+    Args:
+      rows: of the embedding.
+      dtype: of the tensors.
+      special: "bos_token_id", "eos_token_id": the tokenizer's.
+    """
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "qwen2",
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "hidden_size": model.embed_dim,
+        "initializer_range": 0.02,
+        "intermediate_size": model.mlp_dim,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": model.num_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.num_kv_heads,
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "tie_word_embeddings": model.tie_embeddings,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": rows,
+        **special,
+    }

@@ -1,0 +1,380 @@
+"""Parameters out of others' checkpoints: plans of what comes from where, and small models whole.
+
+`plan_model` and the planners of the encoders read headers only. What they return is carried out
+either in memory (here) or piece by piece into a checkpoint (`streaming.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
+from mogao_jax.errors import CheckpointError
+from mogao_jax.models import encoder_weights
+from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
+from mogao_jax.porting.initialising import Initialiser, unflatten
+from mogao_jax.porting.safetensors_folder import SafetensorsFolder, require_floats
+from mogao_jax.porting.slots import Slot, shapes_of, slots
+from mogao_jax.porting.sources import Joined, Renamed, TensorSource
+from mogao_jax.porting.tables import Pair, Plan, match
+
+Place = str | os.PathLike
+ROWS_BYTES = 64 * 2**20  # larger tensors are read in parts, where their rows are rows of ours
+
+
+class Piece(NamedTuple):
+    """A part of a leaf, ready to be put in its place.
+
+    Attributes:
+      leaf: the dotted path.
+      start: where on the leaf's first axis it begins.
+      value: [n, ...] with the leaf's other axes, in the leaf's dtype; [] for a scalar leaf.
+    """
+
+    leaf: str
+    start: int
+    value: np.ndarray
+
+
+class ModelPlan(NamedTuple):
+    """How a whole model comes about.
+
+    Attributes:
+      slots: all parameters, by name.
+      source: of the file's tensors; None: everything is initialised.
+      pairs: tensor -> our names (two for a branch that is copied).
+      fresh: leaves that are initialised -> those layers of them that no tensor fills; None: all.
+      grown: names whose tensor has fewer rows, and how many it has.
+    """
+
+    slots: dict[str, Slot]
+    source: TensorSource | None
+    pairs: list[tuple[Pair, list[str]]]
+    fresh: dict[str, list[int] | None]
+    grown: dict[str, int]
+
+
+# --------------------------------------------------------------------------- parts, in memory
+
+
+def load_llm(
+    place: Place | TensorSource, config: MogaoConfig, *, allow_missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The und branch of a Qwen2 checkpoint.
+
+    Args:
+      place: a folder or file of safetensors, or tensors in memory with Qwen2's keys.
+      config: its `model` section must describe the language model.
+    Returns:
+      The part of the model's parameter tree that comes from it, in `model.param_dtype`, laid out
+      as `model.scan_layers` says: token_embedding, layers.../und, final_norm, lm_head (untied).
+    Raises:
+      CheckpointError: listing every key or field that does not fit.
+    """
+    source = open_llm(place)
+    found = _llm_slots(_model_slots(config, source))
+    plan = match_llm(source, config, found, allow_missing)
+    pairs = [(pair, [pair.name]) for pair in plan.pairs]
+    model = ModelPlan(found, source, pairs, {}, _grown(plan, source, found))
+    return _collect(model, pieces(model))
+
+
+def load_vision_tower(
+    place: Place | TensorSource, vit: VitConfig, *, allow_missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Parameters of `models.vit.VisionTower`, float32, out of Qwen2-VL's files."""
+    source, plan = plan_vision_tower(place, vit, allow_missing=allow_missing)
+    return _encoder(source, plan, encoder_weights.vit_template(vit))
+
+
+def load_autoencoder(
+    place: Place | TensorSource, vae: VaeConfig, *, allow_missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Parameters of `models.vae.FluxVae` or `models.taef1.Taef1`, float32, of either layout."""
+    source, plan = plan_autoencoder(place, vae, allow_missing=allow_missing)
+    return _encoder(source, plan, encoder_weights.vae_template(vae))
+
+
+def build_mogao(
+    llm: Place | TensorSource | None,
+    config: MogaoConfig,
+    key: jax.Array,
+    *,
+    allow_missing: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A whole model at its start, in memory: the und branch from an LLM, the rest initialised.
+
+    Args:
+      llm: see `load_llm`; None: everything is initialised as in training.
+      config: `config.porting` says how the gen branch, AdaLN and the head begin.
+      key: of what is initialised.
+    Returns:
+      The parameter tree (unboxed), in `model.param_dtype`.
+    """
+    source = None if llm is None else open_llm(llm)
+    model = plan_model(source, config, allow_missing=allow_missing)
+    rows = config.model.vocab_size or _rows(source)
+    initialiser = Initialiser(config, make_model(config, rows), key)
+    return _collect(model, pieces(model, initialiser))
+
+
+# ------------------------------------------------------------------------------------ planning
+
+
+def open_tensors(place: Place | TensorSource, **options: Any) -> TensorSource:
+    """A file or folder as a source; a source as it is."""
+    if isinstance(place, str | os.PathLike):
+        return SafetensorsFolder(place, **options)
+    return place
+
+
+def open_llm(place: Place | TensorSource, **options: Any) -> TensorSource:
+    """As `open_tensors`, with keys as Qwen2ForCausalLM (or our own format) has them."""
+    return qwen2.of_the_model_alone(open_tensors(place, **options))
+
+
+def open_vae(place: Place | TensorSource, **options: Any) -> TensorSource:
+    """As `open_tensors`; TAEF1's folder of two files is one source."""
+    if isinstance(place, str | os.PathLike):
+        folder = pathlib.Path(place).expanduser()
+        halves = {half: folder / file for half, file in taef1.FILES.items()}
+        if folder.is_dir() and any(file.is_file() for file in halves.values()):
+            parts = [
+                Renamed(SafetensorsFolder(file, **options), "", prefix=f"{half}.")
+                for half, file in halves.items()
+            ]
+            return Joined(str(folder), *parts)
+    return open_tensors(place, **options)
+
+
+def match_llm(
+    source: TensorSource,
+    config: MogaoConfig,
+    found: dict[str, Slot],
+    allow_missing: Sequence[str] = (),
+) -> Plan:
+    """Pairs an LLM's tensors with the slots that come from it."""
+    qwen2.check_config(source, config.model)
+    longer = ("token_embedding", "lm_head") if config.porting.vocabulary == "extend" else ()
+    plan = match(
+        qwen2.table(config.model),
+        source.shapes,
+        shapes_of(found),
+        place=repr(source.place),
+        allow_missing=allow_missing,
+        longer=longer,
+    )
+    require_floats(source, [pair.key for pair in plan.pairs])
+    return plan
+
+
+def plan_model(
+    source: TensorSource | None, config: MogaoConfig, *, allow_missing: Sequence[str] = ()
+) -> ModelPlan:
+    """What fills every parameter of the model that a config describes.
+
+    Args:
+      source: a Qwen2 LLM, or a whole model in our own format (`formats/mogao.py`); None: none.
+    """
+    found = _model_slots(config, source)
+    if source is None:
+        return ModelPlan(found, None, [], _fresh(found, set()), {})
+    if mogao.is_mogao(source):
+        mogao.check_config(source, config)
+        plan = match(
+            mogao.table(found),
+            source.shapes,
+            shapes_of(found),
+            place=repr(source.place),
+            allow_missing=allow_missing,
+        )
+        require_floats(source, [pair.key for pair in plan.pairs])
+        pairs = [(pair, [pair.name]) for pair in plan.pairs]
+    else:
+        plan = match_llm(source, config, _llm_slots(found), allow_missing)
+        pairs = [(pair, _copies(pair.name, config, found)) for pair in plan.pairs]
+    filled = {name for _, names in pairs for name in names}
+    return ModelPlan(found, source, pairs, _fresh(found, filled), _grown(plan, source, found))
+
+
+def plan_vision_tower(
+    place: Place | TensorSource, vit: VitConfig, *, allow_missing: Sequence[str] = (), **options
+) -> tuple[TensorSource, Plan]:
+    """The tower's tensors, and where each goes."""
+    source = qwen2_vl_vision.tower(open_tensors(place, **options))
+    qwen2_vl_vision.check_config(source, vit)
+    wanted = shapes_of(slots(encoder_weights.vit_template(vit)))
+    return source, _plan_encoder(qwen2_vl_vision.table(vit), source, wanted, allow_missing)
+
+
+def plan_autoencoder(
+    place: Place | TensorSource, vae: VaeConfig, *, allow_missing: Sequence[str] = (), **options
+) -> tuple[TensorSource, Plan]:
+    """The autoencoder's tensors, and where each goes."""
+    source = open_vae(place, **options)
+    if vae.kind == "taef1":
+        taef1.check_config(source)
+        table = taef1.table(taef1.layout_of(source))
+    else:
+        flux_vae.check_config(source, vae)
+        table = flux_vae.table(vae, flux_vae.layout_of(source))
+    wanted = shapes_of(slots(encoder_weights.vae_template(vae)))
+    return source, _plan_encoder(table, source, wanted, allow_missing)
+
+
+def _plan_encoder(table, source, wanted, allow_missing) -> Plan:
+    plan = match(
+        table, source.shapes, wanted, place=repr(source.place), allow_missing=allow_missing
+    )
+    if plan.missing:
+        raise CheckpointError(
+            f"{source.place!r} lacks {', '.join(plan.missing)}: a frozen encoder must be whole, "
+            "since nothing would train what is missing. Leave out --allow-missing for these."
+        )
+    require_floats(source, [pair.key for pair in plan.pairs])
+    return plan
+
+
+# -------------------------------------------------------------------------------- carrying out
+
+
+def pieces(model: ModelPlan, initialiser: Initialiser | None = None) -> Iterator[Piece]:
+    """Everything that a plan says, each tensor read once, no more than one at a time in memory."""
+    if model.fresh and initialiser is None:
+        raise ValueError("a plan with fresh leaves needs an initialiser")
+    for leaf, value in initialiser.leaves(list(model.fresh)) if initialiser else ():
+        layers = model.fresh[leaf]
+        if layers is None:
+            yield Piece(leaf, 0, value)
+        for i in layers or ():
+            yield Piece(leaf, i, value[i : i + 1])
+    for pair, names in model.pairs:
+        assert model.source is not None
+        yield from _of_tensor(model, pair, names)
+        if pair.name in model.grown:
+            assert initialiser is not None
+            yield from _more_rows(model, pair, names, initialiser)
+
+
+def _of_tensor(model: ModelPlan, pair: Pair, names: list[str]) -> Iterator[Piece]:
+    source = model.source
+    assert source is not None
+    shape = source.shapes[pair.key]
+    first = model.slots[names[0]]
+    row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
+    if pair.transform.by_rows and first.layer is None and row_bytes * shape[0] > ROWS_BYTES:
+        step = max(1, ROWS_BYTES // row_bytes)
+        for start in range(0, shape[0], step):
+            rows = source.read_rows(pair.key, start, min(shape[0], start + step))
+            for name in names:
+                yield Piece(model.slots[name].leaf, start, rows.astype(model.slots[name].dtype))
+        return
+    tensor = source.read(pair.key)
+    for name in names:
+        slot = model.slots[name]
+        have = (shape[0], *slot.shape[1:]) if name in model.grown else slot.shape
+        value = pair.transform.forward(tensor, have)
+        # A copy: order in memory, too, is that of ours.
+        value = np.array(value, dtype=slot.dtype, order="C")
+        yield Piece(slot.leaf, slot.layer or 0, value if slot.layer is None else value[None])
+
+
+def _more_rows(model, pair, names, initialiser) -> Iterator[Piece]:
+    """Rows of new tokens: of the spread that the file's own rows have."""
+    have = model.grown[pair.name]
+    sample = model.source.read_rows(pair.key, 0, min(have, 4096)).astype(np.float32)
+    spread = float(sample.std())
+    for name in names:
+        slot = model.slots[name]
+        yield Piece(slot.leaf, have, initialiser.rows(slot, have, slot.shape[0], spread))
+
+
+def _collect(model: ModelPlan, parts: Iterator[Piece]) -> dict[str, Any]:
+    arrays: dict[str, np.ndarray] = {}
+    shapes = leaf_shapes(model.slots)
+    for leaf, start, value in parts:
+        shape, dtype = shapes[leaf]
+        target = arrays.setdefault(leaf, np.empty(shape, dtype))
+        target[start : start + len(value)] = value
+    return unflatten({leaf: jnp.asarray(x) for leaf, x in arrays.items()})
+
+
+def leaf_shapes(found: dict[str, Slot]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Leaf -> (shape, dtype) of the arrays that slots lie in."""
+    layers: dict[str, int] = {}
+    for slot in found.values():
+        if slot.layer is not None:
+            layers[slot.leaf] = max(layers.get(slot.leaf, 0), slot.layer + 1)
+    return {
+        slot.leaf: (
+            slot.shape if slot.layer is None else (layers[slot.leaf], *slot.shape),
+            jnp.dtype(slot.dtype),
+        )
+        for slot in found.values()
+    }
+
+
+def _encoder(source: TensorSource, plan: Plan, template: Any) -> dict[str, Any]:
+    shapes = slots(template)
+    return unflatten(
+        {
+            name: jnp.asarray(transform.forward(source.read(key), shapes[name].shape), jnp.float32)
+            for key, name, transform in plan.pairs
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------- helpers
+
+
+def _model_slots(config: MogaoConfig, source: TensorSource | None) -> dict[str, Slot]:
+    rows = config.model.vocab_size or _rows(source)
+    return slots(param_shapes(config, make_model(config, rows)))
+
+
+def _rows(source: TensorSource | None) -> int:
+    """Rows of a source's embedding, for a config that leaves them open."""
+    shapes = source.shapes if source is not None else {}
+    for key in ("model.embed_tokens.weight", "token_embedding"):
+        if key in shapes:
+            return shapes[key][0]
+    return 1
+
+
+def _llm_slots(found: dict[str, Slot]) -> dict[str, Slot]:
+    return {name: slot for name, slot in found.items() if qwen2.is_of_llm(name)}
+
+
+def _fresh(found: dict[str, Slot], filled: set[str]) -> dict[str, list[int] | None]:
+    """Leaves that are not filled, and which layers of those that are filled in part."""
+    absent: dict[str, list[int] | None] = {}
+    partly = {found[name].leaf for name in filled}
+    for name, slot in found.items():
+        if name in filled:
+            continue
+        if slot.layer is None or slot.leaf not in partly:
+            absent[slot.leaf] = None
+        else:
+            absent[slot.leaf] = [*(absent.get(slot.leaf) or []), slot.layer]
+    return absent
+
+
+def _copies(name: str, config: MogaoConfig, found: dict[str, Slot]) -> list[str]:
+    """Our names that one tensor of the LLM fills: a layer's und branch, and its gen branch."""
+    twin = name.replace(".und.", ".gen.")
+    copied = config.porting.gen_branch == "copy" and twin != name and twin in found
+    return [name, twin] if copied else [name]
+
+
+def _grown(plan: Plan, source: TensorSource, found: dict[str, Slot]) -> dict[str, int]:
+    rows = {pair.name: source.shapes[pair.key][0] for pair in plan.pairs}
+    same = ("token_embedding", "lm_head")
+    return {n: rows[n] for n in same if n in rows and rows[n] < found[n].shape[0]}

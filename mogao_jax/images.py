@@ -177,11 +177,12 @@ def vit_size(
         return height // vae_grid * unit, width // vae_grid * unit
     h, w = round(height / unit), round(width / unit)
     if h * w * unit * unit > vit_max_pixels:
-        shrink = math.sqrt(height * width / vit_max_pixels) * unit
-        h, w = max(1, math.floor(height / shrink)), max(1, math.floor(width / shrink))
+        # In this order of operations, as there: a quotient that is whole must not be missed.
+        beta = math.sqrt((height * width) / vit_max_pixels)
+        h, w = max(1, math.floor(height / beta / unit)), max(1, math.floor(width / beta / unit))
     elif h * w * unit * unit < vit_min_pixels:
-        grow = math.sqrt(vit_min_pixels / (height * width)) / unit
-        h, w = math.ceil(height * grow), math.ceil(width * grow)
+        beta = math.sqrt(vit_min_pixels / (height * width))
+        h, w = math.ceil(height * beta / unit), math.ceil(width * beta / unit)
     # The rule alone can pass the maximum for images over 1 : 200, which Qwen2-VL refuses.
     while h * w * unit * unit > vit_max_pixels and h * w > 1:
         h, w = (h - 1, w) if h > w else (h, w - 1)

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from typing import Protocol
 
-from mogao_jax.sequence.document import Document, Image, Item
+from mogao_jax.sequence.document import Document, Image, Item, Text
 
 
 class TokenizerLike(Protocol):
@@ -86,9 +86,10 @@ def _turns(document: Document, tokenizer: TokenizerLike) -> list[Element]:
     turns = [list(g) for _, g in itertools.groupby(document.items, key=lambda item: item.role)]
     for turn in turns:
         role = turn[0].role
+        joined = "" if role is None else _joined_text(turn[0])
         if role is not None:
-            elements += _open_turn(role, tokenizer)
-        for item in turn:
+            elements += _open_turn(role, tokenizer, joined)
+        for item in turn[1:] if joined else turn:
             if isinstance(item, Image):
                 elements.append(Token(tokenizer.vision_start, item.loss, num_pictures))
                 elements.append(Picture(num_pictures, item.loss))
@@ -101,8 +102,20 @@ def _turns(document: Document, tokenizer: TokenizerLike) -> list[Element]:
     return elements
 
 
-def _open_turn(role: str, tokenizer: TokenizerLike) -> list[Element]:
-    header = [tokenizer.im_start, *tokenizer.encode(f"{role}\n")]
+def _joined_text(item: Item) -> str:
+    """The text of a turn's first item where it joins the line break of the header, else "".
+
+    Qwen's tokenizer makes one token of several line breaks, and reads a whole turn at once. What
+    is only read is given to it so. What is learned begins after the header, as in sampling.
+    """
+    if not isinstance(item, Text) or item.loss:
+        return ""
+    blank = item.text[: len(item.text) - len(item.text.lstrip())]
+    return item.text if "\n" in blank or "\r" in blank else ""
+
+
+def _open_turn(role: str, tokenizer: TokenizerLike, text: str = "") -> list[Element]:
+    header = [tokenizer.im_start, *tokenizer.encode(f"{role}\n{text}")]
     return [Token(id, trained=False) for id in header]
 
 

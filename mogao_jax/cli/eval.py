@@ -13,6 +13,7 @@ from typing import Any
 
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.parser import Parser
+from mogao_jax.cli.picture_options import add_picture_flags, picture_options
 from mogao_jax.cli.writing import make_folder
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.evals.cases import TASKS
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     if unknown or not tasks:
         name = unknown[0] if unknown else arguments.tasks
         raise DataError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}.")
-    for name in ("per_category", "batch_size", "steps"):
+    for name in ("per_category", "batch_size"):
         if getattr(arguments, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
@@ -65,7 +66,7 @@ def _score(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> int:
     found = shapes.run(
         model.sampler,
         tasks=tasks,
-        options=_options(arguments),
+        options=picture_options(arguments, model.config),
         draw_first=arguments.draw_first,
         name=model.name,
         role=model.role,
@@ -87,7 +88,9 @@ def _guidance_table(arguments: argparse.Namespace) -> int:
         make_folder(arguments.out)
     model = _model(arguments)
     settings = guidance.guidance_table(
-        model.sampler, options=_options(arguments), **_common(arguments, model)
+        model.sampler,
+        options=picture_options(arguments, model.config),
+        **_common(arguments, model),
     )
     print(f"Guidance of {model.name}, {model.facts}\n\n{guidance.as_text(settings)}")
     if arguments.out:
@@ -132,6 +135,7 @@ class _Scored:
     """A sampler with what is said about it."""
 
     sampler: Any
+    config: Any
     world: Any
     own_sizes: bool  # whether the model can draw the world's canvases
     name: str
@@ -156,6 +160,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
     world = WORLDS[model.config.data.world].fitting(images.max_pixels, images.max_side)
     return _Scored(
         make_sampler(model, arguments.batch_size),
+        model.config,
         world,
         world.max_pixels <= images.max_pixels,
         model.name,
@@ -192,20 +197,8 @@ def _common(arguments: argparse.Namespace, model: _Scored) -> dict[str, Any]:
 def _check_options(arguments: argparse.Namespace) -> None:
     """Before a model is loaded: without a size, options are the same for every config."""
     from mogao_jax.config.schema import MogaoConfig
-    from mogao_jax.sampling.prompts import check_options
 
-    check_options(_options(arguments), MogaoConfig())
-
-
-def _options(arguments: argparse.Namespace) -> Any:
-    from mogao_jax.sampling.options import SamplingOptions
-
-    return SamplingOptions(
-        num_steps=arguments.steps,
-        solver=arguments.solver,
-        guidance_scale=arguments.guidance,
-        image_guidance_scale=arguments.image_guidance,
-    )
+    picture_options(arguments, MogaoConfig())
 
 
 # ------------------------------------------------------------------------------------- the files
@@ -253,10 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--untrained", action="store_true", help="initial parameters of the same model instead")
 
     add = parser.add_argument_group("sampling").add_argument
-    add("--steps", type=int, default=50, metavar="N", help="of the solver (50)")
-    add("--solver", choices=("euler", "heun"), default="euler")
-    add("--guidance", type=float, default=7.5, metavar="X", help="(7.5)")
-    add("--image-guidance", type=float, default=1.5, metavar="X", help="(1.5)")
+    add_picture_flags(add)
     add("--draw-first", action="store_true",
         help="draw at once where a picture is asked for; by default the model decides")  # fmt: skip
     add("--seed", type=int, default=0, help="of sampling")

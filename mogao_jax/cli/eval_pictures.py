@@ -11,6 +11,7 @@ from typing import Any
 
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.parser import Parser
+from mogao_jax.cli.picture_options import add_picture_flags, picture_options
 from mogao_jax.cli.writing import make_folder
 from mogao_jax.errors import DataError, DocumentError, EnvironmentProblem
 
@@ -24,7 +25,7 @@ _EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    for name in ("num", "batch_size", "steps"):
+    for name in ("num", "batch_size"):
         if getattr(arguments, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
@@ -40,19 +41,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from mogao_jax.evals import retrieval
     from mogao_jax.sampling.generator import make_sampler
     from mogao_jax.sampling.loading import load_model
-    from mogao_jax.sampling.options import SamplingOptions
-    from mogao_jax.sampling.prompts import check_options
 
     asked = DocumentsSource(arguments.documents, arguments.split)
     keep_compiled_programs()
     model = load_model(arguments.checkpoint, weights=arguments.weights)
-    options = SamplingOptions(
-        num_steps=arguments.steps,
-        solver=arguments.solver,
-        guidance_scale=arguments.guidance,
-        image_guidance_scale=arguments.image_guidance,
-    )
-    check_options(options, model.config)
+    options = picture_options(arguments, model.config)
     images = model.config.images
     # Evenly over the file: neighbours are often about the same picture.
     step = max(1, len(asked) // arguments.num)
@@ -147,10 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=pathlib.Path, metavar="DIR", help="writes pictures.json and pictures.png")
     add("--checkpoint", required=True, help="an exported file, a run's folder, or one checkpoint")
     add("--weights", choices=("best", "ema", "raw"), default="best")
-    add("--steps", type=int, default=50, metavar="N", help="of the solver (50)")
-    add("--solver", choices=("euler", "heun"), default="euler")
-    add("--guidance", type=float, default=7.5, metavar="X", help="(7.5)")
-    add("--image-guidance", type=float, default=1.5, metavar="X", help="(1.5)")
+    add_picture_flags(add)
     add("--seed", type=int, default=0, help="of sampling")
     add("--batch-size", type=int, default=32, metavar="N", help="requests at a time (32)")
     return parser

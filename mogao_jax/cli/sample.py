@@ -219,10 +219,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", metavar="HxW", help="height x width, or one number for a square")
     add("--aspect", metavar="W:H", help="shape, such as 4:3; the largest the model can draw")
     add("--max-images", "--frames", type=int, metavar="N", help="pictures per document, at most")
-    add("--steps", type=int, metavar="N", help="steps of the solver (default 50)")
+    add("--steps", type=int, metavar="N", help="steps of the solver (default: the model's own)")
     add("--solver", choices=("euler", "heun"))
-    add("--guidance", type=float, metavar="X", help="how strongly the text is followed (7.5)")
-    add("--image-guidance", type=float, metavar="X", help="... earlier pictures are (1.5)")
+    add(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help="how strongly the text is followed (the model's own)",
+    )
+    add(
+        "--image-guidance",
+        type=float,
+        metavar="X",
+        help="... earlier pictures are (the model's own)",
+    )
     add("--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"),
         help="the times (0 noise, 1 picture) in which guidance applies (0 1)")  # fmt: skip
 

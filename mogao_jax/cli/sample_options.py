@@ -60,7 +60,7 @@ def make_options(arguments: argparse.Namespace, config: MogaoConfig) -> Sampling
     if arguments.aspect is not None:
         width, height = _aspect(arguments.aspect)
         fields["size"] = prompts.fitting_size(height, width, config.images)
-    options = prompts.make_options(fields)
+    options = prompts.make_options(fields, config)
     prompts.check_options(options, config)
     return options
 

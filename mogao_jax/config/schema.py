@@ -336,6 +336,15 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """What a model is sampled with unless something else is asked for. Defaults: the paper's."""
+
+    num_steps: int = _field(50, "of the ODE solver, per picture", minimum=1)
+    guidance_scale: float = _field(7.5, "gamma", minimum=0.0, maximum=1000.0)
+    image_guidance_scale: float = _field(1.5, "gamma_img", minimum=0.0, maximum=1000.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class MogaoConfig:
     name: str = "default"
     seed: int = 0
@@ -352,3 +361,4 @@ class MogaoConfig:
     optimizer: OptimizerConfig = _field(OptimizerConfig())
     train: TrainConfig = _field(TrainConfig())
     mesh: MeshConfig = _field(MeshConfig())
+    sampling: SamplingConfig = _field(SamplingConfig())

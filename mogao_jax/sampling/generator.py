@@ -72,14 +72,14 @@ class Generator:
         Args:
           prompt: a document, or what a user says.
           seed: the same seed gives the same output.
-          **options: fields of SamplingOptions.
+          **options: fields of SamplingOptions; the others are as `config.sampling` has them.
         Returns:
           An iterator of pieces of text (str) and pictures (Image), as they come; it has the whole
           `result` when it has ended.
         Raises:
           RequestError, DocumentError: before anything is computed.
         """
-        request = Request(prompts.as_document(prompt), seed, prompts.make_options(options))
+        request = Request(prompts.as_document(prompt), seed, prompts.make_options(options, self.config))
         return Stream(self, self.prepare(request))
 
     def sample(self, requests: Sequence[Request], on_event: OnEvent | None = None) -> list[Result]:

@@ -36,15 +36,20 @@ def as_document(prompt: Document | str) -> Document:
     return Document((Text(prompt, role="user", loss=False),), id="prompt")
 
 
-def make_options(fields: Mapping[str, Any]) -> SamplingOptions:
-    """SamplingOptions of the given fields; the others take their defaults."""
+def default_options(config: MogaoConfig) -> SamplingOptions:
+    """What a model's config recommends."""
+    return SamplingOptions(**dataclasses.asdict(config.sampling))
+
+
+def make_options(fields: Mapping[str, Any], config: MogaoConfig) -> SamplingOptions:
+    """SamplingOptions of the given fields; the others are what the model's config recommends."""
     known = [f.name for f in dataclasses.fields(SamplingOptions)]
     for name in fields:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
             raise RequestError(f"there is no option {name!r}; {hint}")
-    return SamplingOptions(**fields)
+    return dataclasses.replace(default_options(config), **fields)
 
 
 def check_options(options: SamplingOptions, config: MogaoConfig) -> None:

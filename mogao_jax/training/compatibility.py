@@ -18,6 +18,7 @@ _FREE_PREFIXES = (
     "objective.",
     "porting.",
     "mesh.",
+    "sampling.",
     "model.dtype",
     "model.remat",
     "model.attention.",

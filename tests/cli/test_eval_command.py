@@ -105,7 +105,7 @@ def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
     monkeypatch.setattr(validation, "validate", lambda *a: found)
     assert main(["eval", "shapes", "--validate", "--out", str(tmp_path)]) == status
     assert ("passed" in capsys.readouterr().out) == (status == 0)
-    assert len(json.loads((tmp_path / "validation.json").read_text())) == 3
+    assert len(json.loads((tmp_path / "validation.json").read_text())) == 6
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
         (["--tasks", ","], "there is no task"),
         (["--per-category", "0"], "--per-category must be 1 or more"),
         (["--batch-size", "-1"], "--batch-size must be 1 or more"),
-        (["--steps", "0"], "--steps must be 1 or more"),
+        (["--steps", "0"], "num_steps"),
         (["--steps", "x"], "--steps: invalid int value: 'x'; see `mogao eval --help`"),
         (["--steps", "99999999"], "num_steps is 99999999"),
         (["--guidance", "nan"], "guidance_scale is nan"),

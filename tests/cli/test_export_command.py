@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tiny_checkpoint as checkpoint
 
 from mogao_jax.checkpoints import exported
 from mogao_jax.cli.main import main
+from mogao_jax.sampling import prompts
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,17 @@ def test_the_file_holds_what_was_asked_for(run, tmp_path, capsys, weights, seed)
     assert str(out) in said and f"step {checkpoint.STEP}" in said
 
 
+def test_what_the_file_is_to_be_sampled_with(run, tmp_path):
+    out = tmp_path / "model.safetensors"
+    flags = ["--steps", "20", "--guidance", "3", "--image-guidance", "2"]
+    assert main(["export", str(run), "--out", str(out), *flags]) == 0
+    config = exported.read_header(out).config
+    assert dataclasses.astuple(config.sampling) == (20, 3.0, 2.0)
+    assert dataclasses.replace(config, sampling=checkpoint.config().sampling) == checkpoint.config()
+    options = prompts.make_options({"num_steps": 7, "top_k": 5}, config)
+    assert (options.num_steps, options.guidance_scale, options.top_k) == (7, 3.0, 5)
+
+
 def test_one_checkpoint_folder(run, tmp_path):
     folder = run / "checkpoints" / str(checkpoint.STEP)
     assert main(["export", str(folder), "--out", str(tmp_path / "model.safetensors")]) == 0
@@ -43,5 +57,7 @@ def test_refusals(tmp_path, capsys):
     assert "none" in capsys.readouterr().err
     assert main(["export", str(run), "--out", out, "--weights", "ema"]) == 2
     assert "moving average" in capsys.readouterr().err
+    assert main(["export", str(run), "--out", out, "--guidance", "-1"]) == 2
+    assert "guidance_scale" in capsys.readouterr().err
     assert main(["export", str(run), "--out", str(tmp_path / "model.bin")]) == 2
     assert ".safetensors" in capsys.readouterr().err

@@ -54,7 +54,7 @@ CONFIG = dataclasses.replace(tiny.CONFIG, images=IMAGES)
 )
 def test_impossible_options(fields, named):
     with pytest.raises(RequestError) as caught:
-        prompts.check_options(prompts.make_options(fields), CONFIG)
+        prompts.check_options(prompts.make_options(fields, CONFIG), CONFIG)
     for word in named:
         assert word in str(caught.value)
 
@@ -70,7 +70,7 @@ def test_impossible_options(fields, named):
     ],
 )
 def test_possible_options(fields):
-    prompts.check_options(prompts.make_options(fields), CONFIG)
+    prompts.check_options(prompts.make_options(fields, CONFIG), CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ class Tokenizer(abc.ABC):
       vocab_size: every id is below it.
       endoftext, im_start, im_end, vision_start, vision_end, image_pad: ids of control tokens.
       special_ids: those six.
+      control_ids: those, and what else the vocabulary marks as special (Qwen's <|video_pad|>,
+        <|object_ref_start|>, ...): none of them is text.
     """
 
     vocab_size: int
@@ -43,11 +45,12 @@ class Tokenizer(abc.ABC):
     vision_end: int
     image_pad: int
     special_ids: frozenset[int]
+    control_ids: frozenset[int]
 
     def _set_special(self, ids: dict[str, int]) -> None:
         for name in SPECIAL_TOKENS:
             setattr(self, name, ids[name])
-        self.special_ids = frozenset(ids.values())
+        self.special_ids = self.control_ids = frozenset(ids.values())
         self._names = {ids[name]: content for name, content in SPECIAL_TOKENS.items()}
 
     @abc.abstractmethod
@@ -135,6 +138,8 @@ class BpeTokenizer(Tokenizer):
         self._whole, self._encoder = whole, encoder
         self.vocab_size = max(whole.get_vocab(with_added_tokens=True).values()) + 1
         self._set_special(ids)
+        marked = {t["content"] for t in spec.get("added_tokens", []) if t.get("special")}
+        self.control_ids |= {i for i in map(whole.token_to_id, marked) if i is not None}
 
     def encode(self, text: str) -> list[int]:
         text = text.encode("utf-8", errors="replace").decode("utf-8")  # no lone surrogates

@@ -91,6 +91,17 @@ def test_byte_ids():
     assert [getattr(t, name) for name in tk.SPECIAL_TOKENS] == list(range(256, 262))
 
 
+def test_all_tokens_that_qwen_marks_as_special_are_control_tokens():
+    if not QWEN.is_dir():
+        pytest.skip("the Qwen2.5 tokenizer is not at hand (MOGAO_SHARED)")
+    ours = tk.BpeTokenizer(QWEN)
+    assert ours.special_ids < ours.control_ids
+    assert {151654, 151656} <= ours.control_ids  # <|vision_pad|>, <|video_pad|>
+    assert 151657 not in ours.control_ids  # <tool_call>, which assistants write
+    written = set(ours.encode("<|video_pad|> <|object_ref_start|> <tool_call> words"))
+    assert not written & ours.control_ids
+
+
 def test_qwen_ids_and_plain_text_equal_the_whole_tokenizer():
     if not QWEN.is_dir():
         pytest.skip("the Qwen2.5 tokenizer is not at hand (MOGAO_SHARED)")

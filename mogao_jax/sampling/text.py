@@ -55,7 +55,7 @@ def allowed_tokens(tokenizer: Tokenizer, num_rows: int) -> np.ndarray:
     """
     allowed = np.arange(num_rows) < tokenizer.vocab_size
     wanted = {tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext}
-    allowed[list(tokenizer.special_ids - wanted)] = False
+    allowed[list(tokenizer.control_ids - wanted)] = False
     return allowed
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from importlib import metadata as package_metadata
 from typing import Any
 
 import jax
@@ -75,6 +76,24 @@ def read_folder_meta(folder: pathlib.Path) -> dict[str, Any]:
             f"It was written by {meta['versions']}."
         )
     return meta
+
+
+def write_folder_meta(folder: pathlib.Path, meta: Mapping[str, Any]) -> None:
+    """Writes the meta item of one checkpoint as `read_folder_meta` reads it."""
+    (folder / "meta").mkdir()
+    text = json.dumps({**meta, "checksum": digest(meta)})
+    (folder / "meta" / "metadata").write_text(text, encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Releases of what writes checkpoints."""
+    found = {}
+    for name in ("mogao_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain"):
+        try:
+            found[name] = package_metadata.version(name)
+        except package_metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def digest(meta: Mapping[str, Any]) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _MULTIPLIERS = (0x9E3779B1, 0x85EBCA77)  # odd, with mixed bits (golden ratio; xxHash's prime 2)
+_PIECE = 2**20  # elements that a running fingerprint takes at a time
 
 
 def fingerprint(tree: Any) -> dict[str, str]:
@@ -34,6 +36,31 @@ def fingerprint(tree: Any) -> dict[str, str]:
         pair = jax.device_get(jax.block_until_ready(_array_sums(leaf)))
         checksums[path_name(path)] = "".join(f"{int(s):08x}" for s in pair)
     return checksums
+
+
+class RunningFingerprint:
+    """The checksum of one array that is only ever seen in parts, in any order; on the host."""
+
+    def __init__(self) -> None:
+        self._sums = [0, 0]
+
+    def add(self, part: np.ndarray, start: int) -> None:
+        """Counts in a part, whose first element is number `start` of the whole array's.
+
+        The elements of the part must follow one another there: whole rows of the first axis.
+        """
+        unsigned = np.dtype(f"uint{8 * part.dtype.itemsize}")
+        bits = np.ascontiguousarray(part).reshape(-1).view(unsigned)
+        for i in range(0, bits.size, _PIECE):
+            piece = bits[i : i + _PIECE]
+            # One program for whole pieces, none for what is left: small arrays compile nothing.
+            sums = _flat_sums if piece.size == _PIECE else _host_sums
+            pair = sums(piece, np.uint32((start + i) % 2**32))
+            self._sums = [(a + int(b)) % 2**32 for a, b in zip(self._sums, pair, strict=True)]
+
+    def hexdigest(self) -> str:
+        """As in `fingerprint`."""
+        return "".join(f"{s:08x}" for s in self._sums)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -56,12 +83,29 @@ def _array_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
+@jax.jit
+def _flat_sums(bits: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `_array_sums`, of elements that stand one after another from number `start` on."""
+    bits = bits.astype(jnp.uint32)
+    position = jax.lax.iota(jnp.uint32, bits.size) + start
+    first, second = (jnp.sum(bits * _odd(position, m), dtype=jnp.uint32) for m in _MULTIPLIERS)
+    return first, second
+
+
+def _host_sums(bits: np.ndarray, start: np.uint32) -> tuple[int, int]:
+    """The same in numpy."""
+    bits = bits.astype(np.uint32)
+    position = np.arange(bits.size, dtype=np.uint32) + start
+    first, second = (int(np.sum(bits * _odd(position, m), dtype=np.uint32)) for m in _MULTIPLIERS)
+    return first, second
+
+
 def _bitcast(x: jax.Array, dtype: Any) -> jax.Array:
     return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
-def _odd(position: jax.Array, multiplier: int) -> jax.Array:
-    """A number with mixed bits, always odd, that belongs to the position."""
-    mixed = (position + jnp.uint32(1)) * jnp.uint32(multiplier)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(multiplier)
-    return mixed | jnp.uint32(1)
+def _odd(position: Any, multiplier: int) -> Any:
+    """A number with mixed bits, always odd, that belongs to the position (jax or numpy)."""
+    mixed = (position + np.uint32(1)) * np.uint32(multiplier)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(multiplier)
+    return mixed | np.uint32(1)

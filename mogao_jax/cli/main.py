@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model by a config file; resumes where the run folder left off",
     "sample": "write and draw: text to picture, questions, edits, stories, clips",
     "eval": "exact scores on the embedded world, and the check of the scorer",
+    "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",
     "export": "a trained model as one file, to sample from or to pass on",
     "data": "look at, check and convert data",
     "encoders": "train the tiny encoders that ship with the package",

@@ -24,6 +24,12 @@ def check(config: MogaoConfig) -> None:
     _check_mesh(config)
 
 
+def check_architecture(config: MogaoConfig) -> None:
+    """As `check`, of the model and the encoders alone: for a config without data."""
+    _check_model(config)
+    _check_encoders(config)
+
+
 def image_tokens(config: MogaoConfig) -> int:
     """VAE tokens (16x16 pixels each) of the largest image that `config.images` lets through."""
     images = config.images

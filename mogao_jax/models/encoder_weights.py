@@ -9,6 +9,7 @@ with `taef1_encoder.safetensors` and `taef1_decoder.safetensors`. The tiny encod
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import pathlib
@@ -69,12 +70,14 @@ def load_vit(config: VitConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
     return Loaded(VisionTower(config, dtype), _load_own("vit", config, vit_template(config)))
 
 
+@functools.cache  # tracing takes a second
 def vae_template(config: VaeConfig) -> Any:
     """The autoencoder's parameter tree as shapes; nothing computed."""
     module = taef1.Taef1(config) if config.kind == "taef1" else FluxVae(config)
     return _template(module, jnp.zeros((1, 16, 16, 3)), jnp.full((1, 2), 16, jnp.int32))
 
 
+@functools.cache
 def vit_template(config: VitConfig) -> Any:
     """As `vae_template`, of the vision tower."""
     return _template(VisionTower(config), *_vit_example(config))
@@ -124,6 +127,37 @@ def tiny_vit_config() -> VitConfig:
 def weights_file(part: Literal["vae", "vit"], weights: str = EMBEDDED) -> pathlib.Path:
     """The file that `weights` of a config names."""
     return _embedded_path(part) if weights == EMBEDDED else pathlib.Path(weights)
+
+
+def own_file(part: Literal["vae", "vit"], weights: str) -> pathlib.Path | None:
+    """The file in our own layout that `weights` of a config means; None: it has another layout.
+
+    Raises:
+      CheckpointError: a folder with several files, none of which is meant; or a damaged file.
+    """
+    path = weights_file(part, weights)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        ported = path / f"{part}.safetensors"  # as `mogao port from-hf` names it
+        if ported in files:
+            return ported
+        if {p.name for p in files} >= set(taef1.FILES.values()):
+            return None
+        if len(files) != 1:
+            raise CheckpointError(
+                f"{part}.weights: {path} holds {len(files)} .safetensors files; name the file."
+            )
+        path = files[0]
+    # PyTorch's names for weights; ours are "kernel" and "scale".
+    return None if any(key.endswith(".weight") for key in _names(path)) else path
+
+
+def _foreign(part: str, weights: str) -> str:
+    return (
+        f"{part}.weights: {weights} has another layout than ours (its weights have PyTorch's "
+        f"names). Bring it in once with `mogao port from-hf --{part} {weights} --config=FILE "
+        f"--out FOLDER`, and set {part}.weights to FOLDER/{part}.safetensors."
+    )
 
 
 def _saved_config(part: Literal["vae", "vit"], weights: str) -> dict[str, Any]:
@@ -209,6 +243,15 @@ def _embedded_path(part: str) -> pathlib.Path:
     return package / "assets" / _EMBEDDED_FILES[part]
 
 
+def _names(path: pathlib.Path) -> list[str]:
+    """Keys of a file; none of one that cannot be read (`_read` says why)."""
+    try:
+        with safetensors.safe_open(path, "numpy") as f:
+            return list(f.keys())
+    except (safetensors.SafetensorError, OSError, ValueError):
+        return []
+
+
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """All tensors (bfloat16 as float32) and the metadata of a safetensors file."""
     if not path.is_file():
@@ -224,18 +267,10 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ) from None
 
 
-def _load_own(part: str, config: VaeConfig | VitConfig, template: Any) -> Any:
-    if config.weights == EMBEDDED:
-        path = _embedded_path(part)
-    else:
-        path = pathlib.Path(config.weights)
-        if path.is_dir():
-            files = sorted(path.glob("*.safetensors"))
-            if len(files) != 1:
-                raise CheckpointError(
-                    f"{part}.weights: {path} holds {len(files)} .safetensors files; name the file."
-                )
-            path = files[0]
+def _load_own(part: Literal["vae", "vit"], config: VaeConfig | VitConfig, template: Any) -> Any:
+    path = own_file(part, config.weights)
+    if path is None:
+        raise CheckpointError(_foreign(part, config.weights))
     arrays, metadata = _read(path)
     _check_config(part, config, metadata, path)
     return fill(template, arrays, {k: Source(k) for k in _flatten(template)}, str(path))
@@ -267,10 +302,8 @@ def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
     module = taef1.Taef1(config, dtype)
     template = vae_template(config)
     path = pathlib.Path(config.weights)
-    if path.is_file():
+    if not path.is_dir() or own_file("vae", config.weights) is not None:
         return module, _load_own("vae", config, template)
-    if not path.is_dir():
-        raise CheckpointError(f"vae.weights: no file or folder {path}.")
     arrays: dict[str, np.ndarray] = {}
     for half, file in taef1.FILES.items():
         arrays |= {f"{half}.{k}": v for k, v in _read(path / file)[0].items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -93,6 +94,11 @@ def param_shapes(config: MogaoConfig, model: Mogao) -> Any:
     return rules.unbox(jax.eval_shape(lambda: init_params(config, model, jax.random.key(0))))
 
 
+def part_of(names: Sequence[str]) -> str:
+    """The part that a parameter counts to, by the names on its path."""
+    return next((p for p, keys in PARTS.items() if set(keys) & set(names)), names[0])
+
+
 def count_parameters(params: Any) -> dict[str, int]:
     """Number of parameters per part: the first part whose module lies on the path, else by name.
 
@@ -102,6 +108,6 @@ def count_parameters(params: Any) -> dict[str, int]:
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(rules.unbox(params)):
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-        part = next((p for p, keys in PARTS.items() if set(keys) & set(names)), names[0])
+        part = part_of(names)
         counts[part] = counts.get(part, 0) + leaf.size
     return counts

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
-from mogao_jax.errors import CheckpointError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.system import make_model, param_shapes
 from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
@@ -24,7 +23,7 @@ from mogao_jax.porting.initialising import Initialiser, unflatten
 from mogao_jax.porting.safetensors_folder import SafetensorsFolder, require_floats
 from mogao_jax.porting.slots import Slot, shapes_of, slots
 from mogao_jax.porting.sources import Joined, Renamed, TensorSource
-from mogao_jax.porting.tables import Pair, Plan, match
+from mogao_jax.porting.tables import Pair, Plan, Rule, match
 
 Place = str | os.PathLike
 ROWS_BYTES = 64 * 2**20  # larger tensors are read in parts, where their rows are rows of ours
@@ -48,17 +47,21 @@ class ModelPlan(NamedTuple):
     """How a whole model comes about.
 
     Attributes:
+      shapes: of the parameter tree (`models.system.param_shapes`).
       slots: all parameters, by name.
       source: of the file's tensors; None: everything is initialised.
       pairs: tensor -> our names (two for a branch that is copied).
       fresh: leaves that are initialised -> those layers of them that no tensor fills; None: all.
+      missing: names that no tensor fills although it should, as `allow_missing` says.
       grown: names whose tensor has fewer rows, and how many it has.
     """
 
+    shapes: Any
     slots: dict[str, Slot]
     source: TensorSource | None
     pairs: list[tuple[Pair, list[str]]]
     fresh: dict[str, list[int] | None]
+    missing: list[str]
     grown: dict[str, int]
 
 
@@ -80,26 +83,23 @@ def load_llm(
       CheckpointError: listing every key or field that does not fit.
     """
     source = open_llm(place)
-    found = _llm_slots(_model_slots(config, source))
+    tree = _shapes(config, source)
+    found = _llm_slots(slots(tree))
     plan = match_llm(source, config, found, allow_missing)
     pairs = [(pair, [pair.name]) for pair in plan.pairs]
-    model = ModelPlan(found, source, pairs, {}, _grown(plan, source, found))
+    model = ModelPlan(tree, found, source, pairs, {}, [], _grown(plan, source, found))
     return _collect(model, pieces(model))
 
 
-def load_vision_tower(
-    place: Place | TensorSource, vit: VitConfig, *, allow_missing: Sequence[str] = ()
-) -> dict[str, Any]:
+def load_vision_tower(place: Place | TensorSource, vit: VitConfig) -> dict[str, Any]:
     """Parameters of `models.vit.VisionTower`, float32, out of Qwen2-VL's files."""
-    source, plan = plan_vision_tower(place, vit, allow_missing=allow_missing)
+    source, plan = plan_vision_tower(place, vit)
     return _encoder(source, plan, encoder_weights.vit_template(vit))
 
 
-def load_autoencoder(
-    place: Place | TensorSource, vae: VaeConfig, *, allow_missing: Sequence[str] = ()
-) -> dict[str, Any]:
+def load_autoencoder(place: Place | TensorSource, vae: VaeConfig) -> dict[str, Any]:
     """Parameters of `models.vae.FluxVae` or `models.taef1.Taef1`, float32, of either layout."""
-    source, plan = plan_autoencoder(place, vae, allow_missing=allow_missing)
+    source, plan = plan_autoencoder(place, vae)
     return _encoder(source, plan, encoder_weights.vae_template(vae))
 
 
@@ -121,9 +121,7 @@ def build_mogao(
     """
     source = None if llm is None else open_llm(llm)
     model = plan_model(source, config, allow_missing=allow_missing)
-    rows = config.model.vocab_size or _rows(source)
-    initialiser = Initialiser(config, make_model(config, rows), key)
-    return _collect(model, pieces(model, initialiser))
+    return _collect(model, pieces(model, Initialiser(config, model.shapes, key)))
 
 
 # ------------------------------------------------------------------------------------ planning
@@ -184,9 +182,10 @@ def plan_model(
     Args:
       source: a Qwen2 LLM, or a whole model in our own format (`formats/mogao.py`); None: none.
     """
-    found = _model_slots(config, source)
+    tree = _shapes(config, source)
+    found = slots(tree)
     if source is None:
-        return ModelPlan(found, None, [], _fresh(found, set()), {})
+        return ModelPlan(tree, found, None, [], _fresh(found, set()), [], {})
     if mogao.is_mogao(source):
         mogao.check_config(source, config)
         plan = match(
@@ -202,21 +201,22 @@ def plan_model(
         plan = match_llm(source, config, _llm_slots(found), allow_missing)
         pairs = [(pair, _copies(pair.name, config, found)) for pair in plan.pairs]
     filled = {name for _, names in pairs for name in names}
-    return ModelPlan(found, source, pairs, _fresh(found, filled), _grown(plan, source, found))
+    fresh, grown = _fresh(found, filled), _grown(plan, source, found)
+    return ModelPlan(tree, found, source, pairs, fresh, plan.missing, grown)
 
 
 def plan_vision_tower(
-    place: Place | TensorSource, vit: VitConfig, *, allow_missing: Sequence[str] = (), **options
+    place: Place | TensorSource, vit: VitConfig, **options: Any
 ) -> tuple[TensorSource, Plan]:
-    """The tower's tensors, and where each goes."""
+    """The tower's tensors, and where each goes: nothing of a frozen encoder may be missing."""
     source = qwen2_vl_vision.tower(open_tensors(place, **options))
     qwen2_vl_vision.check_config(source, vit)
-    wanted = shapes_of(slots(encoder_weights.vit_template(vit)))
-    return source, _plan_encoder(qwen2_vl_vision.table(vit), source, wanted, allow_missing)
+    template = encoder_weights.vit_template(vit)
+    return source, _plan_encoder(qwen2_vl_vision.table(vit), source, template)
 
 
 def plan_autoencoder(
-    place: Place | TensorSource, vae: VaeConfig, *, allow_missing: Sequence[str] = (), **options
+    place: Place | TensorSource, vae: VaeConfig, **options: Any
 ) -> tuple[TensorSource, Plan]:
     """The autoencoder's tensors, and where each goes."""
     source = open_vae(place, **options)
@@ -226,19 +226,11 @@ def plan_autoencoder(
     else:
         flux_vae.check_config(source, vae)
         table = flux_vae.table(vae, flux_vae.layout_of(source))
-    wanted = shapes_of(slots(encoder_weights.vae_template(vae)))
-    return source, _plan_encoder(table, source, wanted, allow_missing)
+    return source, _plan_encoder(table, source, encoder_weights.vae_template(vae))
 
 
-def _plan_encoder(table, source, wanted, allow_missing) -> Plan:
-    plan = match(
-        table, source.shapes, wanted, place=repr(source.place), allow_missing=allow_missing
-    )
-    if plan.missing:
-        raise CheckpointError(
-            f"{source.place!r} lacks {', '.join(plan.missing)}: a frozen encoder must be whole, "
-            "since nothing would train what is missing. Leave out --allow-missing for these."
-        )
+def _plan_encoder(table: Sequence[Rule], source: TensorSource, template: Any) -> Plan:
+    plan = match(table, source.shapes, shapes_of(slots(template)), place=repr(source.place))
     require_floats(source, [pair.key for pair in plan.pairs])
     return plan
 
@@ -335,9 +327,9 @@ def _encoder(source: TensorSource, plan: Plan, template: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- helpers
 
 
-def _model_slots(config: MogaoConfig, source: TensorSource | None) -> dict[str, Slot]:
+def _shapes(config: MogaoConfig, source: TensorSource | None) -> Any:
     rows = config.model.vocab_size or _rows(source)
-    return slots(param_shapes(config, make_model(config, rows)))
+    return param_shapes(config, make_model(config, rows))
 
 
 def _rows(source: TensorSource | None) -> int:

@@ -17,8 +17,7 @@ from flax import traverse_util
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.layers import fan_in
-from mogao_jax.models.mogao import Mogao
-from mogao_jax.models.system import init_params, param_shapes
+from mogao_jax.models.system import init_params, make_model
 from mogao_jax.porting.slots import Slot, is_stacked
 from mogao_jax.sharding import rules
 
@@ -31,31 +30,33 @@ class Initialiser:
     `config.porting` says what differs from training from nothing.
     """
 
-    def __init__(self, config: MogaoConfig, model: Mogao, key: jax.Array):
+    def __init__(self, config: MogaoConfig, shapes: Any, key: jax.Array):
         """
         Args:
+          shapes: of the parameter tree (`models.system.param_shapes`).
           key: of the model's initialiser; training uses `jax.random.key(config.seed)`.
         """
-        self._config, self._model, self._key = config, model, key
+        self._config, self._key = config, key
+        self._shapes = traverse_util.flatten_dict(shapes, sep=".")
 
     def leaves(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         """(name, value) of leaves by their dotted paths, whole, in their own dtypes.
 
         Small ones are made together, large ones alone: each takes a compilation.
         """
-        shapes = traverse_util.flatten_dict(param_shapes(self._config, self._model), sep=".")
         together: list[str] = []
         for name in names:
-            x = shapes[name]
+            x = self._shapes[name]
             if x.size * x.dtype.itemsize < _LARGE_BYTES:
                 together.append(name)
             else:
                 yield name, self._varied(name, self._large(name, x))
-        for name, value in self._made(self._config, together).items():
+        made = self._made(self._config, together) if together else {}
+        for name, value in made.items():
             yield name, self._varied(name, value)
 
     def _made(self, config: MogaoConfig, names: Sequence[str]) -> dict[str, np.ndarray]:
-        model = dataclasses.replace(self._model, config=config.model)
+        model = make_model(config, self._shapes["token_embedding"].shape[0])
 
         # The rest of the model is traced, found unused and left out by the compiler.
         def only(key: jax.Array) -> dict[str, jax.Array]:

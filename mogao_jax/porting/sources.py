@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mogao_jax.porting.tables import Plan
 from mogao_jax.porting.transforms import Shape
 
 
@@ -107,3 +108,21 @@ class Joined:
 
     def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
         return self._of[key].read_rows(key, start, stop)
+
+
+class Turned:
+    """A file in others' layout by our names, shaped as ours."""
+
+    def __init__(self, source: TensorSource, plan: Plan, shapes: Mapping[str, Shape]):
+        self.place = source.place
+        self.config = source.config
+        self._source, self._pairs = source, {pair.name: pair for pair in plan.pairs}
+        self.shapes = shapes
+        self.dtypes = {name: source.dtypes[pair.key] for name, pair in self._pairs.items()}
+
+    def read(self, key: str) -> np.ndarray:
+        pair = self._pairs[key]
+        return pair.transform.forward(self._source.read(pair.key), self.shapes[key])
+
+    def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        return self.read(key)[start:stop]

@@ -19,7 +19,6 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping
-from importlib import metadata as package_metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -141,7 +140,7 @@ class Checkpointer:
             "counters": dict(counters or {}),
             "fingerprint": fingerprint(tree),
             "data": None if data is None else multihost.gather(_checksum(_data_text(data))),
-            "versions": _versions(),
+            "versions": files.versions(),
         }
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(tree),
@@ -351,13 +350,3 @@ def _data_text(data: Any) -> str:
 
 def _checksum(text: str) -> int:
     return zlib.crc32(text.encode())
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in ("mogao_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain"):
-        try:
-            versions[name] = package_metadata.version(name)
-        except package_metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions

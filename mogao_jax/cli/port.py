@@ -1,0 +1,197 @@
+"""`mogao port`: checkpoints of others in, and back out; what one holds; how two differ."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+
+from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.parser import Parser
+from mogao_jax.config.convert import from_dict, parse_config_args
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import ConfigError, RequestError
+
+USAGE = """usage: mogao port ACTION ...
+
+  from-hf  --config=FILE [--llm DIR] [--vit DIR] [--vae FILE] --out CKPT
+           a model around pretrained parts, as a checkpoint to train from or to sample
+  to-hf    CKPT --out DIR [--part llm|vit|vae|all] [--dtype float32|bfloat16|float16]
+           back into the layouts of transformers and diffusers; or the whole model
+  inspect  CKPT|DIR|FILE [--json]      names, shapes, dtypes, parameters, fingerprint
+  diff     A B                         which tensors differ, and by how much
+
+'mogao port ACTION --help' tells more."""
+
+
+def main(argv: list[str]) -> int:
+    """Dispatches on the action; returns the exit status (diff: 1 where values differ)."""
+    actions = {"from-hf": _from_hf, "to-hf": _to_hf, "inspect": _inspect, "diff": _diff}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in actions:
+        raise RequestError(f"there is no action {argv[0]!r} of 'mogao port'.\n{USAGE}")
+    configure_logging()
+    return actions[argv[0]](argv[1:])
+
+
+# Imports of the porting room stand in the actions: they bring JAX along.
+
+
+def _from_hf(argv: list[str]) -> int:
+    parser = Parser(
+        prog="mogao port from-hf",
+        description="Builds the deep-fused model of a config around a pretrained language model, "
+        "and copies the frozen encoders beside it. What no file holds is initialised, as "
+        "config.porting says. Every key must fit, or nothing is written.",
+    )
+    add = parser.add_argument
+    add("--llm", metavar="DIR", help="Qwen2 or Qwen2.5 (safetensors), or a whole Mogao of to-hf")
+    add("--vit", metavar="DIR", help="Qwen2-VL's vision tower, alone or in a whole Qwen2-VL")
+    add("--vae", metavar="FILE", help="FLUX's ae.safetensors, diffusers' folder, or TAEF1's")
+    add("--tokenizer", metavar="FILE", help="tokenizer.json (the LLM's own)")
+    add("--out", required=True, metavar="CKPT", help="the checkpoint's folder; must not exist")
+    add("--allow-missing", action="append", default=[], metavar="PATTERN",
+        help="keys of the LLM that may be absent and are then initialised; recorded")  # fmt: skip
+    add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
+    config, argv = _config(argv, parser)
+    arguments = parser.parse_args(argv)
+
+    from mogao_jax.porting.streaming import stream_checkpoint
+
+    ported = stream_checkpoint(
+        arguments.out,
+        config if config is not None else _config_of(arguments.llm),
+        llm=arguments.llm,
+        vit=arguments.vit,
+        vae=arguments.vae,
+        tokenizer=arguments.tokenizer,
+        allow_missing=arguments.allow_missing,
+        allow_non_finite=arguments.allow_nan,
+        progress=True,
+        say=_say,
+    )
+    for note in ported.notes:
+        print(f"note: {note}")
+    width = max(map(len, ported.parameters))
+    for part, count in ported.parameters.items():
+        print(f"{part:<{width}}  {count:>14,}")
+    print(
+        f"{ported.path}: {sum(ported.parameters.values()):,} parameters, "
+        f"{ported.num_bytes / 1e9:.2f} GB in {ported.seconds:.0f} s"
+    )
+    print(_peak_memory())
+    return 0
+
+
+def _to_hf(argv: list[str]) -> int:
+    from mogao_jax.porting.to_hf import DTYPES, PARTS, export
+
+    parser = Parser(
+        prog="mogao port to-hf",
+        description="Writes a checkpoint as others read it. llm: the und branch for transformers; "
+        "vit: for transformers; vae: for diffusers, or as FLUX's ae.safetensors; all: the whole "
+        "model in shards, with config.json and model card, and vit/ and vae/ below it.",
+    )
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", help="a run's folder, a checkpoint, or an exported file")
+    add("--out", required=True, metavar="DIR", help="the folder to make; must not exist")
+    add("--part", choices=PARTS, default="all")
+    add("--dtype", choices=DTYPES, help="of the tensors (as they came in, else as saved)")
+    add("--vae-layout", choices=("bfl", "diffusers", "original"),
+        help="FLUX: bfl or diffusers; TAEF1: original or diffusers (as it came in)")  # fmt: skip
+    add("--weights", choices=("best", "ema", "raw"), default="best",
+        help="ema: the moving average; best: that where there is one")  # fmt: skip
+    add("--shard-gb", type=_positive, default=5.0, metavar="GB", help="largest file (5)")
+    arguments = parser.parse_args(argv)
+    files = export(
+        arguments.checkpoint,
+        arguments.out,
+        part=arguments.part,
+        dtype=arguments.dtype,
+        vae_layout=arguments.vae_layout,
+        weights=arguments.weights,
+        shard_bytes=int(arguments.shard_gb * 1e9),
+        progress=True,
+        say=_say,
+    )
+    for file in files:
+        print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
+    print(_peak_memory())
+    return 0
+
+
+def _inspect(argv: list[str]) -> int:
+    parser = Parser(prog="mogao port inspect", description="What a checkpoint or folder holds.")
+    parser.add_argument("place", metavar="CKPT|DIR|FILE")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    arguments = parser.parse_args(argv)
+
+    from mogao_jax.porting import inspecting
+
+    found = inspecting.inspect(arguments.place)
+    print(inspecting.as_json(found) if arguments.json else inspecting.as_text(found))
+    return 0
+
+
+def _diff(argv: list[str]) -> int:
+    parser = Parser(
+        prog="mogao port diff",
+        description="Compares two checkpoints, folders or files tensor by tensor. A Qwen2 folder "
+        "beside a Mogao is compared with its und branch. Exit status 1 where values differ.",
+    )
+    parser.add_argument("a", metavar="A")
+    parser.add_argument("b", metavar="B")
+    arguments = parser.parse_args(argv)
+
+    from mogao_jax.porting import comparing
+
+    found = comparing.compare(arguments.a, arguments.b)
+    print(comparing.as_text(found))
+    return 0 if found.equal else 1
+
+
+def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConfig | None, list]:
+    """The config of the flags, unchecked for data (a config may describe a model alone)."""
+    if any(a in ("-h", "--help") for a in argv):
+        parser.parse_args(["--help"])
+    if any(a == "--config" or a.startswith("--config=") for a in argv):
+        return parse_config_args(argv, checked=False)
+    return None, argv
+
+
+def _config_of(llm: str | None) -> MogaoConfig:
+    """The config that a whole Mogao of to-hf carries."""
+    import pathlib
+
+    from mogao_jax.porting.own import is_mogao_folder
+    from mogao_jax.porting.safetensors_folder import read_json
+
+    folder = pathlib.Path(llm or "").expanduser()
+    if llm is None or not is_mogao_folder(folder):
+        raise ConfigError(
+            "--config=FILE is required: it says what the model around the LLM looks like, for "
+            "example --config=configs/mogao_7b.py"
+        )
+    return from_dict(read_json(folder / "config.json")["config"])
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def _peak_memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scale = 1 if sys.platform == "darwin" else 1024
+    return f"peak memory {peak * scale / 1e9:.2f} GB"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

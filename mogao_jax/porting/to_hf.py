@@ -1,0 +1,351 @@
+"""Our models back into others' layouts: the LLM, the frozen encoders, or the whole model.
+
+Tensors are read, turned and written one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tqdm
+
+from mogao_jax.checkpoints import carried
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.models import encoder_weights
+from mogao_jax.models.system import part_of
+from mogao_jax.porting import from_hf
+from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
+from mogao_jax.porting.from_hf import ROWS_BYTES, Place
+from mogao_jax.porting.model_card import model_card
+from mogao_jax.porting.own import OwnModel, Weights
+from mogao_jax.porting.safetensors_file import FLOATS, is_finite
+from mogao_jax.porting.safetensors_folder import SafetensorsFolder
+from mogao_jax.porting.safetensors_writer import SHARD_BYTES, ShardWriter
+from mogao_jax.porting.slots import shapes_of, slots
+from mogao_jax.porting.sources import InMemory, Joined, TensorSource, Turned
+from mogao_jax.porting.streaming import COMPANIONS, LEFT
+from mogao_jax.porting.tables import Pair, Rule, invert, match
+from mogao_jax.porting.transforms import SAME, Shape
+from mogao_jax.porting.unfinished import unfinished
+from mogao_jax.tokenizer import load_tokenizer
+
+PARTS = ("llm", "vit", "vae", "all")
+DTYPES = tuple(dtype.name for dtype in FLOATS.values())
+Say = Callable[[str], None]
+
+
+class Work(NamedTuple):
+    """Tensors to be written into one folder.
+
+    Attributes:
+      folder: below the output; "" for the output itself.
+      stem: of the files' names.
+      source: that they are read from.
+      pairs: key <- name.
+      dtypes: key -> dtype to be written.
+      files: name -> text, or a file to be copied.
+    """
+
+    folder: str
+    stem: str
+    source: TensorSource
+    pairs: list[Pair]
+    dtypes: dict[str, str]
+    files: dict[str, str | pathlib.Path]
+
+
+def export(
+    checkpoint: Place,
+    out: Place,
+    *,
+    part: Literal["llm", "vit", "vae", "all"] = "all",
+    dtype: str | None = None,
+    vae_layout: str | None = None,
+    weights: Weights = "best",
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
+    say: Say = lambda message: None,
+) -> list[pathlib.Path]:
+    """Writes a model, or a part of it, as others read it.
+
+    Args:
+      checkpoint: a run's folder, a checkpoint (ported or trained), or an exported file.
+      out: the folder to make.
+      part: llm: the und branch as Qwen2ForCausalLM. vit, vae: the frozen encoders. all: the whole
+        model in our own names (`formats/mogao.py`), with vit/ and vae/ below it.
+      dtype: one of DTYPES; None: that of the files it came from, where the checkpoint is one that
+        `port from-hf` made, else as saved.
+      vae_layout: bfl or diffusers (TAEF1: original or diffusers); None: as it came, else
+        diffusers.
+      weights: ema, raw, or best: ema where there is one.
+      shard_bytes: files are no larger.
+    Returns:
+      The files written.
+    Raises:
+      CheckpointError: nothing to read, or damaged; values that are too large for `dtype`; `out`
+        exists.
+      ConfigError: a part that the model does not have.
+      EnvironmentProblem: no room, or `out` cannot be written.
+    """
+    model = OwnModel(checkpoint, weights=weights)
+    work: list[Work] = []
+    if part == "llm":
+        work.append(_llm(model, dtype))
+    if part in ("vit", "all"):
+        work += _vit(model, dtype, "vit" if part == "all" else "")
+    if part in ("vae", "all"):
+        work += _vae(model, dtype, vae_layout, "vae" if part == "all" else "")
+    if part == "all":
+        work.insert(0, _whole(model, dtype))
+    if not work:
+        raise ConfigError(f"{str(checkpoint)!r} has no {part}.")
+    written: list[str] = []
+    total = sum(_bytes_of(w) for w in work)
+    with unfinished(out, total, say) as folder:
+        bar = tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress, mininterval=1)
+        with bar:
+            for w in work:
+                written += _write(folder, w, shard_bytes, bar.update)
+        model.verify()
+    return [pathlib.Path(out).expanduser().absolute() / name for name in written]
+
+
+# --------------------------------------------------------------------------------- what to write
+
+
+def _llm(model: OwnModel, dtype: str | None) -> Work:
+    config = model.model_config
+    if config.model.fusion == "shared" and model.step:
+        raise ConfigError(
+            f"{model.place!r} has shared weights for text and pictures (model.fusion 'shared'), "
+            "trained on both: no language model of its own. Use --part all."
+        )
+    names = [name for name in model.shapes if qwen2.is_of_llm(name)]
+    pairs = invert(qwen2.table(config.model), names)
+    record = model.porting.get("llm") or {}
+    dtype = dtype or _recorded(record)
+    rows = model.shapes["token_embedding"][0]
+    dtypes = {pair.key: dtype or model.dtypes[pair.name] for pair in pairs}
+    came_with = record.get("config", {}).get("model_type") == "qwen2"
+    special = {} if came_with else _special_ids(config)
+    made = qwen2.to_config(config.model, rows=rows, dtype=_common(dtypes), special=special)
+    if came_with:
+        # What it came with, which may know more (a window, dropout); ours where it matters.
+        theirs = dict(record["config"])
+        same = ("torch_dtype", "vocab_size", "tie_word_embeddings", "architectures")
+        made = theirs | {name: made[name] for name in same}
+        if "dtype" in theirs:  # transformers 5's name
+            made["dtype"] = made["torch_dtype"]
+    texts: dict[str, str | pathlib.Path] = {"config.json": _json(made)}
+    return Work("", "model", model, pairs, dtypes, texts | _companions(model))
+
+
+def _whole(model: OwnModel, dtype: str | None) -> Work:
+    config = model.model_config
+    pairs = [Pair(name, name, SAME) for name in model.shapes]
+    dtypes = {name: dtype or model.dtypes[name] for name in model.shapes}
+    made = mogao.to_config(config, dtype=_common(dtypes))
+    made |= {"step": model.step, "weights": model.weights}
+    card = model_card(
+        config,
+        parameters=_counts(model),
+        dtype=_common(dtypes),
+        step=model.step,
+        weights=model.weights,
+        porting=model.porting,
+    )
+    texts: dict[str, str | pathlib.Path] = {"config.json": _json(made), "README.md": card}
+    return Work("", "model", model, pairs, dtypes, texts | _companions(model))
+
+
+def _vit(model: OwnModel, dtype: str | None, folder: str) -> list[Work]:
+    config = model.model_config
+    if config.layout.understanding_encoder != "vit":
+        return []
+    source = _own_encoder("vit", config)
+    table = qwen2_vl_vision.table(config.vit)
+    left = _left(source)
+    pairs = [*invert(table, source.shapes), *(Pair(key, key, SAME) for key in left.shapes)]
+    both = Joined(source.place, source, left)
+    dtypes = {pair.key: dtype or both.dtypes[pair.name] for pair in pairs}
+    width = left.shapes.get("merger.mlp.2.bias", (config.vit.merger_dim,))[0]
+    made = qwen2_vl_vision.to_config(config.vit, hidden_size=width, dtype=_common(dtypes))
+    return [Work(folder, "model", both, pairs, dtypes, {"config.json": _json(made)})]
+
+
+def _vae(model: OwnModel, dtype: str | None, layout: str | None, folder: str) -> list[Work]:
+    config = model.model_config
+    source = _own_encoder("vae", config)
+    kind = taef1 if config.vae.kind == "taef1" else flux_vae
+    layout = layout or (model.porting.get("vae") or {}).get("layout") or "diffusers"
+    if layout not in kind.LAYOUTS:
+        raise ConfigError(
+            f"--vae-layout is {layout!r}; of {kind.NAME} there are {', '.join(kind.LAYOUTS)}."
+        )
+    table: Sequence[Rule]
+    if config.vae.kind == "taef1":
+        table, made = taef1.table(layout), taef1.to_config()
+    else:
+        table, made = flux_vae.table(config.vae, layout), flux_vae.to_config(config.vae)
+    pairs = invert(table, source.shapes)
+    dtypes = {pair.key: dtype or source.dtypes[pair.name] for pair in pairs}
+    if layout == "diffusers":
+        text: dict[str, str | pathlib.Path] = {"config.json": _json(made)}
+        return [Work(folder, "diffusion_pytorch_model", source, pairs, dtypes, text)]
+    if layout == "bfl":
+        return [Work(folder, "ae", source, pairs, dtypes, {})]
+    work = []
+    for half, file in taef1.FILES.items():  # a file for each half, which the keys do not name
+        half_pairs = [p for p in pairs if p.key.startswith(f"{half}.")]
+        bare = [p._replace(key=p.key.removeprefix(f"{half}.")) for p in half_pairs]
+        kept = {b.key: dtypes[p.key] for b, p in zip(bare, half_pairs, strict=True)}
+        work.append(Work(folder, file.removesuffix(".safetensors"), source, bare, kept, {}))
+    return work
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def _write(
+    out: pathlib.Path, work: Work, shard_bytes: int, advance: Callable[[int], Any]
+) -> list[str]:
+    folder = out / work.folder
+    folder.mkdir(exist_ok=True)
+    shapes = _their_shapes(work)
+    writer = ShardWriter(
+        folder,
+        {pair.key: (shapes[pair.key], work.dtypes[pair.key]) for pair in work.pairs},
+        stem=work.stem,
+        shard_bytes=shard_bytes,
+    )
+    for pair in _in_order(work):
+        for start, value in _values(work, pair):
+            rounded = _rounded(pair.key, value, work.dtypes[pair.key])
+            writer.write(pair.key, rounded, start)
+            advance(rounded.nbytes)
+    names = writer.finish()
+    for name, content in work.files.items():
+        if isinstance(content, pathlib.Path):
+            shutil.copyfile(content, folder / name)
+        else:
+            (folder / name).write_text(content, encoding="utf-8")
+        names.append(name)
+    return [os.path.join(work.folder, name) for name in names]
+
+
+def _values(work: Work, pair: Pair) -> Iterable[tuple[int, np.ndarray]]:
+    shape = work.source.shapes[pair.name]
+    row = 4 * int(np.prod(shape[1:], dtype=np.int64))
+    if pair.transform.by_rows and row * shape[0] > ROWS_BYTES:
+        step = max(1, ROWS_BYTES // row)
+        for start in range(0, shape[0], step):
+            stop = min(shape[0], start + step)
+            yield start, work.source.read_rows(pair.name, start, stop)
+    else:
+        yield 0, pair.transform.backward(work.source.read(pair.name))
+
+
+def _in_order(work: Work) -> list[Pair]:
+    """Pairs as they lie in the checkpoint: all layers of a stacked array one after another."""
+    leaf = getattr(work.source, "leaf_of", lambda name: name)
+    return sorted(work.pairs, key=lambda pair: leaf(pair.name))  # stable: layers stay in order
+
+
+def _rounded(key: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    target = FLOATS[next(name for name, d in FLOATS.items() if d.name == dtype)]
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(value).astype(target, copy=False)
+    if rounded.dtype != value.dtype and not is_finite(rounded) and is_finite(value):
+        largest = np.abs(value.astype(np.float32)).max()
+        raise CheckpointError(
+            f"{key} reaches {largest:.3g}, too large for {dtype}; nothing written. Use --dtype "
+            "bfloat16 or float32."
+        )
+    return rounded
+
+
+# ------------------------------------------------------------------------------------- helpers
+
+
+def _own_encoder(part: Literal["vae", "vit"], config: MogaoConfig) -> TensorSource:
+    """The frozen encoder of a config, by our names."""
+    file = encoder_weights.own_file(part, getattr(config, part).weights)
+    if file is not None:
+        source = SafetensorsFolder(file)
+        wanted = shapes_of(slots(_template(part, config)))
+        match([Rule(name, name) for name in wanted], source.shapes, wanted, place=repr(str(file)))
+        return source
+    plan_it = from_hf.plan_autoencoder if part == "vae" else from_hf.plan_vision_tower
+    theirs, plan = plan_it(getattr(config, part).weights, getattr(config, part))
+    return Turned(theirs, plan, shapes_of(slots(_template(part, config))))
+
+
+def _template(part: str, config: MogaoConfig) -> Any:
+    if part == "vae":
+        return encoder_weights.vae_template(config.vae)
+    return encoder_weights.vit_template(config.vit)
+
+
+def _left(vit: TensorSource) -> TensorSource:
+    """What `port from-hf` left aside of a vision tower: its merger, where the model has none."""
+    file = pathlib.Path(vit.place).with_name(LEFT)
+    return SafetensorsFolder(file) if file.is_file() else InMemory({}, place=str(file))
+
+
+def _their_shapes(work: Work) -> dict[str, Shape]:
+    return {
+        pair.key: pair.transform.theirs(tuple(work.source.shapes[pair.name])) for pair in work.pairs
+    }
+
+
+def _bytes_of(work: Work) -> int:
+    wide = {key: 4 if dtype == "float32" else 2 for key, dtype in work.dtypes.items()}
+    return sum(wide[p.key] * math.prod(work.source.shapes[p.name]) for p in work.pairs)
+
+
+def _recorded(record: Mapping[str, Any]) -> str | None:
+    """The dtype that a part came in, if it was one."""
+    dtypes = list(record.get("dtypes", {}))
+    return dtypes[0] if len(dtypes) == 1 else None
+
+
+def _common(dtypes: Mapping[str, str]) -> str:
+    """The dtype of most tensors, for a config.json."""
+    return Counter(dtypes.values()).most_common(1)[0][0]
+
+
+def _counts(model: OwnModel) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, shape in model.shapes.items():
+        part = part_of(name.split("."))
+        counts[part] = counts.get(part, 0) + math.prod(shape)
+    return counts
+
+
+def _special_ids(config: MogaoConfig) -> dict[str, int]:
+    tokenizer = load_tokenizer(config.tokenizer)
+    return {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.im_end}
+
+
+def _companions(model: OwnModel) -> dict[str, str | pathlib.Path]:
+    """The tokenizer and what else belongs to the LLM."""
+    found: dict[str, str | pathlib.Path] = {}
+    if model.model_config.tokenizer.kind == "file":
+        found[carried.TOKENIZER] = carried.tokenizer_file(model.model_config.tokenizer)
+    for name in COMPANIONS:
+        if (model.folder / name).is_file():
+            found[name] = model.folder / name
+    return found
+
+
+def _json(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, indent=2) + "\n"

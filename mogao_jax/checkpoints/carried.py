@@ -31,12 +31,10 @@ def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
       place: a checkpoint's folder, or the folder of the run.
     """
     folder = pathlib.Path(place)
-    if folder.parent.name == CHECKPOINTS and not (folder / TOKENIZER).is_file():
-        folder = folder.parent.parent
-    if config.tokenizer.kind == "file" and (folder / TOKENIZER).is_file():
-        config = dataclasses.replace(
-            config, tokenizer=TokenizerConfig("file", str(folder / TOKENIZER))
-        )
+    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    file = next((f / TOKENIZER for f in (folder, run) if (f / TOKENIZER).is_file()), None)
+    if config.tokenizer.kind == "file" and file is not None:
+        config = dataclasses.replace(config, tokenizer=TokenizerConfig("file", str(file)))
     if (folder / VAE).is_file():
         vae = dataclasses.replace(config.vae, weights=str(folder / VAE))
         config = dataclasses.replace(config, vae=vae)

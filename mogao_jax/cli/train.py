@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from mogao_jax.checkpoints.carried import keep_tokenizer
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.config.checks import check
 from mogao_jax.config.convert import parse_config_args, to_dict
@@ -41,8 +42,16 @@ from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.loop import Counters, Evaluator, Parts, evaluated_params, train
 from mogao_jax.training.metrics import MetricsWriter, read_metrics
-from mogao_jax.training.optimizer import make_optimizer
-from mogao_jax.training.state import abstract_state, init_state, num_bytes, shardings_of
+from mogao_jax.training.optimizer import Optimizer, make_optimizer
+from mogao_jax.training.starting import load_start
+from mogao_jax.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    num_bytes,
+    shardings_of,
+    state_from,
+)
 from mogao_jax.training.step import make_eval_step, make_train_step
 from mogao_jax.training.validation import hide_pictures, make_evaluator
 
@@ -79,6 +88,8 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
             "agree on the last step. Set it to 0 and give config.train.num_steps."
         )
     folder = workdir.prepare(folder)
+    if multihost.is_main():
+        keep_tokenizer(folder, config.tokenizer)
     data = make_train_iterator(
         config,
         tokenizer=tokenizer,
@@ -104,7 +115,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
             _say(f"{folder} has already finished training at step {step}; nothing to do.")
             return
         if state is None:
-            state = init_state(init, optimizer.transform, mesh, ema_decay)
+            state = _first_state(config, init, abstract, optimizer, mesh, tokenizer)
             workdir.write_config(folder, to_dict(config))
         parameters = count_parameters(state.params)
         if multihost.is_main():
@@ -145,6 +156,21 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         + ("" if finished else " The same command goes on from here.")
     )
     data.close()
+
+
+def _first_state(
+    config: MogaoConfig,
+    init: Callable[[], Any],
+    abstract: TrainState,
+    optimizer: Optimizer,
+    mesh: jax.sharding.Mesh,
+    tokenizer: Tokenizer,
+) -> TrainState:
+    """The state at step 0: initialised, or with the parameters of `train.init_from`."""
+    if not config.train.init_from:
+        return init_state(init, optimizer.transform, mesh, config.optimizer.ema_decay)
+    params = load_start(config, abstract.params, tokenizer, report=_say)
+    return state_from(params, abstract, optimizer.transform)
 
 
 def _evaluators(

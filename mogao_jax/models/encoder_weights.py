@@ -302,8 +302,10 @@ def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
     module = taef1.Taef1(config, dtype)
     template = vae_template(config)
     path = pathlib.Path(config.weights)
-    if not path.is_dir() or own_file("vae", config.weights) is not None:
+    if path.is_file() or (path / "vae.safetensors").is_file():
         return module, _load_own("vae", config, template)
+    if not path.is_dir():
+        raise CheckpointError(f"vae.weights: no file or folder {path}.")
     arrays: dict[str, np.ndarray] = {}
     for half, file in taef1.FILES.items():
         arrays |= {f"{half}.{k}": v for k, v in _read(path / file)[0].items()}

@@ -76,14 +76,14 @@ def match(
       CheckpointError: listing every key that is unmatched, matched twice, missing or of the
         wrong shape; or a pattern of `allow_missing` that nothing needs.
     """
-    exact, patterns = _compile(table)
+    rules = _Side((rule.theirs, rule) for rule in table)
     problems: list[str] = []
     pairs: list[Pair] = []
     left: list[str] = []
     unmatched: list[str] = []
     for key in theirs:
-        found = _rules_for(key, exact, patterns)
-        names = [name for _, name in found if name is not None]
+        found = rules.find(key)
+        names = [rule.ours.replace(_INDEX, i) for rule, i in found if rule.ours is not None]
         if len(found) > 1:
             problems.append(f"{key} is matched twice, by {_and(rule.theirs for rule, _ in found)}")
         elif not found or (names and names[0] not in ours):
@@ -116,64 +116,19 @@ def compress(keys: Iterable[str]) -> list[str]:
     return [_joined(head, numbers, tail) for (head, tail), numbers in groups.items()]
 
 
-# ---------------------------------------------------------------------------------------- helpers
-
-
-def _compile(
-    table: Sequence[Rule],
-) -> tuple[dict[str, list[Rule]], list[tuple[re.Pattern[str], Rule]]]:
-    exact: dict[str, list[Rule]] = {}
-    patterns = []
-    for rule in table:
-        if _INDEX in rule.theirs:
-            text = re.escape(rule.theirs).replace(re.escape(_INDEX), "(0|[1-9][0-9]*)")
-            patterns.append((re.compile(text), rule))
-        else:
-            exact.setdefault(rule.theirs, []).append(rule)
-    return exact, patterns
-
-
-def _rules_for(key: str, exact, patterns) -> list[tuple[Rule, str | None]]:
-    """(rule, our name) of every rule whose left side is the key."""
-    found: list[tuple[Rule, str | None]] = [(rule, rule.ours) for rule in exact.get(key, ())]
-    for pattern, rule in patterns:
-        hit = pattern.fullmatch(key)
-        if hit:
-            found.append((rule, rule.ours and rule.ours.replace(_INDEX, hit[1])))
-    return found
-
-
-def their_key(table: Sequence[Rule], name: str) -> str | None:
-    """The key that a table wants for one of our names; None where no rule has it."""
-    for rule in table:
-        if rule.ours is None:
-            continue
-        text = re.escape(rule.ours).replace(re.escape(_INDEX), "(0|[1-9][0-9]*)")
-        hit = re.fullmatch(text, name)
-        if hit:
-            return rule.theirs.replace(_INDEX, hit[1]) if _INDEX in rule.ours else rule.theirs
-    return None
-
-
 def invert(table: Sequence[Rule], names: Iterable[str]) -> list[Pair]:
     """The pairs that carry our names back into the file's keys.
 
     Raises:
       CheckpointError: a name that the table does not have.
     """
-    by_pattern = [
-        (re.compile(re.escape(r.ours).replace(re.escape(_INDEX), "(0|[1-9][0-9]*)")), r)
-        for r in table
-        if r.ours is not None
-    ]
+    rules = _Side((rule.ours, rule) for rule in table if rule.ours is not None)
     pairs, unknown = [], []
     for name in names:
-        for pattern, rule in by_pattern:
-            hit = pattern.fullmatch(name)
-            if hit:
-                index = hit[1] if pattern.groups else ""
-                pairs.append(Pair(rule.theirs.replace(_INDEX, index), name, rule.transform))
-                break
+        found = rules.find(name)
+        if found:
+            rule, index = found[0]
+            pairs.append(Pair(rule.theirs.replace(_INDEX, index), name, rule.transform))
         else:
             unknown.append(name)
     if unknown:
@@ -181,6 +136,32 @@ def invert(table: Sequence[Rule], names: Iterable[str]) -> list[Pair]:
             f"this format has no place for {'; '.join(compress(unknown))}; export another part."
         )
     return pairs
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+class _Side:
+    """The patterns of one side of a table, for looking names up."""
+
+    def __init__(self, rules: Iterable[tuple[str, Rule]]):
+        self._exact: dict[str, list[Rule]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Rule]] = []
+        for text, rule in rules:
+            if _INDEX in text:
+                text = re.escape(text).replace(re.escape(_INDEX), "(0|[1-9][0-9]*)")
+                self._patterns.append((re.compile(text), rule))
+            else:
+                self._exact.setdefault(text, []).append(rule)
+
+    def find(self, name: str) -> list[tuple[Rule, str]]:
+        """(rule, layer number or "") of every rule that has the name on this side."""
+        found = [(rule, "") for rule in self._exact.get(name, ())]
+        for pattern, rule in self._patterns:
+            hit = pattern.fullmatch(name)
+            if hit:
+                found.append((rule, hit[1]))
+        return found
 
 
 def _filled_twice(pairs: Sequence[Pair]) -> list[str]:
@@ -198,13 +179,17 @@ def _absent(
     table: Sequence[Rule], ours: Mapping[str, Shape], filled: set[str], allowed: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """(keys that are missing, our names that may be, patterns that nothing needed)."""
+    rules = _Side((rule.ours, rule) for rule in table if rule.ours is not None)
     absent: list[str] = []
     missing: list[str] = []
     used: set[str] = set()
     for name in ours:
         if name in filled:
             continue
-        key = their_key(table, name) or f"parameter {name}"
+        found = rules.find(name)
+        key = f"parameter {name}"
+        if found:
+            key = found[0][0].theirs.replace(_INDEX, found[0][1])
         hits = [p for p in allowed if fnmatch.fnmatch(key, p) or fnmatch.fnmatch(name, p)]
         used.update(hits)
         (missing if hits else absent).append(name if hits else key)

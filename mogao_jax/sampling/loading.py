@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mogao_jax.checkpoints import exported, files
+from mogao_jax.checkpoints.carried import check_tokenizer, with_carried
 from mogao_jax.checkpoints.load_params import best_weights, load_params
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
@@ -118,7 +120,8 @@ def open_checkpoint(
         config, rows = header.config, header.shapes.get("token_embedding", (None,))[0]
     else:
         header = None
-        config, rows = _config(place), _embedding_rows(place)
+        meta = files.read_meta(place)
+        config, rows = _config(place, meta), _embedding_rows(place)
     config = _moved(config, tokenizer, vae, vit)
     text = _tokenizer(place, config)
     if header is not None and exported.tokenizer_digest(text) != header.tokenizer:
@@ -127,6 +130,8 @@ def open_checkpoint(
             f"({text.vocab_size} tokens): its ids would mean other words. Give the right one with "
             "--tokenizer (in Python: tokenizer=)."
         )
+    if header is None:
+        check_tokenizer(meta, config.tokenizer, text, place)
     if rows not in (None, config.model.vocab_size or text.vocab_size):
         raise CheckpointError(
             f"{str(place)!r} has {rows} token embeddings, but {_tokenizer_name(config)} has "
@@ -164,10 +169,10 @@ def _tokenizer(place: pathlib.Path, config: MogaoConfig) -> Tokenizer:
         ) from e
 
 
-def _config(place: pathlib.Path) -> MogaoConfig:
-    meta = files.read_meta(place)
+def _config(place: pathlib.Path, meta: Mapping[str, Any]) -> MogaoConfig:
+    """The config of a checkpoint, naming the files that it carries."""
     try:
-        return from_dict(meta["config"])
+        return with_carried(from_dict(meta["config"]), files.find_checkpoints(place)[0])
     except ConfigError as e:
         raise CheckpointError(
             f"{str(place)!r} has a config that this release does not understand: {e} It was "

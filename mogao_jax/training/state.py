@@ -104,6 +104,23 @@ def init_state(
     return jax.jit(make, out_shardings=shardings_of(abstract))()
 
 
+def state_from(
+    params: Any, abstract: TrainState, transform: optax.GradientTransformation
+) -> TrainState:
+    """The state at step 0 with given parameters, which are donated; the average is their copy.
+
+    Args:
+      params: unboxed, with the shapes, dtypes and shardings of `abstract.params`.
+      abstract: of `abstract_state`.
+    """
+    ema_decay = 0.0 if abstract.ema_params is None else 1.0
+
+    def make(params):
+        return TrainState.create(params, transform, ema_decay)
+
+    return jax.jit(make, out_shardings=shardings_of(abstract), donate_argnums=0)(params)
+
+
 def num_bytes(tree: Any) -> int:
     """Bytes of all arrays of a tree (abstract or real), over all devices together."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

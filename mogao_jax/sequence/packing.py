@@ -78,7 +78,8 @@ def pack_row(
     Returns:
       A row: PackedBatch without a batch axis, arrays newly allocated.
     """
-    row = _empty_row(documents, limits, canvas_side)
+    widths = {d.vit.pixels.shape[-1] for d in documents} or {3 * 14 * 14}
+    row = empty_row(limits, canvas_side, widths.pop())
     und = clean = noised = images = patches = segments = vit_images = 0
     for doc in documents:
         n = sizes(doc)
@@ -127,7 +128,14 @@ def _copy_images(into: ImageTable, part: ImageTable, start: int) -> None:
         getattr(into, name)[where] = getattr(part, name)
 
 
-def _empty_row(documents: Sequence[PackedBatch], limits: Sizes, canvas_side: int) -> PackedBatch:
+def empty_row(limits: Sizes, canvas_side: int, patch_values: int = 3 * 14 * 14) -> PackedBatch:
+    """A row of nothing but padding, with room for `limits`.
+
+    Args:
+      canvas_side: side in pixels of the canvas of every image.
+      patch_values: values of a ViT patch.
+    """
+
     def zeros(dtype, *shape: int) -> np.ndarray:
         return np.zeros(shape, dtype)
 
@@ -145,7 +153,6 @@ def _empty_row(documents: Sequence[PackedBatch], limits: Sizes, canvas_side: int
         )
 
     n, i, p = limits.und, limits.images, limits.vit_patches
-    patch_values = documents[0].vit.pixels.shape[-1] if documents else 3 * 14 * 14
     return PackedBatch(
         und=UndStream(
             tokens=zeros(np.int32, n),

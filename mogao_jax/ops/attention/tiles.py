@@ -143,6 +143,30 @@ def active_tiles(
     return active
 
 
+def full_tiles(query: TokenMeta, key: TokenMeta, tiles: np.ndarray, queries: Blocks, keys: Blocks):
+    """Whether every pair of a tile is known to attend: bool[B, P]. Errs on the safe side.
+
+    Both blocks must hold tokens of one and the same segment, without padding; then the times
+    decide (docs/method.md section 4). Other arguments as of `active_tiles`.
+    """
+    xp = _library(query)
+    q, k = _summary(query), _summary(key)
+    i, j = tiles[:, 0], tiles[:, 1]
+    noised_query = queries.part_of_block[i] == NOISED
+    noised_key = keys.part_of_block[j] == NOISED
+
+    def whole(meta: TokenMeta, summary: _Summary):
+        unpadded = xp.min(meta.segment, axis=-1) != PADDING_SEGMENT
+        return unpadded & (summary.first == summary.last)
+
+    one_segment = whole(query, q)[:, i] & whole(key, k)[:, j] & (q.first[:, i] == k.first[:, j])
+    (q_low, q_high), (k_low, k_high) = q.times_of_first, k.times_of_first
+    q_low, q_high, k_low, k_high = q_low[:, i], q_high[:, i], k_low[:, j], k_high[:, j]
+    one_image = (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
+    history = xp.where(noised_query, k_high < q_low, k_high <= q_low)
+    return one_segment & xp.where(noised_key, noised_query & one_image, history)
+
+
 class TileStatistics(NamedTuple):
     """What attention over some metadata costs, summed over the rows of the batch.
 

@@ -6,10 +6,8 @@ online (FlashAttention), the backward pass recomputes the scores of a tile from 
 logarithms of the softmax's sums. No array ever has a query axis and a key axis both longer than
 a block.
 
-Layout inside: blocks on end, one kv head after the other, and the G query heads that share a kv
-head as rows under each other, so that every contraction is a batch of K plain matmuls:
-q [blocks, K, G * block_q, H], k and v [blocks, K, block_kv, H]. XLA's CPU backend has no good
-kernel for anything else.
+Every contraction of a tile is a batch of K plain matmuls (layout.py): XLA's CPU backend has no
+good kernel for anything else.
 """
 
 from __future__ import annotations
@@ -22,22 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from mogao_jax.ops.attention import layout
 from mogao_jax.ops.attention import tiles as tiling
+from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sequence.masking import TokenMeta, can_attend
-
-# Finite stand-ins for minus infinity: exp(_MASKED - _FLOOR) is 0, and nothing is ever NaN.
-_MASKED, _FLOOR = -1e30, -1e29
-
-
-class _Static(NamedTuple):
-    """What is known while tracing."""
-
-    queries: tiling.Blocks
-    keys: tiling.Blocks
-    kv_heads: int
-    groups: int
-    text_reads_vae: bool
 
 
 class _Tiles(NamedTuple):
@@ -60,62 +47,14 @@ def blockwise_attention(
     text_reads_vae: bool = False,
 ) -> Parts:
     """As `api.attention`, on one device (or one shard of the batch)."""
-    kv_heads = next(p.shape[2] for p in keys if p is not None)
-    heads = next(p.shape[2] for p in queries if p is not None)
-    static = _Static(
-        tiling.cut(_lengths(queries), block_q),
-        tiling.cut(_lengths(keys), block_kv),
-        kv_heads,
-        heads // kv_heads,
-        text_reads_vae,
-    )
+    static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae)
     if not len(tiling.readable_tiles(static.queries, static.keys, text_reads_vae)):
         return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
-    q_meta = tiling.blocked_meta(jax.tree.map(jnp.asarray, query_meta), static.queries)
-    k_meta = tiling.blocked_meta(jax.tree.map(jnp.asarray, key_meta), static.keys)
-    out = _attend(
-        static,
-        _to_blocks(queries, static.queries, static.kv_heads),
-        _to_blocks(keys, static.keys, static.kv_heads),
-        _to_blocks(values, static.keys, static.kv_heads),
-        q_meta,
-        k_meta,
-    )
-    return _from_blocks(out, static.queries, queries)
+    arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
+    return layout.from_blocks(_attend(static, *arrays), static.queries, queries)
 
 
-def _lengths(parts: Parts) -> tuple[int, int, int]:
-    und, clean, noised = (0 if part is None else part.shape[1] for part in parts)
-    return und, clean, noised
-
-
-def _to_blocks(parts: Parts, blocks: tiling.Blocks, kv_heads: int) -> jax.Array:
-    """Parts [B, L, K * G, H] -> [B * blocks, K, G * size, H]."""
-    pieces = []
-    for part, length, count in zip(parts, blocks.lengths, blocks.counts, strict=True):
-        if length:
-            padding = ((0, 0), (0, count * blocks.size - length), (0, 0), (0, 0))
-            pieces.append(jnp.pad(part, padding))
-    x = jnp.concatenate(pieces, axis=1)
-    head_dim = x.shape[-1]
-    x = x.reshape(x.shape[0] * blocks.total, blocks.size, kv_heads, -1, head_dim)
-    return x.transpose(0, 2, 3, 1, 4).reshape(x.shape[0], kv_heads, -1, head_dim)
-
-
-def _from_blocks(x: jax.Array, blocks: tiling.Blocks, like: Parts) -> Parts:
-    """The inverse of `_to_blocks`; parts of length zero and absent parts as in `like`."""
-    rows, kv_heads, _, head_dim = x.shape
-    batch = rows // blocks.total
-    x = x.reshape(rows, kv_heads, -1, blocks.size, head_dim).transpose(0, 3, 1, 2, 4)
-    x = x.reshape(batch, blocks.total * blocks.size, -1, head_dim)
-    pieces, start = [], 0
-    for part, length, count in zip(like, blocks.lengths, blocks.counts, strict=True):
-        pieces.append(None if part is None else x[:, start : start + length])
-        start += count * blocks.size
-    return Parts(*pieces)
-
-
-def _list_tiles(static: _Static, q_meta: TokenMeta, k_meta: TokenMeta) -> _Tiles:
+def _list_tiles(static: Static, q_meta: TokenMeta, k_meta: TokenMeta) -> _Tiles:
     readable = tiling.readable_tiles(static.queries, static.keys, static.text_reads_vae)
     active = tiling.active_tiles(q_meta, k_meta, readable, static.queries, static.keys)
     batch = active.shape[0]
@@ -132,7 +71,7 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 def _scores(
-    static: _Static, q, k, q_meta: TokenMeta, k_meta: TokenMeta, *, keys_as_rows: bool = False
+    static: Static, q, k, q_meta: TokenMeta, k_meta: TokenMeta, *, keys_as_rows: bool = False
 ) -> jax.Array:
     """Scaled and masked scores of one tile, float32[K, G * block_q, block_kv], or transposed.
 
@@ -144,7 +83,7 @@ def _scores(
     else:
         query, key, left, right = q_meta.take(column), k_meta.take(row), q, k
     mask = can_attend(query, key, text_reads_vae=static.text_reads_vae)
-    return jnp.where(mask, _dot(left, right, (2, 2)) * q.shape[-1] ** -0.5, _MASKED)
+    return jnp.where(mask, _dot(left, right, (2, 2)) * q.shape[-1] ** -0.5, MASKED)
 
 
 def _flat(meta: TokenMeta, copies: int = 1) -> TokenMeta:
@@ -161,11 +100,11 @@ def _put(x, row, index):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: _Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta) -> jax.Array:
+def _attend(static: Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta) -> jax.Array:
     return _forward(static, q, k, v, q_meta, k_meta)[0]
 
 
-def _forward(static: _Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta):
+def _forward(static: Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta):
     tiles = _list_tiles(static, q_meta, k_meta)
     q_meta, k_meta = _flat(q_meta, static.groups), _flat(k_meta)
 
@@ -184,7 +123,7 @@ def _forward(static: _Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta):
 
     start = (
         jnp.zeros(q.shape, jnp.float32),
-        jnp.full(q.shape[:-1], _FLOOR, jnp.float32),
+        jnp.full(q.shape[:-1], FLOOR, jnp.float32),
         jnp.zeros(q.shape[:-1], jnp.float32),
     )
     out, top, total = lax.fori_loop(0, tiles.count, body, start)
@@ -208,8 +147,8 @@ def _attend_backward(static, residuals, d_out):
     scale = q.shape[-1] ** -0.5
     # Per row: sum over keys of weight * d_weight.
     drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    # Rows that read nothing: exp(_MASKED - 0) = 0 for all of their keys.
-    log_total = jnp.maximum(log_total, _FLOOR / 2)
+    # Rows that read nothing: exp(MASKED - 0) = 0 for all of their keys.
+    log_total = jnp.maximum(log_total, FLOOR / 2)
 
     # A tile's scores stand here with keys as rows, so that the matmuls for dk and dv contract
     # over columns. The one for dq then gives dq transposed, from transposed keys. (XLA's CPU

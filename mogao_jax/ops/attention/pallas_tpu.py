@@ -1,0 +1,333 @@
+"""Blockwise attention as Pallas kernels for TPUs (Mosaic): forward, dq, and dk with dv.
+
+The online softmax of FlashAttention over lists of active tiles (tile_lists.py), which the
+kernels prefetch as scalars: the grid is (kv heads, tiles), its second length known on the device
+only. The mask is `can_attend` on the tokens' metadata; tiles known to be full skip it.
+
+Scores stand with keys as rows, [block_kv, block_q]: what is kept per query (maximum, sum, lse,
+drift) is then a row of lanes for each query head, and the only thing laid out as a column is the
+keys' metadata.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from mogao_jax.ops.attention import layout
+from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.tile_lists import EMPTY, FIRST, FULL, LAST, TileList, list_tiles
+from mogao_jax.sequence.masking import TokenMeta, can_attend
+
+_LANES, _SUBLANES = 128, 8  # of a TPU's registers: metadata is padded to them
+
+
+def pallas_attention(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    query_meta: Parts,
+    key_meta: Parts,
+    *,
+    block_q: int = 256,
+    block_kv: int = 256,
+    text_reads_vae: bool = False,
+    interpret: bool = False,
+) -> Parts:
+    """As `api.attention`, on one device (or one shard of batch and heads).
+
+    Args:
+      block_q, block_kv: tokens per block; multiples of 128 on a TPU.
+      interpret: run the kernels' Python on any backend, for tests.
+    """
+    static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae)
+    arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
+    return layout.from_blocks(_attend(static, interpret, *arrays), static.queries, queries)
+
+
+# -------------------------------------------------------------------------------------- tile math
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """A matmul in float32, exact for float32 inputs."""
+    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    numbers = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _mask(query_ref, key_ref, text_reads_vae: bool) -> jax.Array:
+    """bool[block_kv, block_q] from metadata as rows and as columns."""
+    query = TokenMeta(*(query_ref[0, i : i + 1, :] for i in range(3)))
+    key = TokenMeta(*(key_ref[0, :, i : i + 1] for i in range(3)))
+    return can_attend(query, key, text_reads_vae=text_reads_vae)
+
+
+def _on_tile(flags: jax.Array, compute) -> None:
+    """Runs compute(masked) for a tile: without a mask if it is full, not at all if it is empty."""
+    is_full, is_empty = (flags & FULL) != 0, (flags & EMPTY) != 0
+
+    @pl.when(is_full & ~is_empty)
+    def _():
+        compute(False)
+
+    @pl.when(~is_full & ~is_empty)
+    def _():
+        compute(True)
+
+
+# ---------------------------------------------------------------------------------------- kernels
+
+
+def _forward_kernel(
+    query_ids, key_ids, flags_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    out_ref, lse_ref, acc_ref, top_ref, total_ref, *, static: Static,
+):  # fmt: skip
+    """Accumulators, per query head g: acc[g] float32[H, block_q], top[g] and total[g] rows."""
+    flags, size = flags_ref[pl.program_id(1)], static.queries.size
+
+    @pl.when((flags & FIRST) != 0)
+    def _():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+        top_ref[...] = jnp.full_like(top_ref, FLOOR)
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    def compute(masked: bool) -> None:
+        k, v = k_ref[0, 0], v_ref[0, 0]
+        mask = _mask(q_meta_ref, k_meta_ref, static.text_reads_vae) if masked else None
+        for g in range(static.groups):
+            q = q_ref[0, 0, g * size : (g + 1) * size, :]
+            scores = _dot(k, q, (1, 1)) * q.shape[-1] ** -0.5
+            if mask is not None:
+                scores = jnp.where(mask, scores, MASKED)
+            old_top = top_ref[g : g + 1, :]
+            new_top = jnp.maximum(old_top, jnp.max(scores, axis=0, keepdims=True))
+            weights = jnp.exp(scores - new_top)
+            fade = jnp.exp(old_top - new_top)
+            total_ref[g : g + 1, :] = total_ref[g : g + 1, :] * fade + jnp.sum(
+                weights, axis=0, keepdims=True
+            )
+            acc_ref[g] = acc_ref[g] * fade + _dot(v, weights.astype(v.dtype), (0, 0))
+            top_ref[g : g + 1, :] = new_top
+
+    _on_tile(flags, compute)
+
+    @pl.when((flags & LAST) != 0)
+    def _():
+        total = total_ref[...]
+        total = jnp.where(total > 0, total, 1.0)  # queries that read nothing: 0 / 1
+        for g in range(static.groups):
+            out = (acc_ref[g] / total[g : g + 1, :]).T
+            out_ref[0, 0, g * size : (g + 1) * size, :] = out.astype(out_ref.dtype)
+        lse_ref[0, 0] = top_ref[...] + jnp.log(total)
+
+
+def _weights_and_gradient(
+    k, v, q, d_out, lse, drift, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Of one tile and query head: weights and the scores' gradient, float32[block_kv, block_q]."""
+    scale = q.shape[-1] ** -0.5
+    scores = _dot(k, q, (1, 1)) * scale
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jnp.exp(scores - lse)
+    d_weights = _dot(v, d_out, (1, 1))
+    return weights, weights * (d_weights - drift) * scale
+
+
+def _dq_kernel(
+    query_ids, key_ids, flags_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    d_out_ref, lse_ref, drift_ref, dq_ref, acc_ref, *, static: Static,
+):  # fmt: skip
+    """Accumulates dq[g], transposed: float32[H, block_q]."""
+    flags, size = flags_ref[pl.program_id(1)], static.queries.size
+
+    @pl.when((flags & FIRST) != 0)
+    def _():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+
+    def compute(masked: bool) -> None:
+        k, v = k_ref[0, 0], v_ref[0, 0]
+        mask = _mask(q_meta_ref, k_meta_ref, static.text_reads_vae) if masked else None
+        for g in range(static.groups):
+            rows = slice(g * size, (g + 1) * size)
+            _, d_scores = _weights_and_gradient(
+                k, v, q_ref[0, 0, rows, :], d_out_ref[0, 0, rows, :],
+                lse_ref[0, 0, g : g + 1, :], drift_ref[0, 0, g : g + 1, :], mask,
+            )  # fmt: skip
+            acc_ref[g] += _dot(k, d_scores.astype(k.dtype), (0, 0))
+
+    _on_tile(flags, compute)
+
+    @pl.when((flags & LAST) != 0)
+    def _():
+        for g in range(static.groups):
+            dq_ref[0, 0, g * size : (g + 1) * size, :] = acc_ref[g].T.astype(dq_ref.dtype)
+
+
+def _dkv_kernel(
+    query_ids, key_ids, flags_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    d_out_ref, lse_ref, drift_ref, dk_ref, dv_ref, dk_acc, dv_acc, *, static: Static,
+):  # fmt: skip
+    """Accumulates dk and dv of a key block, float32[block_kv, H], over queries and their heads."""
+    flags, size = flags_ref[pl.program_id(1)], static.queries.size
+
+    @pl.when((flags & FIRST) != 0)
+    def _():
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
+
+    def compute(masked: bool) -> None:
+        k, v = k_ref[0, 0], v_ref[0, 0]
+        mask = _mask(q_meta_ref, k_meta_ref, static.text_reads_vae) if masked else None
+        for g in range(static.groups):
+            rows = slice(g * size, (g + 1) * size)
+            q, d_out = q_ref[0, 0, rows, :], d_out_ref[0, 0, rows, :]
+            weights, d_scores = _weights_and_gradient(
+                k, v, q, d_out, lse_ref[0, 0, g : g + 1, :], drift_ref[0, 0, g : g + 1, :], mask
+            )
+            dv_acc[...] += _dot(weights.astype(d_out.dtype), d_out, (1, 0))
+            dk_acc[...] += _dot(d_scores.astype(q.dtype), q, (1, 0))
+
+    _on_tile(flags, compute)
+
+    @pl.when((flags & LAST) != 0)
+    def _():
+        dk_ref[0, 0] = dk_acc[...].astype(dk_ref.dtype)
+        dv_ref[0, 0] = dv_acc[...].astype(dv_ref.dtype)
+
+
+# ------------------------------------------------------------------------------- calls and autodiff
+
+
+def _specs(static: Static, head_dim: int) -> dict[str, pl.BlockSpec]:
+    """A block of each kind of array, by the tile at hand (grid: kv head, tile)."""
+    rows = static.groups * static.queries.size
+
+    def at_query(head, step, query_ids, key_ids, flags):
+        return query_ids[step], head, 0, 0
+
+    def at_key(head, step, query_ids, key_ids, flags):
+        return key_ids[step], head, 0, 0
+
+    return {
+        "q": pl.BlockSpec((1, 1, rows, head_dim), at_query),
+        "k": pl.BlockSpec((1, 1, static.keys.size, head_dim), at_key),
+        "row": pl.BlockSpec((1, 1, static.groups, static.queries.size), at_query),
+        "q_meta": pl.BlockSpec(
+            (1, _SUBLANES, static.queries.size), lambda h, s, q, k, f: (q[s], 0, 0)
+        ),
+        "k_meta": pl.BlockSpec((1, static.keys.size, _LANES), lambda h, s, q, k, f: (k[s], 0, 0)),
+    }
+
+
+def _call(kernel, static: Static, tiles: TileList, arguments, names, out, scratch, interpret: bool):
+    """Runs a kernel over a list of tiles.
+
+    Args:
+      arguments, names: arrays and the kinds of their blocks (`_specs`).
+      out: (kind, shape, dtype) of every result.
+    """
+    head_dim = arguments[0].shape[-1]
+    specs = _specs(static, head_dim)
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(static.kv_heads, tiles.num_tiles),
+        in_specs=[specs[name] for name in names],
+        out_specs=[specs[kind] for kind, _, _ in out],
+        scratch_shapes=scratch,
+    )
+    return pl.pallas_call(
+        functools.partial(kernel, static=static),
+        grid_spec=grid,
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in out],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+        name=kernel.__name__.strip("_"),
+    )(tiles.query, tiles.key, tiles.flags, *arguments)
+
+
+def _meta_rows(meta: TokenMeta) -> jax.Array:
+    """Queries' metadata, int32[B * blocks, 8, size]: three rows of lanes, the others unused."""
+    rows = jnp.stack([x.reshape(-1, x.shape[-1]) for x in meta], axis=1)
+    return jnp.pad(rows, ((0, 0), (0, _SUBLANES - 3), (0, 0)))
+
+
+def _meta_columns(meta: TokenMeta) -> jax.Array:
+    """Keys' metadata, int32[B * blocks, size, 128]: three columns, the others unused."""
+    columns = jnp.stack([x.reshape(-1, x.shape[-1]) for x in meta], axis=2)
+    return jnp.pad(columns, ((0, 0), (0, 0), (0, _LANES - 3)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(static: Static, interpret: bool, q, k, v, q_meta, k_meta) -> jax.Array:
+    return _forward(static, interpret, q, k, v, q_meta, k_meta)[0]
+
+
+def _forward(static: Static, interpret: bool, q, k, v, q_meta, k_meta):
+    tiles = list_tiles(static, q_meta, k_meta)
+    size, groups, head_dim = static.queries.size, static.groups, q.shape[-1]
+    per_query = (*q.shape[:2], groups, size)
+    return _call(
+        _forward_kernel,
+        static,
+        tiles,
+        (q, k, v, _meta_rows(q_meta), _meta_columns(k_meta)),
+        ("q", "k", "k", "q_meta", "k_meta"),
+        [("q", q.shape, q.dtype), ("row", per_query, jnp.float32)],
+        [
+            pltpu.VMEM((groups, head_dim, size), jnp.float32),
+            pltpu.VMEM((groups, size), jnp.float32),
+            pltpu.VMEM((groups, size), jnp.float32),
+        ],
+        interpret,
+    )
+
+
+def _attend_forward(static, interpret, q, k, v, q_meta, k_meta):
+    out, lse = _forward(static, interpret, q, k, v, q_meta, k_meta)
+    # Named, so that a rematerialisation policy can keep them and skip the forward kernel.
+    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_out")
+    return out, (q, k, v, q_meta, k_meta, out, lse)
+
+
+def _attend_backward(static, interpret, residuals, d_out):
+    q, k, v, q_meta, k_meta, out, lse = residuals
+    # Per query: sum over keys of weight * d_weight.
+    drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    arguments = (
+        q, k, v, _meta_rows(q_meta), _meta_columns(k_meta), d_out, lse, drift.reshape(lse.shape)
+    )  # fmt: skip
+    names = ("q", "k", "k", "q_meta", "k_meta", "q", "row", "row")
+    size, groups, head_dim = static.queries.size, static.groups, q.shape[-1]
+    (dq,) = _call(
+        _dq_kernel,
+        static,
+        list_tiles(static, q_meta, k_meta),
+        arguments,
+        names,
+        [("q", q.shape, q.dtype)],
+        [pltpu.VMEM((groups, head_dim, size), jnp.float32)],
+        interpret,
+    )
+    accumulator = pltpu.VMEM((static.keys.size, head_dim), jnp.float32)
+    dk, dv = _call(
+        _dkv_kernel,
+        static,
+        list_tiles(static, q_meta, k_meta, by_key=True),
+        arguments,
+        names,
+        [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
+        [accumulator, accumulator],
+        interpret,
+    )
+    return dq, dk, dv, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,79 @@
+"""The order in which a kernel visits active tiles, as arrays that it can prefetch.
+
+A kernel keeps what it accumulates (an output block, or the gradients of a key block) in fast
+memory while it visits the tiles of one *owner*, and writes it when it goes on to the next. So
+every owner must come up, also one whose tokens read nothing: it gets one tile marked EMPTY.
+Built on the device, inside the jitted step; only the length of the list depends on the data.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mogao_jax.ops.attention import tiles as tiling
+from mogao_jax.ops.attention.layout import Static
+from mogao_jax.sequence.masking import TokenMeta
+
+# Bits of `TileList.flags`.
+FIRST, LAST = 1, 2  # of its owner's tiles
+FULL = 4  # every pair attends: no mask is needed
+EMPTY = 8  # nothing is computed
+
+
+class TileList(NamedTuple):
+    """Tiles sorted by their owner: int32[most] each, of which `num_tiles` (int32[]) are in use.
+
+    `query` and `key` are blocks of the whole batch (row * blocks per row + block).
+    """
+
+    query: jax.Array
+    key: jax.Array
+    flags: jax.Array
+    num_tiles: jax.Array
+
+
+def list_tiles(
+    static: Static, q_meta: TokenMeta, k_meta: TokenMeta, *, by_key: bool = False
+) -> TileList:
+    """The active tiles of all rows, owned by their query blocks or by their key blocks.
+
+    Args:
+      q_meta, k_meta: blocked metadata, int32[B, blocks, size].
+    """
+    tiles = tiling.readable_tiles(static.queries, static.keys, static.text_reads_vae)
+    num_owners = (static.keys if by_key else static.queries).total
+    owner_column = 1 if by_key else 0
+    # Owners that no tile can be read by, for any metadata: one tile each, never active.
+    lone = np.setdiff1d(np.arange(num_owners), tiles[:, owner_column])
+    added = np.zeros((len(lone), 2), np.int32)
+    added[:, owner_column] = lone
+    can_be = np.concatenate([np.ones(len(tiles), bool), np.zeros(len(lone), bool)])
+    tiles = np.concatenate([tiles, added])
+    order = np.lexsort((tiles[:, 1 - owner_column], tiles[:, owner_column]))
+    tiles, can_be = tiles[order], can_be[order]
+
+    active = tiling.active_tiles(q_meta, k_meta, tiles, static.queries, static.keys) & can_be
+    full = tiling.full_tiles(q_meta, k_meta, tiles, static.queries, static.keys)
+    batch, most = active.shape
+    owner = tiles[:, owner_column]
+    begins = np.concatenate([[True], owner[1:] != owner[:-1]])
+    per_owner = jnp.zeros((batch, num_owners), jnp.int32).at[:, owner].add(active)
+    stands_in = begins & (per_owner == 0)[:, owner]  # an owner's first tile, if none is active
+
+    row, tile = jnp.nonzero(active | stands_in, size=batch * most, fill_value=0)
+    count = jnp.sum(active | stands_in, dtype=jnp.int32)
+    query = (row * static.queries.total + jnp.asarray(tiles[:, 0])[tile]).astype(jnp.int32)
+    key = (row * static.keys.total + jnp.asarray(tiles[:, 1])[tile]).astype(jnp.int32)
+    own = key if by_key else query
+    step = jnp.arange(batch * most)
+    changes = own[1:] != own[:-1]
+    first = jnp.concatenate([jnp.ones(1, bool), changes])
+    last = jnp.concatenate([changes, jnp.ones(1, bool)]) | (step == count - 1)
+    flags = (
+        first * FIRST + last * LAST + full[row, tile] * FULL + stands_in[row, tile] * EMPTY
+    ).astype(jnp.int32)
+    return TileList(query, key, flags, count)

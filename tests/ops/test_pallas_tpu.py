@@ -1,0 +1,101 @@
+"""The Pallas kernels, interpreted, against attention with the whole mask in float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_attention import problem, reference
+
+from mogao_jax.ops.attention import layout, tile_lists, tiles
+from mogao_jax.ops.attention.pallas_tpu import pallas_attention
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.sequence.masking import can_attend
+
+TOLERANCE = 5e-6
+
+
+def run(q, k, v, weights, q_meta, k_meta, **options):
+    def loss(q, k, v):
+        out = pallas_attention(q, k, v, q_meta, k_meta, interpret=True, **options)
+        products = jax.tree.map(lambda o, w: jnp.sum(o * w), out, weights)
+        return sum(jax.tree.leaves(products)), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+def relative_errors(ours, theirs):
+    for part, wanted in zip(ours, theirs, strict=True):
+        a = np.concatenate([np.asarray(p, np.float64) for p in part if p is not None], axis=1)
+        yield np.linalg.norm(a - wanted) / max(np.linalg.norm(wanted), 1e-12)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_values_and_gradients(random_packing, seed, heads, kv_heads):
+    rng = np.random.default_rng((seed, heads))
+    lengths = tuple(int(n) for n in rng.integers(0, 40, 3))
+    lengths = (max(lengths[0], 1), *lengths[1:])
+    meta = random_packing(seed, 2, lengths)
+    given = problem(meta, meta, heads, kv_heads)
+    blocks = {"block_q": int(rng.choice([8, 16])), "block_kv": int(rng.choice([8, 16]))}
+    ours = run(*given, meta, meta, **blocks)
+    theirs = reference(*given, meta, meta)
+    assert max(relative_errors(ours, theirs)) < TOLERANCE
+
+
+def test_vae_only_understanding(random_packing):
+    meta = random_packing(3, 1, (20, 17, 23))
+    given = problem(meta, meta, 2, 1)
+    ours = run(*given, meta, meta, block_q=8, block_kv=8, text_reads_vae=True)
+    theirs = reference(*given, meta, meta, text_reads_vae=True)
+    assert max(relative_errors(ours, theirs)) < TOLERANCE
+
+
+def blocked_meta(meta, block):
+    static = layout.static_of(
+        *(Parts(*(None if m is None else np.zeros((*m.segment.shape, 1, 1)) for m in meta)),) * 2,
+        block, block, False,
+    )  # fmt: skip
+    return static, *(tiles.blocked_meta(meta, b) for b in (static.queries, static.keys))
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_lists_cover_what_attends_and_know_what_is_full(random_packing, seed, by_key):
+    meta = random_packing(seed, 2, (33, 20, 40))
+    static, q_meta, k_meta = blocked_meta(meta, 8)
+    found = jax.device_get(
+        tile_lists.list_tiles(
+            static, *(jax.tree.map(jnp.asarray, m) for m in (q_meta, k_meta)), by_key=by_key
+        )
+    )
+    n = int(found.num_tiles)
+    query, key, flags = found.query[:n], found.key[:n], found.flags[:n]
+    listed = {(i, j): f for i, j, f in zip(query, key, flags, strict=True)}
+    assert len(listed) == n
+    num_q, num_k = static.queries.total, static.keys.total
+    fulls = 0
+    for i in range(2 * num_q):
+        for j in range(2 * num_k):
+            if i // num_q != j // num_k:
+                assert (i, j) not in listed
+                continue
+            q = q_meta.take((i // num_q, i % num_q, slice(None), None))
+            k = k_meta.take((j // num_k, j % num_k, None, slice(None)))
+            mask = can_attend(q, k)
+            if mask.any():
+                assert (i, j) in listed and not listed[i, j] & tile_lists.EMPTY
+            if (i, j) in listed and listed[i, j] & tile_lists.FULL:
+                assert mask.all()
+                fulls += 1
+    assert fulls  # the test sees some
+    # Owners come in order, each once, opened and closed.
+    own = key if by_key else query
+    assert (np.diff(own) >= 0).all() and set(own) == set(range(2 * (num_k if by_key else num_q)))
+    first = np.concatenate([[True], own[1:] != own[:-1]])
+    last = np.concatenate([own[1:] != own[:-1], [True]])
+    np.testing.assert_array_equal((flags & tile_lists.FIRST) != 0, first)
+    np.testing.assert_array_equal((flags & tile_lists.LAST) != 0, last)

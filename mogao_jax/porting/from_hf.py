@@ -270,12 +270,12 @@ def _of_tensor(model: ModelPlan, pair: Pair, names: list[str]) -> Iterator[Piece
                 yield Piece(model.slots[name].leaf, start, rows.astype(model.slots[name].dtype))
         return
     tensor = source.read(pair.key)
-    for name in names:
+    have = (shape[0], *first.shape[1:]) if pair.name in model.grown else first.shape
+    # A copy: order in memory, too, is that of ours.
+    value = np.array(pair.transform.forward(tensor, have), dtype=first.dtype, order="C")
+    del tensor
+    for name in names:  # of one shape and dtype: a branch and its copy
         slot = model.slots[name]
-        have = (shape[0], *slot.shape[1:]) if name in model.grown else slot.shape
-        value = pair.transform.forward(tensor, have)
-        # A copy: order in memory, too, is that of ours.
-        value = np.array(value, dtype=slot.dtype, order="C")
         yield Piece(slot.leaf, slot.layer or 0, value if slot.layer is None else value[None])
 
 

@@ -1,0 +1,236 @@
+"""Checkpoints written piece by piece: whole, or not there at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_files as files
+
+from mogao_jax.checkpoints import by_parts
+from mogao_jax.checkpoints.load_params import load_params
+from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
+from mogao_jax.porting import from_hf, streaming, unfinished
+from mogao_jax.porting.streaming import stream_checkpoint
+from mogao_jax.tokenizer import ByteTokenizer
+
+MODEL = dataclasses.replace(files.MODEL, num_layers=2, scan_layers=True)
+CONFIG = dataclasses.replace(files.CONFIG, model=MODEL)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    values = files.values(files.qwen2_shapes(MODEL), "bfloat16")
+    return files.write(tmp_path_factory.mktemp("llm"), values, files.qwen2_config(MODEL))
+
+
+def broken(llm, folder, change):
+    """The LLM with something done to its tensors."""
+    values = files.values(files.qwen2_shapes(MODEL), "bfloat16")
+    change(values)
+    return files.write(folder, values, json.loads((llm / "config.json").read_text()))
+
+
+def left_in(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_pieces_smaller_than_arrays(llm, tmp_path, monkeypatch):
+    """Embeddings read by rows, arrays of several files: the numbers are the same."""
+    monkeypatch.setattr(from_hf, "ROWS_BYTES", 1000)
+    monkeypatch.setattr(by_parts, "PART_BYTES", 3000)
+    stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
+    files_of_one = list((tmp_path / "out" / "state" / "params.token_embedding").iterdir())
+    assert len(files_of_one) > 10
+    params, meta = load_params(tmp_path / "out")
+    assert meta["porting"]["missing"] == []
+    monkeypatch.undo()
+    built = from_hf.build_mogao(llm, CONFIG, jax.random.key(CONFIG.seed))
+    jax.tree.map(np.testing.assert_array_equal, params, built)
+
+
+def test_all_wrong_keys_at_once_and_nothing_written(llm, tmp_path):
+    def change(values):
+        del values["model.layers.0.mlp.up_proj.weight"], values["model.layers.1.mlp.up_proj.weight"]
+        values["model.norm.weight"] = values["model.norm.weight"][:5]
+        values["model.layers.7.mlp.up_proj.weight"] = np.zeros(1, np.float32)
+
+    folder = broken(llm, tmp_path / "llm", change)
+    with pytest.raises(CheckpointError) as error:
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=folder)
+    for part in (
+        "model.layers.{0-1}.mlp.up_proj.weight is missing",
+        "model.norm.weight has shape [5], the config wants [32]",
+        "model.layers.7.mlp.up_proj.weight is not expected",
+    ):
+        assert part in str(error.value)
+    assert left_in(tmp_path) == ["llm"]
+
+
+def test_missing_keys_are_allowed_out_loud_and_recorded(llm, tmp_path):
+    def change(values):
+        del values["model.layers.1.mlp.up_proj.weight"]
+
+    folder = broken(llm, tmp_path / "llm", change)
+    ported = stream_checkpoint(
+        tmp_path / "out", CONFIG, llm=folder, allow_missing=["*.1.mlp.up_proj.weight"]
+    )
+    assert any("layers.1.und.up.kernel" in note for note in ported.notes)
+    params, meta = load_params(tmp_path / "out")
+    assert meta["porting"]["allow_missing"] == ["*.1.mlp.up_proj.weight"]
+    assert meta["porting"]["missing"] == ["layers.1.und.up.kernel"]
+    fresh = from_hf.build_mogao(None, CONFIG, jax.random.key(CONFIG.seed))
+    whole = from_hf.build_mogao(llm, CONFIG, jax.random.key(CONFIG.seed))
+    for branch in ("und", "gen"):
+        found = params["layers"]["block"][branch]["up"]["kernel"]
+        wanted = [whole["layers"]["block"][branch]["up"]["kernel"][0],
+                  fresh["layers"]["block"][branch]["up"]["kernel"][1]]  # fmt: skip
+        np.testing.assert_array_equal(found, np.stack(wanted))
+
+
+def test_another_architecture(llm, tmp_path):
+    config = json.loads((llm / "config.json").read_text())
+    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_theta": 1e4,
+               "hidden_act": "gelu", "num_hidden_layers": 4}  # fmt: skip
+    folder = shutil.copytree(llm, tmp_path / "llm")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=folder)
+    for part in ("LlamaForCausalLM", "model_type", "hidden_act", "num_hidden_layers is 4",
+                 "config.model.rope_theta is 1000000.0", "5 field(s)"):  # fmt: skip
+        assert part in str(error.value)
+
+
+def test_not_a_number_ends_it_without_a_trace(llm, tmp_path):
+    def change(values):
+        values["model.layers.1.mlp.down_proj.weight"][3, 3] = np.nan
+
+    folder = broken(llm, tmp_path / "llm", change)
+    with pytest.raises(CheckpointError, match=r"model.layers.1.mlp.down_proj.weight"):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=folder)
+    assert left_in(tmp_path) == ["llm"]
+    ported = stream_checkpoint(tmp_path / "out", CONFIG, llm=folder, allow_non_finite=True)
+    params, meta = load_params(ported.path)
+    assert meta["porting"]["allow_nan"] is True
+    down = np.asarray(params["layers"]["block"]["und"]["down"]["kernel"])
+    assert np.isnan(down[1, 3, 3]) and np.isnan(down).sum() == 1
+
+
+def test_nothing_is_overwritten(llm, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(CheckpointError, match="exists already"):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
+    assert left_in(tmp_path / "out") == ["precious"]
+
+
+def test_no_room_is_noticed_beforehand(llm, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        unfinished.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20 + 1000)
+    )
+    with pytest.raises(EnvironmentProblem, match="GB of room"):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
+    assert left_in(tmp_path) == []
+
+
+def test_no_room_in_the_middle(llm, tmp_path, monkeypatch):
+    whole = by_parts.PartWriter.write
+    calls = []
+
+    def write(self, name, start, rows):
+        calls.append(name)
+        if len(calls) == 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(self, name, start, rows)
+
+    monkeypatch.setattr(by_parts.PartWriter, "write", write)
+    with pytest.raises(EnvironmentProblem, match="No space left"):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
+    assert len(calls) == 9 and left_in(tmp_path) == []
+
+
+_TOO_LARGE = """
+import json, resource, sys
+from mogao_jax.config.convert import from_dict
+from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.porting import streaming
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+try:
+    streaming.stream_checkpoint(sys.argv[2], from_dict(json.loads(sys.argv[3])), llm=sys.argv[1])
+except EnvironmentProblem as e:
+    print("refused:", e)
+"""
+
+
+def test_what_the_system_says_of_a_write_reaches_people(llm, tmp_path):
+    """A real refusal, deep in the library that writes: files may not grow past 6000 bytes."""
+    from mogao_jax.config.convert import to_dict
+
+    out = tmp_path / "out"
+    arguments = [str(llm), str(out), json.dumps(to_dict(CONFIG))]
+    result = subprocess.run(
+        [sys.executable, "-c", _TOO_LARGE, *arguments], capture_output=True, text=True, timeout=600
+    )
+    assert "refused:" in result.stdout and "cannot be written" in result.stdout, result.stderr
+    assert left_in(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_taken_away(llm, tmp_path):
+    partial = tmp_path / "out.partial"
+    (partial / "state").mkdir(parents=True)
+    (partial / "state" / "half").write_text("x")
+    with pytest.raises(CheckpointError):  # never taken for a checkpoint
+        load_params(partial)
+    said: list[str] = []
+    stream_checkpoint(tmp_path / "out", CONFIG, llm=llm, say=said.append)
+    assert any("interrupted" in message for message in said)
+    assert left_in(tmp_path) == ["out"]
+    assert not (tmp_path / "out" / ".in-progress").exists()
+
+
+def test_two_processes_do_not_write_the_same(llm, tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    with open(partial / ".in-progress", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="another process"):
+            stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
+    assert partial.is_dir()
+
+
+def test_an_error_in_the_middle_leaves_nothing(llm, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "_copy_files", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
+    assert left_in(tmp_path) == []
+
+
+def test_a_tokenizer_with_more_tokens_than_rows(llm, tmp_path):
+    rows = ByteTokenizer().vocab_size - 1
+    model = dataclasses.replace(MODEL, vocab_size=rows)
+    values = files.values(files.qwen2_shapes(MODEL, vocab=rows))
+    folder = files.write(tmp_path / "llm", values, files.qwen2_config(MODEL, vocab=rows))
+    with pytest.raises(CheckpointError, match=f"262 tokens, but the embedding has {rows} rows"):
+        stream_checkpoint(tmp_path / "out", dataclasses.replace(CONFIG, model=model), llm=folder)
+
+
+def test_a_vision_tower_that_nobody_uses(llm, tmp_path):
+    layout = dataclasses.replace(CONFIG.layout, understanding_encoder="vae")
+    vit = files.write(tmp_path / "vit", files.values(files.vision_shapes()))
+    with pytest.raises(ConfigError, match="understanding_encoder"):
+        stream_checkpoint(
+            tmp_path / "out", dataclasses.replace(CONFIG, layout=layout), llm=llm, vit=vit
+        )

@@ -97,6 +97,7 @@ def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:
       hidden_size: the merger's output width.
       dtype: of the tensors.
     """
+    ratio = vit.mlp_dim / vit.embed_dim  # transformers takes whole numbers, as released ones are
     return {
         "architectures": ["Qwen2VisionTransformerPretrainedModel"],
         "model_type": "qwen2_vl_vision",
@@ -105,7 +106,7 @@ def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:
         "hidden_act": "quick_gelu",
         "hidden_size": hidden_size,
         "in_channels": 3,
-        "mlp_ratio": vit.mlp_dim / vit.embed_dim,
+        "mlp_ratio": int(ratio) if ratio.is_integer() else ratio,
         "num_heads": vit.num_heads,
         "patch_size": vit.patch_size,
         "spatial_merge_size": vit.merge_size,

@@ -24,6 +24,8 @@ def get_config():
     c.packing.images = 29
     c.packing.vit_patches = 688
 
+    c.data.sources["qa"]["ntp_weight"] = 1.0
+    c.model.rope_theta = 1e6
     c.model.num_layers = 6
     c.model.embed_dim = 192
     c.model.mlp_dim = 512

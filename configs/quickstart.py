@@ -25,7 +25,8 @@ def get_config():
     # with some of its third (edits, stories, clips) from the start.
     c.data.sources = {
         "text": source(kind="shapes", task="text", weight=0.04),
-        "qa": source(kind="shapes", task="qa", weight=0.13),
+        # An answer is a word or two: it would drown in the stories' many tokens.
+        "qa": source(kind="shapes", task="qa", weight=0.13, ntp_weight=4.0),
         "t2i": source(kind="shapes", task="t2i", weight=0.65),
         "edit": source(kind="shapes", task="edit", weight=0.10),
         "story": source(kind="shapes", task="story", weight=0.05),
@@ -48,6 +49,8 @@ def get_config():
     c.model.num_heads = 4
     c.model.num_kv_heads = 2
     c.model.head_dim = 32
+    # Documents of 200 tokens and grids of 4 x 4: wavelengths up to some hundreds, not a million.
+    c.model.rope_theta = 100.0
     c.model.tie_embeddings = False
     c.model.embedding_init = 0.5
     c.model.velocity_head = "residual"

@@ -1,7 +1,7 @@
 """A small Mogao on the embedded world of shapes: the first thing to run.
 
 Costs: 8 minutes on 2 CPU cores, about 2 GiB of memory.
-Reach: validation flow loss 0.94 (without condition 0.97, untrained 1.31), text 0.61 (0.75, 6.25).
+Reach: see README (`bash launch/quickstart.sh`).
 Run:   mogao train --config=configs/quickstart.py --workdir runs/quickstart
        mogao report --workdir runs/quickstart
 """

@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mogao_jax.cli.logs import configure_logging
-from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.cli.writing import write_text
+from mogao_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from mogao_jax.sampling.loading import Model
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("give --checkpoint or --config (random parameters), not both.")
     groups = _groups(arguments.only)
     if arguments.json is not None:
-        _write(arguments.json, "", mode="a")  # tried before time is spent
+        write_text(arguments.json, "", mode="a")  # tried before time is spent
     configure_logging()
     model = _model(config, arguments)
     if arguments.benchmark == "soak":
@@ -127,18 +128,7 @@ def _say(message: str) -> None:
 
 def _save(path: pathlib.Path | None, record: dict[str, Any]) -> None:
     if path is not None:
-        _write(path, json.dumps(record, indent=2) + "\n")
-
-
-def _write(path: pathlib.Path, text: str, mode: str = "w") -> None:
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"--json: {str(path)!r} cannot be written ({e.strerror}); name a file in a folder "
-            "that exists and is yours."
-        ) from e
+        write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -145,7 +145,7 @@ class _Scored:
 
 def _model(arguments: argparse.Namespace) -> _Scored:
     from mogao_jax.cli.compile_cache import keep_compiled_programs
-    from mogao_jax.data.shapes.scene import WORLDS
+    from mogao_jax.data.shapes.scene import fitting_world
     from mogao_jax.sampling.generator import make_sampler
     from mogao_jax.sampling.loading import DEMO, load_model
 
@@ -157,7 +157,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
         model = dataclasses.replace(model, params=_initial(model, arguments.seed))
         role, facts = "untrained", "initial parameters"
     images = model.config.images
-    world = WORLDS[model.config.data.world].fitting(images.max_pixels, images.max_side)
+    world = fitting_world(model.config.data.world, images.max_pixels, images.max_side)
     return _Scored(
         make_sampler(model, arguments.batch_size),
         model.config,

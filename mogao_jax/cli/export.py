@@ -9,12 +9,11 @@ import jax
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.load_params import best_weights, load_params
 from mogao_jax.cli.parser import Parser
-from mogao_jax.cli.picture_options import picture_options
+from mogao_jax.cli.picture_options import add_picture_flags, picture_options
 from mogao_jax.config.convert import from_dict
 from mogao_jax.models.system import make_model, param_shapes
 from mogao_jax.tokenizer import load_tokenizer
 
-_SCALES = {"guidance": "guidance_scale", "image_guidance": "image_guidance_scale"}
 _NAMES = {"ema": "moving average", "raw": "raw parameters"}
 
 
@@ -35,13 +34,8 @@ def main(argv: list[str]) -> int:
         default="best",
         help="ema: the moving average; raw: the last parameters; best: ema where there is one",
     )
-    for flag, what in (("steps", "num_steps"), *_SCALES.items()):
-        parser.add_argument(
-            "--" + flag.replace("_", "-"),
-            type=int if flag == "steps" else float,
-            metavar="X",
-            help=f"what the model is to be sampled with (sampling.{what}; default: its config's)",
-        )
+    add = parser.add_argument_group("what the model is best sampled with").add_argument
+    add_picture_flags(add, solver=False)
     arguments = parser.parse_args(argv)
     config = from_dict(files.read_meta(arguments.checkpoint)["config"])
     options = picture_options(arguments, config)

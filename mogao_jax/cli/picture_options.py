@@ -21,9 +21,10 @@ def picture_options(arguments: argparse.Namespace, config: Any) -> Any:
     return options
 
 
-def add_picture_flags(add: Any) -> None:
-    """The flags that `picture_options` reads."""
+def add_picture_flags(add: Any, *, solver: bool = True) -> None:
+    """The flags that `picture_options` reads, with or without --solver."""
     add("--steps", type=int, metavar="N", help="of the solver (default: the model's own)")
-    add("--solver", choices=("euler", "heun"))
+    if solver:
+        add("--solver", choices=("euler", "heun"))
     add("--guidance", type=float, metavar="X", help="(the model's own)")
     add("--image-guidance", type=float, metavar="X", help="(the model's own)")

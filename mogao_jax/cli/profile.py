@@ -14,8 +14,8 @@ import sys
 import jax
 
 from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.writing import write_text
 from mogao_jax.config.convert import parse_config_args
-from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.profiling.measure import measure
 from mogao_jax.profiling.printing import as_json, as_text
 from mogao_jax.report.run_facts import machine_facts
@@ -34,23 +34,12 @@ def main(argv: list[str]) -> int:
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
     if arguments.json is not None:
-        _write(arguments.json, "", mode="a")  # tried before time is spent
+        write_text(arguments.json, "", mode="a")  # tried before time is spent
     configure_logging()
     split_cpu(config.mesh.cpu_devices)
     profile = measure(config, arguments.steps, say=lambda m: print(f"... {m}", file=sys.stderr))
     machine = machine_facts(jax.devices())
     print(as_text(profile, machine))
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(as_json(profile, machine), indent=2) + "\n")
+        write_text(arguments.json, json.dumps(as_json(profile, machine), indent=2) + "\n")
     return 0
-
-
-def _write(path: pathlib.Path, text: str, mode: str = "w") -> None:
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"--json: {str(path)!r} cannot be written ({e.strerror}); name a file in a folder "
-            "that exists and is yours."
-        ) from e

@@ -61,10 +61,10 @@ def open_source(
     """
     try:
         if config.kind == "shapes":
-            from mogao_jax.data.shapes.scene import WORLDS
+            from mogao_jax.data.shapes.scene import fitting_world
             from mogao_jax.data.shapes.world import ShapesSource
 
-            fitting = WORLDS[world].fitting(images.max_pixels, images.max_side)
+            fitting = fitting_world(world, images.max_pixels, images.max_side)
             return ShapesSource(config.task, seed, split, world=fitting)
         if config.kind == "documents":
             return DocumentsSource(config.path, split)

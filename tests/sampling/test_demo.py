@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mogao_jax
-from mogao_jax.data.shapes.scene import WORLDS
+from mogao_jax.data.shapes.scene import fitting_world
 from mogao_jax.data.shapes.truth import Request as Asked
 from mogao_jax.data.shapes.truth import Wanted, satisfies
 from mogao_jax.evals.scorers.reader import read_picture
@@ -31,7 +31,7 @@ def pictures(result):
 
 def world(model):
     images = model.config.images
-    return WORLDS[model.config.data.world].fitting(images.max_pixels, images.max_side)
+    return fitting_world(model.config.data.world, images.max_pixels, images.max_side)
 
 
 ASKED = "red circle, blue square, green triangle, black star, yellow ring, purple cross, " \

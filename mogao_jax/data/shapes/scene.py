@@ -187,6 +187,12 @@ WORLDS = {
     "grid": World(small=10, large=14, margin=1, gap=2, slow=16, fast=32, pitch=16),
 }
 
+
+def fitting_world(name: str, max_pixels: int, max_side: int) -> World:
+    """The world of this name (of WORLDS) without pictures that a model would have to shrink."""
+    return WORLDS[name].fitting(max_pixels, max_side)
+
+
 _GENEVAL_SHRINK = 0.1  # of the summed extents: smaller offsets count as none
 _GENEVAL_AXIS = 0.5  # part of the unit offset along an axis from which the relation holds
 _CLEAR = 0.9  # the same, from which it holds beyond doubt (within 26 degrees of the axis)

@@ -7,25 +7,33 @@ Run:   mogao train --config=configs/demo.py --workdir runs/demo
 
 from quickstart import get_config as quickstart
 
+from mogao_jax.config.convert import source
+
 
 def get_config():
     c = quickstart()
     c.name = "demo"
-    c.data.sources["t2i"]["weight"] = 0.52
-    c.data.sources["qa"]["weight"] = 0.15
-    c.data.sources["edit"]["weight"] = 0.15
-    c.data.sources["story"]["weight"] = 0.09
-    c.data.sources["clip"]["weight"] = 0.05
-    c.data.sources["text"]["weight"] = 0.04
+    # Half of the captions are of the three categories that are learned last.
+    captions = {"": 0.22, "counting": 0.08, "position": 0.14, "color_attribution": 0.10}
+    del c.data.sources["t2i"]
+    for category, weight in captions.items():
+        c.data.sources["_".join(("t2i", category)).strip("_")] = source(
+            kind="shapes", task="t2i", category=category, weight=weight
+        )
+    c.data.sources["qa"]["weight"] = 0.18
+    c.data.sources["qa"]["ntp_weight"] = 8.0
+    c.data.sources["edit"]["weight"] = 0.14
+    c.data.sources["story"]["weight"] = 0.07
+    c.data.sources["clip"]["weight"] = 0.04
+    c.data.sources["text"]["weight"] = 0.03
+    c.layout.noised_copies = 4
 
-    c.packing.und_tokens = 768
-    c.packing.clean_tokens = 96
-    c.packing.noised_tokens = 484
-    c.packing.images = 29
-    c.packing.vit_patches = 688
+    c.packing.und_tokens = 608
+    c.packing.clean_tokens = 80
+    c.packing.noised_tokens = 832
+    c.packing.images = 27
+    c.packing.vit_patches = 624
 
-    c.data.sources["qa"]["ntp_weight"] = 1.0
-    c.model.rope_theta = 1e6
     c.model.num_layers = 6
     c.model.embed_dim = 192
     c.model.mlp_dim = 512

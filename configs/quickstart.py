@@ -12,7 +12,7 @@ from mogao_jax.config.convert import default_config, source
 def get_config():
     c = default_config()
     c.name = "quickstart"
-    c.tokenizer.kind = "shapes"  # a BPE of 512 tokens made for this world
+    c.tokenizer.kind = "shapes"  # a BPE of 768 tokens made for this world
 
     # Pictures of up to 64 x 48 pixels: at most 12 VAE tokens each.
     c.images.max_pixels = 64 * 48

@@ -65,7 +65,7 @@ def open_source(
             from mogao_jax.data.shapes.world import ShapesSource
 
             fitting = fitting_world(world, images.max_pixels, images.max_side)
-            return ShapesSource(config.task, seed, split, world=fitting)
+            return ShapesSource(config.task, seed, split, world=fitting, category=config.category)
         if config.kind == "documents":
             return DocumentsSource(config.path, split)
         return TfdsSource(config.path, split)

@@ -70,7 +70,7 @@ def test_another_tokenizer(tmp_path, file):
     shapes = dataclasses.replace(checkpoint.config().tokenizer, kind="shapes")
     config = dataclasses.replace(checkpoint.config(), tokenizer=shapes)
     path = checkpoint.write_file(tmp_path / "other.safetensors", config=config)
-    with pytest.raises(CheckpointError, match="another tokenizer.*512 tokens"):
+    with pytest.raises(CheckpointError, match="another tokenizer.*768 tokens"):
         open_checkpoint(path)
     with pytest.raises(ConfigError, match="nowhere"):
         open_checkpoint(file, tokenizer=tmp_path / "nowhere")

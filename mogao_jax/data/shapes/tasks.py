@@ -1,8 +1,8 @@
 """The kinds of documents that the world yields: one generator per kind.
 
 Each takes a Generator (all randomness), a world and the document's id, and gives the document
-with pictures as pixels and the truth about it. Users ask and show (never a loss), assistants
-answer and draw; text and clips are plain.
+with pictures as pixels and the truth about it; qa and t2i also take a category. Users ask and
+show (never a loss), assistants answer and draw; text and clips are plain.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mogao_jax.data.shapes.chance import between, chance, pick
 from mogao_jax.data.shapes.placement import arrange, distinct_kinds, shrink_crowd
 from mogao_jax.data.shapes.render import render
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World
-from mogao_jax.data.shapes.truth import Truth
+from mogao_jax.data.shapes.truth import CATEGORIES, QUESTIONS, Truth
 from mogao_jax.sequence.document import Document, Image, Item, Text
 
-Generator = Callable[[np.random.Generator, World, str], tuple[Document, Truth]]
+Generator = Callable[..., tuple[Document, Truth]]
 
 
 def _asks(text: str) -> Text:
@@ -58,10 +58,13 @@ def text(
 
 
 def qa(
-    rng: np.random.Generator, world: World = DEFAULT_WORLD, id: str = ""
+    rng: np.random.Generator,
+    world: World = DEFAULT_WORLD,
+    id: str = "",
+    category: str | None = None,
 ) -> tuple[Document, Truth]:
-    """A picture and a question -> the answer."""
-    question, scene = questions.question_and_scene(rng, world)
+    """A picture and a question -> the answer; six kinds of question, each as likely."""
+    question, scene = questions.question_and_scene(rng, world, category)
     items = (
         _shows(scene),
         _asks(questions.question_text(rng, question)),
@@ -71,10 +74,13 @@ def qa(
 
 
 def t2i(
-    rng: np.random.Generator, world: World = DEFAULT_WORLD, id: str = ""
+    rng: np.random.Generator,
+    world: World = DEFAULT_WORLD,
+    id: str = "",
+    category: str | None = None,
 ) -> tuple[Document, Truth]:
     """A caption -> the picture; GenEval's six categories, each as likely."""
-    request, scene = captions.request_and_scene(rng, world)
+    request, scene = captions.request_and_scene(rng, world, category)
     items = (_asks(captions.caption(rng, request)), _draws(scene))
     return Document(items, id=id), Truth("t2i", request.category, (scene,), request=request)
 
@@ -129,3 +135,16 @@ TASKS: dict[str, Generator] = {
     "story": story,
     "clip": clip,
 }
+
+# What a source of one task may be narrowed to.
+TASK_CATEGORIES: dict[str, tuple[str, ...]] = {"qa": QUESTIONS, "t2i": CATEGORIES}
+
+
+def category_error(task: str, category: str) -> str:
+    """What is wrong with asking a task for a category; empty if nothing."""
+    known = TASK_CATEGORIES.get(task, ())
+    if not category or category in known:
+        return ""
+    if not known:
+        return f"task {task!r} has no categories; leave category empty (only qa and t2i have them)"
+    return f"task {task!r} has no category {category!r}; the categories are {', '.join(known)}"

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, World
-from mogao_jax.data.shapes.tasks import TASKS
+from mogao_jax.data.shapes.tasks import TASK_CATEGORIES, TASKS, category_error
 from mogao_jax.data.shapes.truth import Truth
 from mogao_jax.errors import DataError
 from mogao_jax.sequence.document import Document
@@ -20,9 +20,10 @@ class ShapesSource:
     """An endless source of documents of one task, deterministic by (seed, split, task, index).
 
     The splits are disjoint in their randomness: every document has its own stream, keyed by all
-    four, and no stream is shared. Both are samples of one distribution, so a validation document
-    is new but not forbidden to recur: short questions and simple captions do recur (there are
-    only so many), whole documents with pictures practically never (see the tests).
+    four (and the category), and no stream is shared. Both are samples of one distribution, so a
+    validation document is new but not forbidden to recur: short questions and simple captions do
+    recur (there are only so many), whole documents with pictures practically never (see the
+    tests).
 
     Attributes:
       task: one of TASKS: text, qa, t2i, edit, story, clip.
@@ -30,9 +31,10 @@ class ShapesSource:
       split: "train" or "validation".
       size: its length.
       world: the parameters of the pictures.
+      category: of tasks that have them (t2i, qa): only documents of this one; empty: of all.
 
     Raises:
-      DataError: an unknown task or split, or a negative seed.
+      DataError: an unknown task, category or split, or a negative seed.
     """
 
     task: str
@@ -40,12 +42,15 @@ class ShapesSource:
     split: str = "train"
     size: int = 2**31 - 1
     world: World = DEFAULT_WORLD
+    category: str = ""
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise DataError(
                 f"shapes: unknown task {self.task!r}; the tasks are {', '.join(TASKS)}."
             )
+        if wrong := category_error(self.task, self.category):
+            raise DataError(f"shapes: {wrong}.")
         if self.split not in SPLITS:
             raise DataError(f"shapes: unknown split {self.split!r}; use {' or '.join(SPLITS)}.")
         if self.seed < 0 or self.size < 1:
@@ -73,12 +78,15 @@ class ShapesSource:
         index = int(index)
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} is outside [0, {self.size}).")
-        identity = f"shapes/{self.task}/{self.split}/{self.seed}/{index}"
-        return TASKS[self.task](self.rng(index), self.world, identity)
+        narrowed = {"category": self.category} if self.category else {}
+        path = "/".join((self.task, *narrowed.values(), self.split, str(self.seed), str(index)))
+        return TASKS[self.task](self.rng(index), self.world, f"shapes/{path}", **narrowed)
 
     def rng(self, index: int) -> np.random.Generator:
         """The stream that makes document `index`."""
-        place = (SPLITS.index(self.split), tuple(TASKS).index(self.task), index)
+        place = [SPLITS.index(self.split), tuple(TASKS).index(self.task), index]
+        if self.category:
+            place.append(TASK_CATEGORIES[self.task].index(self.category))
         return np.random.Generator(
             np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=place))
         )

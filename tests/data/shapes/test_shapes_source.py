@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mogao_jax.data.shapes.tasks import TASKS
+from mogao_jax.data.shapes.tasks import TASK_CATEGORIES, TASKS
 from mogao_jax.data.shapes.world import ShapesSource
 from mogao_jax.errors import DataError
 from mogao_jax.sequence.document import Image, Text
@@ -31,6 +31,18 @@ def test_same_index_same_document(task):
     assert len({content(d) for d, _ in backwards}) >= 15
     other = [content(ShapesSource(task, seed=12)[i]) for i in range(20)]
     assert [content(d) for d, _ in backwards] != other
+
+
+@pytest.mark.parametrize(
+    ("task", "category"), [(t, c) for t, cs in TASK_CATEGORIES.items() for c in cs]
+)
+def test_a_source_of_one_category(task, category):
+    source = ShapesSource(task, category=category)
+    assert {source.truth(i).category for i in range(20)} == {category}
+    assert source[3].id == f"shapes/{task}/{category}/train/0/3"
+    # Its own stream: else the same scenes would come twice where both sources are mixed.
+    mixed = {content(ShapesSource(task)[i]) for i in range(20)}
+    assert not mixed & {content(source[i]) for i in range(20)}
 
 
 def test_documents_do_not_depend_on_the_global_state():
@@ -105,6 +117,8 @@ def test_length_and_borders():
         ({"task": "qa", "split": "test"}, "unknown split 'test'"),
         ({"task": "qa", "seed": -1}, "seed"),
         ({"task": "qa", "size": 0}, "size"),
+        ({"task": "qa", "category": "colors"}, "no category 'colors'; the categories are color"),
+        ({"task": "edit", "category": "move"}, "'edit' has no categories"),
     ],
 )
 def test_bad_fields(fields, message):

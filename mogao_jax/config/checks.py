@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.data.shapes.tasks import category_error
 from mogao_jax.errors import ConfigError
 
 SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip")
@@ -65,8 +64,6 @@ def _check_sources(config: MogaoConfig) -> None:
                 f"config.data.sources.{name}.task is {s.task!r}; a source of kind 'shapes' needs "
                 f"one of {', '.join(SHAPES_TASKS)}."
             )
-        if s.kind == "shapes" and (wrong := category_error(s.task, s.category)):
-            raise ConfigError(f"config.data.sources.{name}.category: {wrong}.")
         if s.kind != "shapes" and s.weight > 0 and not s.path:
             raise ConfigError(
                 f"config.data.sources.{name}.path is empty; a source of kind {s.kind!r} needs it: "

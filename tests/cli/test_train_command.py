@@ -30,8 +30,14 @@ def refused(capsys, *arguments: str) -> str:
         ("--config.model.fusion=deeper", ["model.fusion", "deep", "shared"]),
         ("--config.packing.noised_tokens=4", ["packing.noised_tokens"]),
         ("--config.data.sources.t2i.task=paint", ["data.sources.t2i.task", "paint"]),
-        ("--config.data.sources.t2i.category=shapes", ["sources.t2i.category", "counting"]),
-        ("--config.data.sources.edit.category=move", ["sources.edit.category", "t2i"]),
+        (
+            "--config.data.sources.t2i.category=shapes",
+            ["data source 't2i'", "category", "counting"],
+        ),
+        (
+            "--config.data.sources.edit.category=move",
+            ["data source 'edit'", "category", "leave it empty"],
+        ),
         ("--config.model.vocab_size=100", ["model.vocab_size", "768"]),
         ("--config.vae.weights=/nowhere/vae.safetensors", ["/nowhere/vae.safetensors"]),
         ("--config.vit.depth=5", ["vit.depth"]),

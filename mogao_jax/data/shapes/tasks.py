@@ -138,13 +138,3 @@ TASKS: dict[str, Generator] = {
 
 # What a source of one task may be narrowed to.
 TASK_CATEGORIES: dict[str, tuple[str, ...]] = {"qa": QUESTIONS, "t2i": CATEGORIES}
-
-
-def category_error(task: str, category: str) -> str:
-    """What is wrong with asking a task for a category; empty if nothing."""
-    known = TASK_CATEGORIES.get(task, ())
-    if not category or category in known:
-        return ""
-    if not known:
-        return f"task {task!r} has no categories; leave category empty (only qa and t2i have them)"
-    return f"task {task!r} has no category {category!r}; the categories are {', '.join(known)}"

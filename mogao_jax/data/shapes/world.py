@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, World
-from mogao_jax.data.shapes.tasks import TASK_CATEGORIES, TASKS, category_error
+from mogao_jax.data.shapes.tasks import TASK_CATEGORIES, TASKS
 from mogao_jax.data.shapes.truth import Truth
 from mogao_jax.errors import DataError
 from mogao_jax.sequence.document import Document
@@ -49,8 +49,12 @@ class ShapesSource:
             raise DataError(
                 f"shapes: unknown task {self.task!r}; the tasks are {', '.join(TASKS)}."
             )
-        if wrong := category_error(self.task, self.category):
-            raise DataError(f"shapes: {wrong}.")
+        known = TASK_CATEGORIES.get(self.task, ())
+        if self.category and self.category not in known:
+            raise DataError(
+                f"shapes: task {self.task!r} has no category {self.category!r}; "
+                + (f"the categories are {', '.join(known)}." if known else "leave it empty.")
+            )
         if self.split not in SPLITS:
             raise DataError(f"shapes: unknown split {self.split!r}; use {' or '.join(SPLITS)}.")
         if self.seed < 0 or self.size < 1:

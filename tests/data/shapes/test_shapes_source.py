@@ -118,7 +118,7 @@ def test_length_and_borders():
         ({"task": "qa", "seed": -1}, "seed"),
         ({"task": "qa", "size": 0}, "size"),
         ({"task": "qa", "category": "colors"}, "no category 'colors'; the categories are color"),
-        ({"task": "edit", "category": "move"}, "'edit' has no categories"),
+        ({"task": "edit", "category": "move"}, "'edit' has no category 'move'; leave it empty"),
     ],
 )
 def test_bad_fields(fields, message):

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import math
 import numbers
@@ -194,13 +195,16 @@ def _bounded(value: Any, path: str, checks: Mapping[str, Any]) -> Any:
 
 
 def load_config(path: str | pathlib.Path) -> schema.MogaoConfig:
-    """The config of a file: `get_config()` of a .py file (trusted code), or a config.json."""
+    """The config of a file: `get_config()` of a .py file (trusted code), or a config.json.
+
+    `FILE.py:TEXT` gives `get_config` the text as its argument, as ml_collections' config flags do.
+    """
     return from_config_dict(load_config_dict(path))
 
 
 def load_config_dict(path: str | pathlib.Path) -> ConfigDict | dict[str, Any]:
     """What the file says, before any check. See `load_config`."""
-    path = pathlib.Path(path)
+    path, argument = _split_argument(path)
     if not path.is_file():
         siblings = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = _did_you_mean(path.name, siblings) if siblings else "."
@@ -215,7 +219,7 @@ def load_config_dict(path: str | pathlib.Path) -> ConfigDict | dict[str, Any]:
         return fields
     if path.suffix != ".py":
         raise ConfigError(f"a config file is a .py or a .json file, got {str(path)!r}.")
-    fields = _run_config_file(path)
+    fields = _run_config_file(path, argument)
     if not isinstance(fields, (ConfigDict, dict)):
         raise ConfigError(
             f"{path}: get_config() must return a ConfigDict, got {type(fields).__name__}; "
@@ -224,7 +228,15 @@ def load_config_dict(path: str | pathlib.Path) -> ConfigDict | dict[str, Any]:
     return fields
 
 
-def _run_config_file(path: pathlib.Path) -> Any:
+def _split_argument(path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
+    """'FILE.py:TEXT' as the file and the text; None where there is none."""
+    file, colon, argument = str(path).rpartition(":")
+    if colon and file.endswith(".py"):
+        return pathlib.Path(file), argument
+    return pathlib.Path(path), None
+
+
+def _run_config_file(path: pathlib.Path, argument: str | None) -> Any:
     """Runs get_config(); whatever goes wrong in the file is told with its line."""
     spec = importlib.util.spec_from_file_location(f"mogao_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # it is a .py file that exists
@@ -237,7 +249,11 @@ def _run_config_file(path: pathlib.Path) -> Any:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise ConfigError(f"{path} defines no function get_config().")
-        return module.get_config()
+        if argument is None:
+            return module.get_config()
+        if not inspect.signature(module.get_config).parameters:
+            raise ConfigError(f"{path}: get_config() takes no argument; leave out ':{argument}'.")
+        return module.get_config(argument)
     except ConfigError:
         raise
     except SyntaxError as e:

@@ -300,6 +300,10 @@ class OptimizerConfig:
     weight_decay: float = _field(0.0, "on matrices only: no norms, biases or embeddings", minimum=0)
     clip_norm: float = _field(1.0, "global gradient norm; 0: none", minimum=0.0)
     ema_decay: float = _field(0.999, "0: no moving average", minimum=0.0, maximum=1.0)
+    moments_dtype: Literal["float32", "bfloat16"] = _field(
+        "float32",
+        "[choice] of Adam's and Muon's moments between steps; the arithmetic is float32 in both",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +334,12 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    num_slices: int = _field(
+        1,
+        "slices (or groups of hosts) joined by a slower network: the data axis goes across them, "
+        "the others stay inside one",
+        minimum=1,
+    )
     cpu_devices: int = _field(
         1,
         "devices that a CPU is split into: one per core keeps all cores busy (batch_rows must be "

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mogao_jax.errors import ConfigError, EnvironmentProblem
@@ -28,6 +29,8 @@ class MeshSizes(Protocol):
     def tensor(self) -> int: ...
     @property
     def context(self) -> int: ...
+    @property
+    def num_slices(self) -> int: ...
 
 
 def split_cpu(num_devices: int) -> None:
@@ -48,18 +51,63 @@ def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) ->
     The axes are of type Auto: linen's sharding constraints do not work with Explicit ones, which
     `jax.make_mesh` makes by default.
 
+    With several slices (`config.num_slices`) the data axis goes across them, slowest first, and
+    the other axes stay inside one: parameters are gathered over the fast links of a slice, and
+    only sums of gradients go over the network between slices.
+
     Args:
       config: sizes per axis.
       devices: default: all of them, of all processes.
     Raises:
       ConfigError: sizes that are impossible by themselves.
-      EnvironmentProblem: sizes that do not fit the number of devices.
+      EnvironmentProblem: sizes that do not fit the number of devices, or their slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
-    return jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices
-    )
+    types = (AxisType.Auto,) * len(sizes)
+    slices = _slices(devices, config.num_slices)
+    if len(slices) == 1:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    inside = (_data_per_slice(sizes[0], len(slices)), *sizes[1:])
+    arranged = [mesh_utils.create_device_mesh(inside, devices=group) for group in slices]
+    return Mesh(np.concatenate(arranged, axis=0), MESH_AXES, axis_types=types)
+
+
+def _slices(devices: Sequence[jax.Device], num_slices: int) -> list[list[jax.Device]]:
+    """The devices of each slice.
+
+    What a slice is, devices of TPUs say themselves. Others are cut in order: by process on GPUs
+    (whose devices are numbered by process), anyhow on a CPU that plays several.
+    """
+    by_slice: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    if len(by_slice) > 1 and len(by_slice) != num_slices:
+        raise EnvironmentProblem(
+            f"mesh.num_slices is {num_slices}, but the devices lie in {len(by_slice)} slices; "
+            f"set mesh.num_slices={len(by_slice)}."
+        )
+    if len(by_slice) > 1:
+        return [by_slice[i] for i in sorted(by_slice)]
+    each, rest = divmod(len(devices), num_slices)
+    if rest or not each:
+        works = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        near = min(works, key=lambda n: abs(n - num_slices))
+        raise EnvironmentProblem(
+            f"mesh.num_slices is {num_slices}, which does not divide the {len(devices)} devices "
+            f"there are; {near} does."
+        )
+    return [list(devices[i * each : (i + 1) * each]) for i in range(num_slices)]
+
+
+def _data_per_slice(data: int, num_slices: int) -> int:
+    if data % num_slices:
+        raise ConfigError(
+            f"mesh.data is {data}, but {num_slices} slices are joined along it: make it a multiple "
+            f"of {num_slices} (mesh.data={num_slices} replicates parameters once per slice; with "
+            "mesh.data=-1 it takes what the other axes leave)."
+        )
+    return data // num_slices
 
 
 def axis_sizes(config: MeshSizes, num_devices: int) -> tuple[int, ...]:

@@ -12,8 +12,11 @@ import optax
 import optax.contrib
 
 from mogao_jax.config.schema import OptimizerConfig
+from mogao_jax.errors import ConfigError
 
 Schedule = Callable[..., float]
+
+_MAX_B2 = 0.99  # with moments in bfloat16: see _stored_as
 
 # Parameters that weight decay applies to: dense layers, and the output head that is not tied.
 DECAYED = ("kernel", "lm_head")
@@ -39,7 +42,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     clip the global norm -> Adam's direction -> + weight_decay * param (matrices) -> * -lr,
     where Adam's direction may be Muon's for matrices (Jordan et al. 2024).
 
-    Moments and arithmetic are float32 even where parameters or gradients are not.
+    Arithmetic is float32 even where parameters or gradients are not; moments are kept in
+    `moments_dtype`.
     """
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm:
@@ -51,7 +55,16 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     if config.weight_decay:
         parts.append(_decay_weights(config.weight_decay))
     parts.append(_scale_by_learning_rate())
-    return Optimizer(_in_float32(optax.chain(*parts)), make_schedule(config, num_steps))
+    transform = _in_float32(optax.chain(*parts))
+    if config.moments_dtype != "float32":
+        if config.b2 > _MAX_B2:
+            raise ConfigError(
+                f"optimizer.b2 is {config.b2} with moments in {config.moments_dtype}, whose "
+                f"rounding would keep the second moment from moving; use b2 up to {_MAX_B2}, or "
+                "optimizer.moments_dtype='float32'."
+            )
+        transform = _stored_as(transform, jnp.dtype(config.moments_dtype))
+    return Optimizer(transform, make_schedule(config, num_steps))
 
 
 # --------------------------------------------------------------------------------------- Muon
@@ -175,6 +188,33 @@ def _in_float32(
 
     def update(updates, state, params=None, **extra):
         return inner.update(cast(updates), state, cast(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _stored_as(
+    inner: optax.GradientTransformationExtraArgs, dtype: jnp.dtype
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps the float32 arrays of a transform's state in another dtype between updates.
+
+    Rounding is to the nearest. bfloat16 has 8 bits of precision: changes under 1/512 of a value
+    are rounded away. A second moment whose gradients have become half as large falls by 3/4 of
+    1 - b2 per step: well above that with b2 = 0.95, and not at all with b2 = 0.999, where it
+    would stand still. Hence _MAX_B2.
+    """
+
+    def cast(tree, dtype):
+        def one(x):
+            return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return jax.tree.map(one, tree)
+
+    def init(params):
+        return cast(inner.init(params), dtype)
+
+    def update(updates, state, params=None, **extra):
+        updates, state = inner.update(updates, cast(state, jnp.float32), params, **extra)
+        return updates, cast(state, dtype)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

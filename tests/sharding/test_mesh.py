@@ -89,3 +89,47 @@ def test_global_batch_with_micro_steps_in_front():
     placed = mesh_lib.global_batch(mesh, batch, batch_axis=1)
     np.testing.assert_array_equal(placed, batch)
     assert {s.data.shape for s in placed.addressable_shards} == {(3, 2)}
+
+
+def test_slices_are_joined_along_the_data_axis_alone():
+    one = mesh_lib.make_mesh(MeshConfig(data=4, fsdp=2))
+    assert one.devices.shape == (4, 2, 1, 1)
+    config = MeshConfig(data=-1, fsdp=2, num_slices=2)
+    devices = jax.devices()
+    mesh = mesh_lib.make_mesh(config, devices)
+    halves = np.array(mesh.devices).reshape(2, 4)
+    assert mesh.devices.shape == (4, 2, 1, 1)
+    assert mesh.axis_types == (AxisType.Auto,) * 4
+    assert set(halves[0]) == set(devices[:4]) and set(halves[1]) == set(devices[4:])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """As a TPU's of several slices: what make_mesh looks at."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "none"
+    device_kind: str = "none"
+
+
+def test_devices_that_know_their_slices_are_grouped_by_them():
+    devices = [_Device(i, slice_index=i % 2) for i in range(8)]
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=4, num_slices=2), devices)
+    assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(EnvironmentProblem, match="2 slices; set mesh.num_slices=2"):
+        mesh_lib.make_mesh(MeshConfig(data=2, fsdp=4), devices)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (MeshConfig(data=1, fsdp=8, num_slices=2), ConfigError, "mesh.data is 1.*multiple of 2"),
+        (MeshConfig(data=-1, num_slices=3), EnvironmentProblem, "num_slices is 3.*2 does"),
+        (MeshConfig(data=-1, num_slices=16), EnvironmentProblem, "does not divide the 8.*8 does"),
+    ],
+)
+def test_slices_that_do_not_fit_say_what_does(config, error, message):
+    with pytest.raises(error, match=message):
+        mesh_lib.make_mesh(config)

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mogao_jax.config.schema import MeshConfig, OptimizerConfig
+from mogao_jax.errors import ConfigError
 from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.training import optimizer as optim
 from mogao_jax.training import state as state_lib
@@ -91,6 +92,58 @@ def test_low_precision_parameters_keep_float32_moments():
     assert {x.dtype for x in jax.tree.leaves(state) if x.ndim} == {jnp.dtype(jnp.float32)}
     applied = optax.apply_updates(params, updates)
     assert {x.dtype for x in jax.tree.leaves(applied)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_bfloat16_moments_are_the_published_ones_rounded_after_every_step():
+    config = dataclasses.replace(PLAIN, clip_norm=0.5, moments_dtype="bfloat16")
+    transform, _ = optim.make_optimizer(config, 10)
+    params = _params()
+    state = transform.init(params)
+    m = v = jax.tree.map(lambda p: np.zeros_like(p, np.float64), params)
+
+    def bf16(x):
+        return np.float64(np.asarray(x, np.float32).astype(jnp.bfloat16))
+
+    for step in range(1, 9):
+        grads = _grads(step)
+        updates, state = transform.update(grads, state, params, learning_rate=0.1)
+        norm = math.sqrt(sum(float((np.float64(g) ** 2).sum()) for g in jax.tree.leaves(grads)))
+        g = jax.tree.map(lambda g: np.float64(g) * min(1.0, 0.5 / norm), grads)  # noqa: B023
+        m = jax.tree.map(lambda m, g: config.b1 * m + (1 - config.b1) * g, m, g)
+        v = jax.tree.map(lambda v, g: config.b2 * v + (1 - config.b2) * g**2, v, g)
+        for found, a, b in zip(*map(jax.tree.leaves, (updates, m, v)), strict=True):
+            a, b = a / (1 - config.b1**step), b / (1 - config.b2**step)
+            np.testing.assert_allclose(found, -0.1 * a / (np.sqrt(b) + config.eps), rtol=1e-4)
+        kept = [x for x in jax.tree.leaves(state) if x.ndim]
+        assert {x.dtype for x in kept} == {jnp.dtype(jnp.bfloat16)}
+        m, v = jax.tree.map(bf16, m), jax.tree.map(bf16, v)
+    # The order of rounding matters: float32 moments would be outside of the tolerance above.
+    exact, _ = optim.make_optimizer(dataclasses.replace(config, moments_dtype="float32"), 10)
+    state = exact.init(params)
+    for step in range(1, 9):
+        other, state = exact.update(_grads(step), state, params, learning_rate=0.1)
+    pairs = zip(*map(jax.tree.leaves, (other, updates)), strict=True)
+    assert max(np.abs(a / b - 1).max() for a, b in pairs) > 1e-3
+
+
+def test_bfloat16_moments_halve_the_optimizer_state_and_work_with_muon():
+    for kind in ("adamw", "muon"):
+        sizes = {}
+        for dtype in ("float32", "bfloat16"):
+            config = dataclasses.replace(PLAIN, kind=kind, moments_dtype=dtype)
+            transform, _ = optim.make_optimizer(config, 10)
+            state = transform.init(_params())
+            updates, after = transform.update(_grads(0), state, _params(), learning_rate=0.1)
+            assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+            assert jax.tree.map(jnp.dtype, state) == jax.tree.map(jnp.dtype, after)
+            sizes[dtype] = sum(x.nbytes for x in jax.tree.leaves(after) if x.ndim)
+        assert sizes["bfloat16"] * 2 == sizes["float32"]
+
+
+def test_bfloat16_moments_that_would_stand_still_are_refused():
+    config = dataclasses.replace(PLAIN, moments_dtype="bfloat16", b2=0.999)
+    with pytest.raises(ConfigError, match=r"optimizer\.b2 is 0\.999.*up to 0\.99"):
+        optim.make_optimizer(config, 10)
 
 
 # --------------------------------------------------------------------------------------- mask

@@ -34,6 +34,9 @@ def get_config():
     }
     # Two noised copies of every picture to draw: its history is read once for both.
     c.layout.noised_copies = 2
+    # Text at H = W = 0: how far a picture's token is from any word is where in the picture it is,
+    # however long the text. From scratch there is no pretrained 1-D RoPE to keep.
+    c.layout.text_positions = "t"
 
     # In proportion to this mixture (`mogao data budgets`); `mogao data fill` says how full.
     c.packing.und_tokens = 768

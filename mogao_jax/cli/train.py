@@ -22,7 +22,7 @@ from mogao_jax.checkpoints.carried import keep_tokenizer
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.config.checks import check
 from mogao_jax.config.convert import parse_config_args, to_dict
-from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.config.schema import AttentionConfig, MogaoConfig
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.system import (
@@ -120,7 +120,8 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         parameters = count_parameters(state.params)
         if multihost.is_main():
             save_run_facts(folder, parameters=parameters, devices=jax.devices())
-        _say(_summary(config, folder, mesh, parameters, state_bytes, step))
+        attention = system.model.config.attention
+        _say(_summary(config, folder, mesh, parameters, state_bytes, step, attention))
 
         with MetricsWriter(folder, resume_step=step, tensorboard=multihost.is_main()) as writer:
             evaluators, final = _evaluators(config, system, encoders, tokenizer, mesh, folder)
@@ -250,6 +251,7 @@ def _summary(
     parameters: dict[str, int],
     state_bytes: int,
     step: int,
+    attention: AttentionConfig,
 ) -> str:
     axes = " x ".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "one device"
     total = sum(parameters.values())
@@ -260,6 +262,8 @@ def _summary(
         f"  devices     {jax.device_count()} {jax.devices()[0].device_kind} ({axes})\n"
         f"  parameters  {total:,} ({counts})\n"
         f"  state       {state_bytes / 2**20:.0f} MiB\n"
+        f"  attention   {attention.implementation}, blocks of {attention.block_q} queries x "
+        f"{attention.block_kv} keys\n"
         f"  sources     {', '.join(config.data.sources)}"
     )
 

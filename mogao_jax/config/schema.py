@@ -139,11 +139,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    implementation: Literal["xla", "dense"] = _field(
-        "xla", "xla: blockwise over active blocks; dense: the L x L reference, for tests"
+    implementation: Literal["auto", "xla", "dense", "pallas_tpu", "pallas_gpu"] = _field(
+        "auto",
+        "auto: by the devices; xla: blockwise over active blocks, anywhere; pallas_tpu, "
+        "pallas_gpu: the same as a kernel; dense: the L x L reference, for tests",
     )
-    block_q: int = _field(64, "queries per block; small ones follow the mask", minimum=1)
-    block_kv: int = _field(64, "keys per block", minimum=1)
+    block_q: int = _field(
+        0, "queries per block; small ones follow the mask; 0: what suits the devices", minimum=0
+    )
+    block_kv: int = _field(0, "keys per block; 0: what suits the devices", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True)

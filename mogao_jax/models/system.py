@@ -13,6 +13,10 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
+from mogao_jax.models.taef1 import Taef1
+from mogao_jax.models.vae import FluxVae
+from mogao_jax.models.vit import VisionTower
+from mogao_jax.ops.attention.choice import resolve
 from mogao_jax.sharding import rules
 
 # Parts that parameters are counted by, in the order of a report.
@@ -42,35 +46,51 @@ class System:
     sources: tuple[str, ...]  # names of the data sources, for metrics
 
 
-def make_system(config: MogaoConfig, vocab_size: int) -> tuple[System, EncoderParams]:
+def make_system(
+    config: MogaoConfig, vocab_size: int, platform: str | None = None
+) -> tuple[System, EncoderParams]:
     """The modules of a config, and its frozen encoders' parameters.
 
+    Args:
+      platform: see `make_model`.
     Raises:
       CheckpointError, ConfigError: weights that are missing, damaged or of another shape.
     """
-    uses_vit = config.layout.understanding_encoder == "vit"
-    vae = load_vae(config.vae)
-    vit = load_vit(config.vit) if uses_vit else None
-    system = System(
+    system = make_modules(config, vocab_size, platform)
+    vae = load_vae(config.vae).params
+    return system, EncoderParams(vae, load_vit(config.vit).params if system.vit else None)
+
+
+def make_modules(config: MogaoConfig, vocab_size: int, platform: str | None = None) -> System:
+    """The modules of a config alone; no weights are read. `platform`: see `make_model`."""
+    model = make_model(config, vocab_size, platform)
+    vit = VisionTower(config.vit, attention=model.config.attention.implementation)
+    return System(
         config=config,
-        model=make_model(config, vocab_size),
-        vae=vae.module,
-        vit=vit.module if vit else None,
+        model=model,
+        vae=Taef1(config.vae) if config.vae.kind == "taef1" else FluxVae(config.vae),
+        vit=vit if config.layout.understanding_encoder == "vit" else None,
         sources=tuple(config.data.sources),
     )
-    return system, EncoderParams(vae.params, vit.params if vit else None)
 
 
-def make_model(config: MogaoConfig, vocab_size: int) -> Mogao:
-    """The trainable model of a config; `vocab_size` is the tokenizer's."""
+def make_model(config: MogaoConfig, vocab_size: int, platform: str | None = None) -> Mogao:
+    """The trainable model of a config; `vocab_size` is the tokenizer's.
+
+    Args:
+      platform: of the devices it is compiled for ("cpu", "gpu", "tpu"), which settles what the
+        config leaves open (`model.config.attention` has nothing left to choose); None: those of
+        this process.
+    """
     rows = config.model.vocab_size or vocab_size
     if rows < vocab_size:
         raise ConfigError(
             f"config.model.vocab_size is {rows}, but the tokenizer has {vocab_size} tokens; "
             "set it to 0 (as many as the tokenizer has) or higher."
         )
+    attention = resolve(config.model.attention, platform or jax.default_backend())
     return build(
-        config.model,
+        dataclasses.replace(config.model, attention=attention),
         config.vae,
         config.vit,
         vocab_size=rows,

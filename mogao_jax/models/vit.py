@@ -23,8 +23,6 @@ from mogao_jax.sequence.masking import VIT, TokenMeta
 
 Array = jax.Array
 
-BLOCK = 64  # patches per tile of attention: small pictures waste little
-
 # CLIP's channel statistics, of pixels in [0, 1].
 PIXEL_MEAN = np.asarray((0.48145466, 0.4578275, 0.40821073), np.float32)
 PIXEL_STD = np.asarray((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -62,7 +60,9 @@ def _rotate(x: Array, angles: Array) -> Array:
     return turned.astype(x.dtype)
 
 
-def _attention_within_images(q: Array, k: Array, v: Array, segment: Array) -> Array:
+def _attention_within_images(
+    q: Array, k: Array, v: Array, segment: Array, implementation: str
+) -> Array:
     """Full attention among the patches of each image: [B, P, N, H] each, segment int32[B, P].
 
     Patches of one image are tokens of one time, which see each other (sequence/masking.py); so
@@ -70,7 +70,7 @@ def _attention_within_images(q: Array, k: Array, v: Array, segment: Array) -> Ar
     """
     meta = Parts(und=TokenMeta(segment, jnp.zeros_like(segment), jnp.full_like(segment, VIT)))
     queries, keys, values = (Parts(und=x) for x in (q, k, v))
-    out = attention(queries, keys, values, meta, meta, block_q=BLOCK, block_kv=BLOCK)
+    out = attention(queries, keys, values, meta, meta, implementation=implementation)
     return out.und
 
 
@@ -94,6 +94,7 @@ class VisionBlock(nn.Module):
     num_heads: int
     mlp_dim: int
     eps: float
+    attention: str
 
     @nn.compact
     def __call__(self, x: Array, angles: Array, segment: Array) -> Array:
@@ -101,7 +102,8 @@ class VisionBlock(nn.Module):
         h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm1")(x)
         qkv = nn.Dense(3 * dim, dtype=x.dtype, name="attn_qkv")(h)
         q, k, v = rearrange(qkv, "b p (three n h) -> three b p n h", three=3, n=self.num_heads)
-        h = _attention_within_images(_rotate(q, angles), _rotate(k, angles), v, segment)
+        q, k = _rotate(q, angles), _rotate(k, angles)
+        h = _attention_within_images(q, k, v, segment, self.attention)
         h = rearrange(h, "b p n h -> b p (n h)")
         x = x + nn.Dense(dim, dtype=x.dtype, name="attn_proj")(h)
         h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm2")(x)
@@ -126,10 +128,16 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches -> features; `dtype` is that of the computation (softmax and RoPE in float32)."""
+    """Patches -> features.
+
+    Attributes:
+      dtype: of the computation (softmax and RoPE in float32).
+      attention: its implementation (ops/attention/choice.py).
+    """
 
     config: VitConfig
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, patches: Array, positions: Array, segment: Array) -> Array:
@@ -149,7 +157,9 @@ class VisionTower(nn.Module):
         x = PatchEmbed(c.embed_dim, name="patch_embed")(x)
         angles = rotary_angles(positions, c.embed_dim // c.num_heads, c.rope_theta)
         for i in range(c.depth):
-            block = VisionBlock(c.num_heads, c.mlp_dim, c.layer_norm_eps, name=f"blocks_{i}")
+            block = VisionBlock(
+                c.num_heads, c.mlp_dim, c.layer_norm_eps, self.attention, name=f"blocks_{i}"
+            )
             x = block(x, angles, segment)
         real = segment > 0
         if c.merger_dim:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
 from mogao_jax.models.mogao import LATENT_PATCH
+from mogao_jax.ops.attention.choice import resolve
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.tiles import tile_statistics
 from mogao_jax.sequence.batch import PackedBatch
@@ -52,15 +53,18 @@ class Work:
         return self.und + self.clean + self.noised
 
 
-def count_work(batch: PackedBatch, config: MogaoConfig) -> Work:
-    """Counts a host batch [A, B, ...] (or [B, ...]) of numpy arrays."""
+def count_work(batch: PackedBatch, config: MogaoConfig, platform: str | None = None) -> Work:
+    """Counts a host batch [A, B, ...] (or [B, ...]) of numpy arrays.
+
+    `platform`: of the devices that decide attention's blocks (None: those of this process).
+    """
     rows = _rows(batch)
     und, clean, noised = (p.meta.segment > 0 for p in (rows.und, rows.clean, rows.noised))
     copies = np.stack([rows.noised.image, rows.noised.copy], -1)
     drawn = zip(copies, noised, strict=True)
     noised_copies = sum(len(np.unique(copy[real], axis=0)) for copy, real in drawn)
     meta = Parts(rows.und.meta, rows.clean.meta, rows.noised.meta)
-    attention = config.model.attention
+    attention = resolve(config.model.attention, platform or jax.default_backend())
     pairs = tile_statistics(
         meta,
         meta,

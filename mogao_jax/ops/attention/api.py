@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
+from mogao_jax.ops.attention.choice import block_sizes, choose
 from mogao_jax.ops.attention.dense import dense_attention
+from mogao_jax.ops.attention.pallas_tpu import pallas_attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.xla import blockwise_attention
 from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.sharding.ambient import BATCH_AXES
-
-Implementation = Literal["xla", "dense"]
 
 
 def attention(
@@ -22,9 +24,9 @@ def attention(
     query_meta: Parts,
     key_meta: Parts,
     *,
-    implementation: Implementation = "xla",
-    block_q: int = 64,
-    block_kv: int = 64,
+    implementation: str = "auto",
+    block_q: int = 0,
+    block_kv: int = 0,
     text_reads_vae: bool = False,
     batch_axes: tuple[str, ...] = BATCH_AXES,
 ) -> Parts:
@@ -40,10 +42,11 @@ def attention(
       keys, values: [B, S, K, H] per part, N a multiple of K; lengths need not be the queries'.
       query_meta, key_meta: TokenMeta of int32[B, T] and int32[B, S] per part, present where the
         arrays are. Any order of tokens is right; sorted by (segment, time) is fast.
-      implementation: "xla" is blockwise, "dense" holds [B, N, T, S] (short rows, tests).
-      block_q, block_kv: tokens per block, xla only; lengths need not be multiples. Small blocks
-        follow the mask closely (64 was fastest on a CPU with images of some 60 tokens), large
-        ones cost less per pair.
+      implementation: "xla" is blockwise anywhere, "pallas_tpu" the same as a kernel, "dense"
+        holds [B, N, T, S] (short rows, tests); "auto": by this process's devices (choice.py).
+      block_q, block_kv: tokens per block; lengths need not be multiples. Small blocks follow the
+        mask closely (64 was fastest on a CPU with images of some 60 tokens), large ones cost
+        less per pair. 0: what suits the implementation.
       text_reads_vae: VAE-only understanding (ablations A and B): und reads clean VAE tokens.
       batch_axes: mesh axes that the batch is split over.
     Returns:
@@ -52,18 +55,18 @@ def attention(
       ValueError: for shapes that do not fit each other, or an unknown implementation.
     """
     _check(queries, keys, values, query_meta, key_meta)
-    if implementation == "dense":
-
-        def compute(*parts: Parts) -> Parts:
-            return dense_attention(*parts, text_reads_vae=text_reads_vae)
-    elif implementation == "xla":
-
-        def compute(*parts: Parts) -> Parts:
-            return blockwise_attention(
-                *parts, block_q=block_q, block_kv=block_kv, text_reads_vae=text_reads_vae
-            )
-    else:
-        raise ValueError(f"unknown attention implementation {implementation!r}: xla or dense")
+    implementation = choose(implementation, jax.default_backend())
+    block_q, block_kv = block_sizes(implementation, block_q, block_kv)
+    blocks: dict[str, Any] = {"block_q": block_q, "block_kv": block_kv}
+    functions: dict[str, Callable[..., Parts]] = {
+        "dense": dense_attention,
+        "xla": functools.partial(blockwise_attention, **blocks),
+        "pallas_tpu": functools.partial(pallas_attention, **blocks),
+        "pallas_gpu": functools.partial(blockwise_attention, **blocks),  # its kernel is to come
+    }
+    compute: Callable[..., Parts] = functools.partial(
+        functions[implementation], text_reads_vae=text_reads_vae
+    )
     num_rows = next(p.shape[0] for p in queries if p is not None)
     # The loop over tiles has as many steps as the rows it works on have active tiles.
     compute = per_shard(compute, num_rows, batch_axes=batch_axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 
 import numpy as np
 
@@ -21,6 +22,9 @@ USAGE = """usage: mogao data ACTION ...
                                        packing budgets in proportion to the mixture
   emoji    --zip PATH --out DIR        Noto emoji -> documents (captions, names, edits, series)
   tfds     --documents PATH --out DIR  documents -> a tfds data set (array_record)
+  tokenizer  --documents PATH... --out FILE [--vocab N]
+                                       a byte-level BPE of one's own documents, to train with
+                                       --config.tokenizer.kind=file --config.tokenizer.path=FILE
 
 Config fields can be set as in training: --config.packing.und_tokens=2048"""
 
@@ -33,6 +37,7 @@ def main(argv: list[str]) -> int:
         "budgets": _budgets,
         "emoji": _emoji,
         "tfds": _tfds,
+        "tokenizer": _tokenizer,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -196,3 +201,23 @@ def _tfds(argv: list[str]) -> None:
     except ImportError:
         raise ConfigError("'mogao data tfds' needs: pip install tensorflow-datasets") from None
     print(f"Written: {prepare(flags.documents, flags.out)}")
+
+
+def _tokenizer(argv: list[str]) -> None:
+    parser = _Parser(prog="mogao data tokenizer", allow_abbrev=False)
+    add = parser.add_argument
+    add("--documents", nargs="+", required=True, help="JSONL files or folders of documents")
+    add("--vocab", type=_positive, default=2048, help="number of tokens, at most (2048)")
+    add("--out", required=True, help="the tokenizer.json to write")
+    flags = parser.parse_args(argv)
+    from mogao_jax.data.bpe import CHAT_HEADERS, save, texts_of, tokens_per_word, train_bpe
+    from mogao_jax.data.sources import DocumentsSource
+
+    texts = [t for path in flags.documents for t in texts_of(DocumentsSource(path))]
+    tokenizer = train_bpe([*texts, *CHAT_HEADERS * max(1, len(texts) // 10)], flags.vocab)
+    save(tokenizer, pathlib.Path(flags.out))
+    per_word = tokens_per_word(tokenizer, texts[:: max(1, len(texts) // 2000)])
+    print(
+        f"{flags.out}: {tokenizer.get_vocab_size()} tokens from {len(texts):,} texts, "
+        f"{per_word:.2f} tokens per word"
+    )

@@ -6,6 +6,8 @@ import pytest
 
 from mogao_jax.cli import data
 from mogao_jax.cli.main import main
+from mogao_jax.config.schema import TokenizerConfig
+from mogao_jax.tokenizer import load_tokenizer
 
 CONFIG = """
 from mogao_jax.config import default_config, source
@@ -43,6 +45,25 @@ def test_fill_and_budgets(config, capsys):
     assert main(["data", "budgets", config, *narrow]) == 0
     out = capsys.readouterr().out
     assert "c.packing.und_tokens = 64" in out and "are over the config's budgets" in out
+
+
+def test_tokenizer(config, capsys, caplog, tmp_path):
+    out = tmp_path / "made" / "tokenizer.json"
+    flags = ["--documents", str(tmp_path / "d.jsonl"), "--vocab", "300", "--out", str(out)]
+    assert main(["data", "tokenizer", *flags]) == 0
+    assert "tokens per word" in capsys.readouterr().out
+    assert "d.jsonl:9: not valid JSON" in caplog.text
+    tokenizer = load_tokenizer(TokenizerConfig(kind="file", path=str(out)))
+    assert len(tokenizer.encode("hello")) == len(tokenizer.encode("user")) == 1
+    assert tokenizer.decode(tokenizer.encode("say hello <|im_end|> ✓")) == "say hello <|im_end|> ✓"
+    assert not set(tokenizer.encode("<|im_end|>")) & tokenizer.special_ids
+    assert main(["data", "fill", config, f"--config.tokenizer.path={out}",
+                 "--config.tokenizer.kind=file", "--rows", "1"]) == 0  # fmt: skip
+    assert main(["data", "tokenizer", *flags[:3], "261", *flags[4:]]) == 2
+    assert "bytes and 6 control tokens need 262" in capsys.readouterr().err
+    (tmp_path / "e.jsonl").write_text('{"items": []}\n')
+    assert main(["data", "tokenizer", "--documents", str(tmp_path / "e.jsonl"), *flags[2:]]) == 2
+    assert "no document has a text" in capsys.readouterr().err
 
 
 def test_wrong_flags(config, capsys, tmp_path):

@@ -4,13 +4,13 @@ import pytest
 
 from mogao_jax.data.shapes.tasks import TASKS
 from mogao_jax.data.shapes.train_tokenizer import (
-    SPECIAL_TOKENS,
     TOKENIZER_PATH,
     main,
     mean_tokens,
     train,
 )
 from mogao_jax.data.shapes.world import ShapesSource
+from mogao_jax.tokenizer import SPECIAL_TOKENS
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -22,7 +22,7 @@ def tokenizer():
 
 def test_vocabulary(tokenizer):
     assert tokenizer.get_vocab_size() == 768
-    assert [tokenizer.token_to_id(t) for t in SPECIAL_TOKENS] == list(range(762, 768))
+    assert [tokenizer.token_to_id(t) for t in SPECIAL_TOKENS.values()] == list(range(762, 768))
     assert TOKENIZER_PATH.stat().st_size < 40_000
 
 

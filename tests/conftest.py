@@ -7,10 +7,13 @@ import pathlib
 
 # Before jax is imported anywhere: the number of devices is fixed when its backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ).strip()
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    flags += " --xla_force_host_platform_device_count=8"
+if "xla_cpu_collective_call_terminate_timeout" not in flags:
+    # XLA aborts where simulated devices wait 40 s for each other, as they may on a busy machine.
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+os.environ["XLA_FLAGS"] = flags.strip()
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

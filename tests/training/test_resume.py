@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def start(
     config: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1
 ) -> subprocess.Popen:
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

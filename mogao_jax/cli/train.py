@@ -20,7 +20,7 @@ import jax
 
 from mogao_jax.checkpoints.carried import keep_tokenizer
 from mogao_jax.cli.logs import configure_logging
-from mogao_jax.config.checks import check
+from mogao_jax.config.checks import check, check_on_mesh
 from mogao_jax.config.convert import parse_config_args, to_dict
 from mogao_jax.config.schema import AttentionConfig, MogaoConfig
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
@@ -36,7 +36,7 @@ from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
 from mogao_jax.sharding import multihost, rules
-from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated, split_cpu
+from mogao_jax.sharding.mesh import check_rows, encoder_shardings, make_mesh, split_cpu
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
@@ -81,6 +81,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     check(config)
     tokenizer = load_tokenizer(config.tokenizer)
     mesh = make_mesh(config.mesh)
+    check_on_mesh(config, mesh.shape)
     check_rows(mesh, config.train.batch_rows)
     if config.train.max_minutes and multihost.process_count() > 1:
         raise ConfigError(
@@ -97,7 +98,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         process_count=multihost.process_count(),
     )
     system, encoders = make_system(config, tokenizer.vocab_size)
-    encoders = jax.device_put(encoders, replicated(mesh))
+    encoders = jax.device_put(encoders, encoder_shardings(mesh, encoders, config.mesh.encoders))
 
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     init = functools.partial(init_params, config, system.model, jax.random.key(config.seed))

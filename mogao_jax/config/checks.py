@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
@@ -44,6 +45,33 @@ def vit_tokens(config: MogaoConfig) -> int:
     unit = config.vit.patch_size * config.vit.merge_size
     side = max(1, round((need * 256) ** 0.5 / unit))
     return max(1, min(side * side, images.vit_max_pixels // unit**2))
+
+
+def check_on_mesh(config: MogaoConfig, sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError for heads or parts of a row that a mesh does not divide.
+
+    Args:
+      sizes: devices per axis, known (without -1) at least for "tensor" and "context".
+    """
+    tensor, context = sizes["tensor"], sizes["context"]
+    heads = config.model.num_heads
+    if heads % tensor:
+        near = min(
+            (d for d in range(1, heads + 1) if heads % d == 0), key=lambda d: abs(d - tensor)
+        )
+        raise ConfigError(
+            f"config.model.num_heads ({heads}) are not divisible by config.mesh.tensor ({tensor}), "
+            f"over which heads are split; the nearest that works is mesh.tensor={near}."
+        )
+    for name in ("und_tokens", "clean_tokens", "noised_tokens"):
+        tokens = getattr(config.packing, name)
+        if tokens % context:
+            lower = tokens // context * context
+            choices = f"{lower} or {lower + context}" if lower else f"{context}"
+            raise ConfigError(
+                f"config.packing.{name} ({tokens}) is not divisible by config.mesh.context "
+                f"({context}), over which the tokens of a row are split; use {choices}."
+            )
 
 
 def _check_sources(config: MogaoConfig) -> None:
@@ -200,6 +228,8 @@ def _check_mesh(config: MogaoConfig) -> None:
             )
     if sum(size == -1 for size in axes.values()) > 1:
         raise ConfigError("config.mesh: only one axis can be -1 (what is left).")
+    known = {axis: max(axes[axis], 1) for axis in ("tensor", "context")}
+    check_on_mesh(config, known)
     split = mesh.data * mesh.fsdp
     if mesh.data > 0 and mesh.fsdp > 0 and config.train.batch_rows % split:
         raise ConfigError(

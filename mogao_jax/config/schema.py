@@ -194,7 +194,9 @@ class ModelConfig:
         "a trainable linear layer on the output of Qwen2-VL's frozen merger",
     )
     scan_layers: bool = _field(False, "one compiled layer instead of num_layers copies")
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "keep_matmuls", "keep_attention", "full"] = _field(
+        "none", "what a layer keeps for its backward pass (models/remat.py)"
+    )
     dtype: Literal["float32", "bfloat16"] = _field("float32", "of computation")
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     cross_entropy_chunk: int = _field(
@@ -343,6 +345,9 @@ class MeshConfig:
         "slices (or groups of hosts) joined by a slower network: the data axis goes across them, "
         "the others stay inside one",
         minimum=1,
+    )
+    encoders: Literal["replicated", "sharded"] = _field(
+        "replicated", "frozen encoders: a copy per device, or cut over fsdp and gathered for use"
     )
     cpu_devices: int = _field(
         1,

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax.models.cache import LayerCache, Places, write
+from mogao_jax.models.gen_stream import join_gen, split_gen
 from mogao_jax.models.layers import Linear, constrain, zeros
+from mogao_jax.models.remat import projection
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.modulation import modulate, per_token
 from mogao_jax.ops.norms import RMSNorm
@@ -45,6 +47,8 @@ class Rotations(NamedTuple):
     und: tuple[jax.Array, jax.Array]
     gen: tuple[jax.Array, jax.Array]
 
+
+_TOKENS = ("act_batch", "act_len")  # logical names of the axes that all activations have
 
 # (queries, keys, values, metadata of the queries, metadata of the keys) -> outputs, in parts.
 # Without a cache keys are the queries' own tokens, and their metadata is None.
@@ -89,16 +93,21 @@ class Branch(nn.Module):
         if modulation is not None:
             h = modulate(h, modulation.attention_shift, modulation.attention_scale)
         q, k = apply_rope(self.query(h), *rotation), apply_rope(self.key(h), *rotation)
-        return q, k, self.value(h)
+        q = constrain(q, *_TOKENS, "act_heads", None)
+        k, v = (constrain(y, *_TOKENS, "act_kv_heads", None) for y in (k, self.value(h)))
+        return projection(q), projection(k), projection(v)
 
     def finish(self, x: jax.Array, attended: jax.Array, modulation: Modulation | None) -> jax.Array:
         """Adds attention's output [B, L, N, H] and the FFN to the residual stream [B, L, D]."""
-        h = self.output(attended)
+        h = projection(constrain(self.output(attended), *_TOKENS, "act_embed"))
         x = x + (h if modulation is None else modulation.attention_gate * h)
         h = self.mlp_norm(x)
         if modulation is not None:
             h = modulate(h, modulation.mlp_shift, modulation.mlp_scale)
-        h = self.down(nn.silu(self.gate(h)) * self.up(h))
+        gate, up = (constrain(y, *_TOKENS, "act_mlp") for y in (self.gate(h), self.up(h)))
+        h = self.down(nn.silu(projection(gate)) * projection(up))
+        h = constrain(h, *_TOKENS, "act_embed")
+        h = projection(h) if modulation is not None else h  # its gate's gradient reads it
         return x + (h if modulation is None else modulation.mlp_gate * h)
 
 
@@ -172,7 +181,7 @@ class Block(nn.Module):
         und_qkv: tuple = (None, None, None)
         gen_qkv: tuple = (None, None, None)
         if gen.shape[1]:
-            table = self.adaln(conditioning)
+            table = projection(self.adaln(conditioning))
             modulation = Modulation(*jnp.split(per_token(table, conditioning_index), 6, -1))
         if und.shape[1]:
             und_qkv = self.und.qkv(und, rotations.und, None)
@@ -191,27 +200,21 @@ class Block(nn.Module):
             if places.destination == Parts():
                 cache = None
         out = self.attend(queries, keys, values, query_meta, key_meta)
-        attended = _joined(out.clean, out.noised)
+        attended = None if out.clean is None and out.noised is None else join_gen(*out[1:])
         if und.shape[1]:
             und = self.und.finish(und, out.und, None)
         if attended is not None:
             gen = self.gen.finish(gen, attended, modulation)
-        axes = ("act_batch", "act_len", "act_embed")
-        return Streams(constrain(und, *axes), constrain(gen, *axes)), cache
+        und, gen = (constrain(x, *_TOKENS, "act_embed") for x in (und, gen))
+        return Streams(und, gen), cache
 
 
 def _in_parts(und: jax.Array | None, gen: jax.Array | None, num_clean: int) -> Parts:
     """Cuts gen[B, C + N, ...] after its clean tokens; parts of length zero are absent."""
     if gen is None:
         return Parts(und=und)
-    clean, noised = gen[:, :num_clean], gen[:, num_clean:]
+    clean, noised = split_gen(gen, num_clean)
     return Parts(und, clean if clean.shape[1] else None, noised if noised.shape[1] else None)
-
-
-def _joined(clean: jax.Array | None, noised: jax.Array | None) -> jax.Array | None:
-    """The inverse, for the gen stream."""
-    present = [x for x in (clean, noised) if x is not None]
-    return jnp.concatenate(present, 1) if present else None
 
 
 def _remember(cache: LayerCache, keys: Parts, values: Parts, destination: Parts) -> LayerCache:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from mogao_jax.models.layers import constrain
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import encode_images, patchify_latents
+from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.sequence.batch import GenStream, PackedBatch
+from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, splitting_axes
 
 
 def encode_batch(
@@ -20,15 +26,26 @@ def encode_batch(
       `MogaoInputs.vit_features`).
     """
     images = batch.images
-    noise = posterior if system.config.vae.sample_posterior else None
-    latents = encode_images(system.vae, encoders.vae, images.pixels, images.size, noise)
-    tokens = patchify_latents(latents)
+    given = [images.pixels, images.size]
+    if system.config.vae.sample_posterior:
+        given.append(posterior)
+    # Each device encodes its own images; frozen weights that are cut up are gathered here.
+    rows = splitting_axes(BATCH_AXES, images.pixels.shape[0])
+    spare = splitting_axes(SPARE_AXES, images.pixels.shape[1])
+    spec = PartitionSpec(rows or None, spare or None)
+    encode = per_shard(
+        functools.partial(encode_images, system.vae),
+        (PartitionSpec(), *(spec for _ in given)),
+        spec,
+    )
+    tokens = constrain(patchify_latents(encode(encoders.vae, *given)), "act_batch", *(None,) * 3)
     tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
     if system.vit is None:
         rows, num_patches = batch.vit.segment.shape
         shape = (rows, num_patches, system.config.vit.embed_dim)
         return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
-    features = system.vit.apply({"params": encoders.vit}, *batch.vit)
+    params = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), encoders.vit)
+    features = system.vit.apply({"params": params}, *batch.vit[:3])
     return jax.lax.stop_gradient((tokens, features))
 
 
@@ -38,4 +55,5 @@ def take_tokens(canvas_tokens: jax.Array, stream: GenStream, num_images: int) ->
     is_token = stream.image >= 0
     address = jnp.where(is_token, stream.image * per_image + stream.patch, 0)
     taken = jnp.take_along_axis(canvas_tokens, address[..., None], 1)
-    return jnp.where(is_token[..., None], taken, 0.0)
+    taken = jnp.where(is_token[..., None], taken, 0.0)
+    return constrain(taken, "act_batch", "act_len", None)

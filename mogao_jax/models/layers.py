@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from mogao_jax.sharding import rules
+from mogao_jax.sharding.ambient import LENGTH_AXES, ways
 
 # Fan-in scaled: right at any width. Checkpoints ported from an LLM do not use it.
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -19,7 +23,8 @@ class Linear(nn.Module):
 
     All other axes of x are joined, so that forward and backward are plain two-dimensional
     matmuls. XLA's CPU backend takes those as they are; with a batch axis in between it writes a
-    transposed copy of every gradient first, which took longer than the matmul itself.
+    transposed copy of every gradient first, which took longer than the matmul itself. (Where a
+    row is split over devices, they stay.)
 
     Attributes:
       shape: of the kernel, inputs then outputs: (D, N, H) makes heads, (N, H, D) joins them.
@@ -50,8 +55,11 @@ class Linear(nn.Module):
             self.param_dtype,
         )
         lead = x.shape[: x.ndim - len(inputs)]
-        x = x.reshape(-1, num_in).astype(self.dtype)
-        y = x @ kernel.reshape(num_in, num_features).astype(self.dtype)
+        # Rows and tokens that are both split cannot be joined where they lie.
+        joined = lead if ways(LENGTH_AXES) > 1 else (-1,)
+        x = x.reshape(*joined, num_in).astype(self.dtype)
+        kernel = gathered(kernel.astype(self.dtype), *self.axes)
+        y = x @ kernel.reshape(num_in, num_features)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -65,4 +73,38 @@ class Linear(nn.Module):
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tells the partitioner how an activation lies, by logical names (no mesh: no effect)."""
-    return nn.with_logical_constraint(x, axes)
+    spec = rules.ambient_spec(x.shape, axes)
+    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def gathered(x: jax.Array, *axes: str | None, over: tuple[str, ...] = ("fsdp",)) -> jax.Array:
+    """A weight (or an activation) made whole over mesh axes; its gradient is cut up again.
+
+    Said in so many words, because the partitioner, left to itself, also likes to cut features
+    instead of rows and to exchange activations. What is gathered in the forward pass is summed
+    and scattered in the backward one.
+
+    Args:
+      axes: logical names of x's axes, as it is stored.
+      over: mesh axes.
+    """
+    stored = rules.ambient_spec(x.shape, axes)
+    if stored is None:
+        return x
+    return _gathered(stored, rules.ambient_spec(x.shape, axes, without=over), x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(stored: Any, whole: Any, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gathered_forward(stored, whole, x):
+    return _gathered(stored, whole, x), None
+
+
+def _gathered_backward(stored, whole, residuals, cotangent):
+    return (jax.lax.with_sharding_constraint(cotangent, stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

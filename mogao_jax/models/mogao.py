@@ -20,14 +20,18 @@ from mogao_jax.flow import linear_velocity
 from mogao_jax.models import cache as caches
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
-from mogao_jax.models.layers import Linear, constrain, zeros
+from mogao_jax.models.gen_stream import join_gen, split_gen
+from mogao_jax.models.layers import Linear, constrain, gathered, zeros
+from mogao_jax.models.remat import rematerialised
 from mogao_jax.ops.attention.api import attention
 from mogao_jax.ops.attention.parts import Parts, readable_parts
+from mogao_jax.ops.embedding import embed_tokens
 from mogao_jax.ops.modulation import per_token
 from mogao_jax.ops.norms import RMSNorm
 from mogao_jax.ops.rope import rope_angles
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import TokenMeta
+from mogao_jax.sharding.ambient import LENGTH_AXES
 
 LATENT_PATCH = 2  # one VAE token is a 2x2 patch of latents
 # With a cache, scores of up to this many bytes are held whole: few queries make poor tiles.
@@ -135,7 +139,7 @@ class Mogao(nn.Module):
             "eps": c.rms_norm_eps,
             **dtypes,
         }
-        block_class = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat == "full" else Block
+        block_class = rematerialised(Block, c.remat, in_scan=c.scan_layers)
         if c.scan_layers:
             self.layers = nn.scan(
                 _ScanBlock,
@@ -182,9 +186,8 @@ class Mogao(nn.Module):
         streams = self._embed(inputs)
         conditioning = self._conditioning(inputs.timesteps)
         # Line 0 of the conditioning is t=1: clean tokens are data. Padding goes there too.
-        index = jnp.concatenate(
-            [jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32), inputs.noised_index + 1], 1
-        )
+        clean_index = jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32)
+        index = join_gen(clean_index, inputs.noised_index + 1)
         rope: dict[str, Any] = {
             "head_dim": c.head_dim,
             "theta": c.rope_theta,
@@ -192,7 +195,7 @@ class Mogao(nn.Module):
             "tail": c.rope_tail,
         }
         positions = inputs.positions
-        gen_positions = jnp.concatenate([positions.clean, positions.noised], 1)
+        gen_positions = join_gen(positions.clean, positions.noised)
         rotations = Rotations(
             und=rope_angles(positions.und, **rope), gen=rope_angles(gen_positions, **rope)
         )
@@ -216,26 +219,30 @@ class Mogao(nn.Module):
             new_cache = caches.join(cache, layers, places.meta)
         velocity = inputs.noised_latents
         if velocity.shape[1]:
-            final = per_token(self.final_adaln(conditioning), index[:, num_clean:])
-            velocity = self.velocity_head(streams.gen[:, num_clean:], final).astype(jnp.float32)
+            _, noised_index = split_gen(index, num_clean)
+            final = per_token(self.final_adaln(conditioning), noised_index)
+            _, noised = split_gen(streams.gen, num_clean)
+            velocity = self.velocity_head(noised, final).astype(jnp.float32)
             if c.velocity_head == "residual":
                 t = jnp.take_along_axis(inputs.timesteps, jnp.maximum(inputs.noised_index, 0), 1)
                 guess, spread = linear_velocity(inputs.noised_latents.astype(jnp.float32), t)
                 velocity = guess + spread * velocity
-        und_hidden = self.final_norm(streams.und)
+        und_hidden = constrain(self.final_norm(streams.und), "act_batch", "act_len", "act_embed")
         return MogaoOutputs(und_hidden, velocity.astype(jnp.float32), new_cache)
 
     def _embed(self, inputs: MogaoInputs) -> Streams:
         dtype = jnp.dtype(self.config.dtype)
-        und = jnp.take(self.token_embedding, inputs.tokens, axis=0).astype(dtype)
-        features = inputs.vit_features.astype(dtype)
+        und = embed_tokens(self.token_embedding, inputs.tokens, dtype)
+        features = constrain(inputs.vit_features.astype(dtype), "act_batch", "act_len", None)
         if features.shape[1]:
             is_merger = self.config.connector == "merger"
             vit = self.vit_merger(features) if is_merger else self.vit_linear(features)
+            # A text token's neighbour may be any patch: all of the row's are needed everywhere.
+            vit = gathered(vit, "act_batch", "act_len", None, over=LENGTH_AXES)
             is_vit = inputs.vit_index >= 0
             picked = jnp.take_along_axis(vit, jnp.where(is_vit, inputs.vit_index, 0)[..., None], 1)
             und = jnp.where(is_vit[..., None], picked, und)
-        latents = jnp.concatenate([inputs.clean_latents, inputs.noised_latents], 1)
+        latents = join_gen(inputs.clean_latents, inputs.noised_latents)
         if latents.shape[1]:
             gen = self.latent_in(latents.astype(dtype))
         else:

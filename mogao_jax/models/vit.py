@@ -17,9 +17,11 @@ import numpy as np
 from einops import rearrange
 
 from mogao_jax.config.schema import VitConfig
+from mogao_jax.models.layers import constrain
 from mogao_jax.ops.attention.api import attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sequence.masking import VIT, TokenMeta
+from mogao_jax.sharding.ambient import SPARE_AXES
 
 Array = jax.Array
 
@@ -70,7 +72,16 @@ def _attention_within_images(
     """
     meta = Parts(und=TokenMeta(segment, jnp.zeros_like(segment), jnp.full_like(segment, VIT)))
     queries, keys, values = (Parts(und=x) for x in (q, k, v))
-    out = attention(queries, keys, values, meta, meta, implementation=implementation)
+    out = attention(
+        queries,
+        keys,
+        values,
+        meta,
+        meta,
+        implementation=implementation,
+        head_axes=(),  # frozen weights are whole on every device: patches are split instead
+        length_axes=SPARE_AXES,
+    )
     return out.und
 
 
@@ -155,6 +166,7 @@ class VisionTower(nn.Module):
         x = jnp.broadcast_to(x, (*x.shape[:3], c.temporal_patch_size, x.shape[-1]))
         x = x.reshape(*patches.shape[:2], -1).astype(self.dtype)  # a still image, as frames
         x = PatchEmbed(c.embed_dim, name="patch_embed")(x)
+        x = constrain(x, "act_batch", "act_patches", None)
         angles = rotary_angles(positions, c.embed_dim // c.num_heads, c.rope_theta)
         for i in range(c.depth):
             block = VisionBlock(

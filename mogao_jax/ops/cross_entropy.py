@@ -22,9 +22,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from mogao_jax.ops.per_shard import per_shard
-from mogao_jax.sharding.ambient import BATCH_AXES
+from mogao_jax.ops.table_shards import Cut, cut_of, scatter_gradient, table_spec, whole_table
+from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES, SPARE_AXES, splitting_axes, ways
 
 
 def cross_entropy(
@@ -38,8 +40,8 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Next-token losses of logits = hidden @ table.T, accumulated in float32.
 
-    Under an ambient mesh that splits the batch, every device works on its own rows; the table's
-    gradient is summed over devices once, at the end.
+    Under an ambient mesh every device works on its own rows and its own tokens of them, with the
+    whole table, gathered; the table's gradient is summed over devices once, at the end.
 
     Args:
       hidden: float[B, L, D]; its dtype is that of the matmuls.
@@ -63,12 +65,17 @@ def cross_entropy(
         raise ValueError(f"hidden {hidden.shape} and table {table.shape} differ in width")
     if hidden.shape[1] == 0:
         return jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)
-    chunk = min(chunk, hidden.shape[1])
+    # Tokens know nothing of each other: over "tensor", too, it is they that are split.
+    length_axes = splitting_axes(SPARE_AXES, hidden.shape[1])
+    length_axes = length_axes or splitting_axes(LENGTH_AXES, hidden.shape[1])
+    chunk = min(chunk, hidden.shape[1] // ways(length_axes))
+    spec = table_spec(table.shape)
+    rows = splitting_axes(batch_axes, hidden.shape[0])
+    tokens = PartitionSpec(rows or None, length_axes or None)
     compute = per_shard(
-        functools.partial(_cross_entropy, chunk),
-        hidden.shape[0],
-        replicated=(1,),
-        batch_axes=batch_axes,
+        functools.partial(_cross_entropy, chunk, cut_of(spec)),
+        (tokens, spec, tokens, tokens),
+        (tokens, tokens),
     )
     with jax.named_scope("cross_entropy"):  # so that a profile can tell it apart
         return compute(hidden, table, targets, weights != 0)
@@ -105,16 +112,16 @@ def _slice(x: jax.Array, step: jax.Array, chunk: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, step * chunk, chunk, axis=1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(chunk, hidden, table, targets, is_used):
-    losses, is_correct, _ = _forward(chunk, hidden, table, targets, is_used)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _cross_entropy(chunk: int, cut: Cut, hidden, table, targets, is_used):
+    losses, is_correct, _ = _forward(chunk, cut, hidden, table, targets, is_used)
     return losses, is_correct
 
 
-def _forward(chunk, hidden, table, targets, is_used):
+def _forward(chunk, cut, hidden, table, targets, is_used):
     order, place, steps = _sort(is_used, chunk)
     hidden, targets = _take(hidden, order), _take(targets, order)
-    table = table.astype(hidden.dtype)
+    table = whole_table(table, cut, hidden.dtype)
 
     def body(step, carry):
         losses, is_correct, log_total = carry
@@ -139,12 +146,12 @@ def _forward(chunk, hidden, table, targets, is_used):
     return losses, _take(is_correct, place) & is_used, log_total
 
 
-def _cross_entropy_forward(chunk, hidden, table, targets, is_used):
-    losses, is_correct, log_total = _forward(chunk, hidden, table, targets, is_used)
+def _cross_entropy_forward(chunk, cut, hidden, table, targets, is_used):
+    losses, is_correct, log_total = _forward(chunk, cut, hidden, table, targets, is_used)
     return (losses, is_correct), (hidden, table, targets, is_used, log_total)
 
 
-def _cross_entropy_backward(chunk, residuals, cotangents):
+def _cross_entropy_backward(chunk, cut, residuals, cotangents):
     hidden, table, targets, is_used, log_total = residuals
     d_losses = jnp.where(is_used, cotangents[0], 0.0)
     order, place, steps = _sort(is_used, chunk)
@@ -152,7 +159,7 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
     in_row = jnp.arange(order.shape[1]) < is_used.shape[1]
     d_losses = jnp.where(in_row, _take(d_losses, order), 0.0)
     rows, targets = _take(hidden, order), _take(targets, order)
-    narrow = table.astype(hidden.dtype)
+    narrow = whole_table(table, cut, hidden.dtype)
     # The table's gradient is accumulated transposed, from transposed states: XLA's CPU backend
     # takes several times as long to contract over the rows of both sides.
     rows_across = rows.transpose(2, 0, 1)  # [D, B, P]
@@ -161,7 +168,7 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
         d_rows, d_table_across = carry
         row = _slice(rows, step, chunk)
         weights = jnp.exp(_logits(row, narrow) - _slice(log_total, step, chunk)[..., None])
-        is_target = jnp.arange(table.shape[0]) == _slice(targets, step, chunk)[..., None]
+        is_target = jnp.arange(narrow.shape[0]) == _slice(targets, step, chunk)[..., None]
         d_logits = (weights - is_target) * _slice(d_losses, step, chunk)[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_row = _dot(d_logits, narrow, ((2,), (0,)))
@@ -171,9 +178,10 @@ def _cross_entropy_backward(chunk, residuals, cotangents):
         row_across = lax.dynamic_slice_in_dim(rows_across, step * chunk, chunk, axis=2)
         return d_rows, d_table_across + _dot(row_across, d_logits, ((1, 2), (0, 1)))
 
-    start = (jnp.zeros_like(rows), jnp.zeros(table.shape[::-1], jnp.float32))
+    start = (jnp.zeros_like(rows), jnp.zeros(narrow.shape[::-1], jnp.float32))
     d_rows, d_table_across = lax.fori_loop(0, steps, body, start)
-    return _take(d_rows, place), d_table_across.T.astype(table.dtype), None, None
+    d_table = scatter_gradient(d_table_across.T, cut).astype(table.dtype)
+    return _take(d_rows, place), d_table, None, None
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mogao_jax.sharding.ambient import LENGTH_AXES, ways
+
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) -> jax.Array:
     """x / rms(x) * scale over the last axis, computed in float32.
@@ -44,10 +46,16 @@ def _backward(eps: float, residuals, grad: jax.Array):
     x, scale, inverse = residuals
     dim = x.shape[-1]
     wide, grad, scale_32 = (a.astype(jnp.float32) for a in (x, grad, scale))
-    product = (wide * grad).reshape(-1, dim)
-    along = jnp.dot(product, scale_32[:, None], precision="highest").reshape(inverse.shape)
+    product = wide * grad
+    if ways(LENGTH_AXES) > 1:  # rows are split over devices: their tokens cannot be joined
+        along = jnp.dot(product, scale_32[:, None], precision="highest")
+        tokens = tuple(range(product.ndim - 1))
+        d_scale = jnp.tensordot(inverse[..., 0], product, (tokens, tokens), precision="highest")
+    else:
+        product = product.reshape(-1, dim)
+        along = jnp.dot(product, scale_32[:, None], precision="highest").reshape(inverse.shape)
+        d_scale = jnp.dot(inverse.reshape(1, -1), product, precision="highest")[0]
     d_x = inverse * (grad * scale_32) - wide * (inverse**3 * along / dim)
-    d_scale = jnp.dot(inverse.reshape(1, -1), product, precision="highest")[0]
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype)
 
 

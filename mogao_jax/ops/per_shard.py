@@ -1,57 +1,52 @@
-"""Running a function on every device's own rows of the batch, without communication."""
+"""Running a function on every device's own part of its arguments."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-from mogao_jax.sharding.ambient import BATCH_AXES
+from mogao_jax.sharding.ambient import free_axes
 
 
-def per_shard(
-    function: Callable[..., Any],
-    num_rows: int,
-    *,
-    replicated: tuple[int, ...] = (),
-    batch_axes: tuple[str, ...] = BATCH_AXES,
-) -> Callable[..., Any]:
-    """`function`, made to run per device on its rows, where the ambient mesh splits the batch.
+def per_shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function`, made to run per device of the mesh in context (if there are several).
 
-    Functions whose loops depend on the data need this: GSPMD would run the loop over all rows
-    on all devices. Other mesh axes stay automatic. The gradient of a replicated argument is
-    summed over the devices, once, after the function's backward pass.
+    Functions whose loops depend on the data need this: GSPMD would run the loop over everything
+    on all devices. So do kernels, which it cannot split. All axes of the mesh are taken, those
+    too that no spec names: a kernel may not be left with an automatic one. The gradient of an
+    argument is summed over the axes that its spec does not name, after the function's backward
+    pass.
 
     Args:
-      function: of positional pytrees whose arrays have a leading axis of rows; it must treat
-        rows independently. So must its results.
-      num_rows: B. Where the devices do not divide it (a single row, while initialising), the
-        function runs unsplit.
-      replicated: positions of arguments that have no axis of rows (weights).
-      batch_axes: mesh axes that rows are split over; those of one device are ignored.
+      function: it communicates, if at all, by collectives over the named axes.
+      in_specs, out_specs: trees of PartitionSpec, as of `jax.shard_map`.
     """
+    axes = free_axes()
+    if not axes:
+        return function
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return function
-    manual = set(mesh.manual_axes)  # already split by an enclosing shard_map
-    axes = tuple(a for a in batch_axes if a not in manual and a in mesh.shape and mesh.shape[a] > 1)
-    if not axes or num_rows % math.prod(mesh.shape[a] for a in axes):
-        return function
+    taken = set(mesh.axis_names) - set(mesh.manual_axes)
+    # Named as well, so that no gradient is "summed" over an axis of one device.
+    lone = tuple(a for a in mesh.axis_names if a in taken and mesh.shape[a] == 1)
 
-    def split(*arguments):
-        specs = tuple(
-            PartitionSpec() if i in replicated else PartitionSpec(axes)
-            for i in range(len(arguments))
-        )
-        return jax.shard_map(
-            function,
-            in_specs=specs,
-            out_specs=PartitionSpec(axes),
-            axis_names=set(axes),
-            check_vma=False,
-        )(*arguments)
+    def with_lone_axes(spec: PartitionSpec) -> PartitionSpec:
+        if not len(spec):
+            return spec
+        first, *others = spec
+        named = (first,) if isinstance(first, str) else tuple(first or ())
+        return PartitionSpec((*named, *lone) or None, *others)
 
-    return split
+    def is_spec(x: Any) -> bool:
+        return isinstance(x, PartitionSpec)
+
+    in_specs, out_specs = jax.tree.map(with_lone_axes, (in_specs, out_specs), is_leaf=is_spec)
+    return jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=taken,
+        check_vma=False,
+    )

@@ -24,7 +24,7 @@ from mogao_jax.profiling.parts import PartTime, time_parts
 from mogao_jax.profiling.trace import OperationTimes, operation_times, record
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding import rules
-from mogao_jax.sharding.mesh import check_rows, global_batch, make_mesh, replicated
+from mogao_jax.sharding.mesh import check_rows, encoder_shardings, global_batch, make_mesh
 from mogao_jax.tokenizer import load_tokenizer
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import abstract_state, init_state, num_bytes, shardings_of
@@ -104,7 +104,7 @@ def measure(
     mesh = make_mesh(config.mesh)
     check_rows(mesh, config.train.batch_rows)
     system, encoders = make_system(config, tokenizer.vocab_size)
-    encoders = jax.device_put(encoders, replicated(mesh))
+    encoders = jax.device_put(encoders, encoder_shardings(mesh, encoders, config.mesh.encoders))
 
     say("making batches")
     batches, batch_time = _batches(config, tokenizer)

@@ -178,6 +178,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def encoder_shardings(mesh: Mesh, encoders: Any, how: str) -> Any:
+    """Where frozen parameters lie: a copy per device, or cut over "fsdp" and gathered for use.
+
+    Args:
+      encoders: a tree of arrays or ShapeDtypeStructs.
+      how: "replicated" or "sharded" (config `mesh.encoders`): along the longest axis that the
+        devices divide; what none divides is copied all the same.
+    Returns:
+      The tree with NamedShardings as leaves.
+    """
+    ways = mesh.shape["fsdp"]
+
+    def one(x):
+        axes = [i for i, size in enumerate(x.shape) if size % ways == 0 and size]
+        if how == "replicated" or ways == 1 or not axes:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: x.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
+
+    return jax.tree.map(one, encoders)
+
+
 def global_batch(mesh: Mesh, host_batch: Any, batch_axis: int = 0) -> Any:
     """Global arrays from each process's own rows.
 

@@ -18,12 +18,15 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mogao_jax.sharding.ambient import SPARE_AXES, free_axes
+
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # activations
     ("act_batch", ("data", "fsdp")),
     ("act_len", "context"),
+    ("act_patches", SPARE_AXES),  # of the frozen ViT
     ("act_embed", None),
     ("act_heads", "tensor"),
     ("act_kv_heads", "tensor"),
@@ -61,6 +64,26 @@ def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
         free = tuple(a for a in wanted if a not in taken)
         taken.update(free)
         entries.append(None if not free else free[0] if len(free) == 1 else free)
+    return PartitionSpec(*entries)
+
+
+def ambient_spec(
+    shape: tuple[int, ...], names: tuple[str | None, ...], *, without: tuple[str, ...] = ()
+) -> PartitionSpec | None:
+    """As `partition_spec`, on the mesh in context; None where that is a single device.
+
+    Mesh axes of one device, axes that an enclosing shard_map has taken, and those in `without`
+    are left out; an axis of the array that does not divide stays whole.
+    """
+    free = free_axes()
+    if not free:
+        return None
+    entries: list[Any] = []
+    for size, axes in zip(shape, partition_spec(names), strict=True):
+        wanted = (axes,) if isinstance(axes, str) else axes or ()
+        kept = tuple(a for a in wanted if a in free and a not in without)
+        divides = kept and size and size % math.prod(free[a] for a in kept) == 0
+        entries.append(kept if divides else None)
     return PartitionSpec(*entries)
 
 

@@ -17,6 +17,7 @@ import optax
 from mogao_jax.losses import WeightedSum, global_sum
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sequence.batch import PackedBatch
+from mogao_jax.sharding.balance import balanced
 from mogao_jax.training import noise as noises
 from mogao_jax.training.objective import (
     breakdown,
@@ -50,6 +51,8 @@ def loss_and_gradients(
     flow_denominator = global_sum(batch.noised.loss_weights.swapaxes(0, 1))
 
     def objective(params, micro):
+        streams = ("und", "clean", "noised")
+        micro = micro._replace(**{name: balanced(getattr(micro, name)) for name in streams})
         draw = noises.draw(
             key,
             micro.images,

@@ -89,3 +89,19 @@ def test_vit_tokens_are_those_of_the_layout(mode, side):
     # Below its minimum size the ViT enlarges, which a check for large images need not know.
     if side >= 56 or mode == "match_vae_grid":
         assert vit_tokens(config) == size[0] * size[1] // 28**2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mesh.tensor": 3}, ["num_heads (4)", "mesh.tensor (3)", "mesh.tensor=2"]),
+        ({"mesh.context": 3}, ["und_tokens (1024)", "mesh.context", "use 1023 or 1026"]),
+        ({"mesh.context": 8, "packing.clean_tokens": 257}, ["clean_tokens (257)", "256 or 264"]),
+    ],
+)
+def test_what_a_mesh_does_not_divide(changes, words):
+    with pytest.raises(ConfigError) as caught:
+        check(_config(changes))
+    for word in words:
+        assert word in str(caught.value)
+    check(_config({"mesh.tensor": 4, "mesh.context": 8}))

@@ -121,14 +121,33 @@ def test_split_batch_is_the_whole_one_and_reduces_once(collectives):
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        whole = NamedSharding(mesh, PartitionSpec())
-        placed = [jax.device_put(x, whole if i == 1 else rows) for i, x in enumerate(arguments)]
+        stored = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+        placed = [jax.device_put(x, stored if i == 1 else rows) for i, x in enumerate(arguments)]
         compiled = jax.jit(f).lower(*placed).compile()
         split = compiled(*placed)
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    # The loss and the table's gradient are summed over devices, outside of the loops.
-    assert collectives(compiled.as_text()) == {("all-reduce", True)}
+    # The table is gathered, its gradient summed and scattered, outside of the loops.
+    assert collectives(compiled.as_text()) == {
+        (kind, True) for kind in ("all-reduce", "all-gather", "reduce-scatter")
+    }
+
+
+@pytest.mark.parametrize(("tensor", "context", "vocab"), [(1, 4, 21), (4, 2, 24), (2, 2, 21)])
+def test_tokens_are_split_over_all_axes(tensor, context, vocab):
+    arguments = problem(2, 16, 6, vocab, used=0.5)
+
+    def ours(h, t, y, w):
+        return cross_entropy(h, t, y, w, chunk=3)
+
+    f = jax.value_and_grad(weighted(ours, arguments[3]), (0, 1))
+    alone = jax.jit(f)(*arguments)
+    names = ("data", "fsdp", "tensor", "context")
+    sizes = (1, 8 // tensor // context, tensor, context)
+    with jax.set_mesh(jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * 4)):
+        split = jax.jit(f)(*arguments)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(split), strict=True):
+        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-5, atol=1e-5)
 
 
 def test_shapes_that_do_not_fit_are_refused():

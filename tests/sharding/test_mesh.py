@@ -133,3 +133,13 @@ def test_devices_that_know_their_slices_are_grouped_by_them():
 def test_slices_that_do_not_fit_say_what_does(config, error, message):
     with pytest.raises(error, match=message):
         mesh_lib.make_mesh(config)
+
+
+def test_frozen_weights_may_be_cut_up():
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=4))
+    shapes = {"a": np.zeros((3, 3, 8, 16)), "b": np.zeros((12, 6)), "c": np.zeros(5)}
+    cut = mesh_lib.encoder_shardings(mesh, shapes, "sharded")
+    assert cut["a"].spec == P(None, None, None, "fsdp")
+    assert cut["b"].spec == P("fsdp") and cut["c"].spec == P()
+    whole = mesh_lib.encoder_shardings(mesh, shapes, "replicated")
+    assert {s.spec for s in whole.values()} == {P()}

@@ -10,11 +10,12 @@ import jax
 
 from mogao_jax.ops.attention.choice import block_sizes, choose
 from mogao_jax.ops.attention.dense import dense_attention
+from mogao_jax.ops.attention.over_mesh import over_mesh
+from mogao_jax.ops.attention.pallas_gpu import gpu_attention
 from mogao_jax.ops.attention.pallas_tpu import pallas_attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.xla import blockwise_attention
-from mogao_jax.ops.per_shard import per_shard
-from mogao_jax.sharding.ambient import BATCH_AXES
+from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES
 
 
 def attention(
@@ -29,26 +30,29 @@ def attention(
     block_kv: int = 0,
     text_reads_vae: bool = False,
     batch_axes: tuple[str, ...] = BATCH_AXES,
+    head_axes: tuple[str, ...] = ("tensor",),
+    length_axes: tuple[str, ...] = LENGTH_AXES,
 ) -> Parts:
     """Softmax attention where `can_attend` allows it (docs/method.md section 4).
 
     Scores are scaled by 1 / sqrt(H); scores and softmax are float32 whatever the dtype. Parts
     that a part never reads are never computed. A query that may read nothing (padding) gives 0
-    and takes no gradient. Under an ambient mesh (`jax.set_mesh`) whose batch axes hold several
-    devices, every device works on its own rows, without communication.
+    and takes no gradient. Under an ambient mesh (`jax.set_mesh`) every device works on its own
+    rows, heads and queries (over_mesh.py); only the split of queries communicates.
 
     Args:
       queries: [B, T, N, H] per part (`Parts(und, clean, noised)`); None for an absent part.
       keys, values: [B, S, K, H] per part, N a multiple of K; lengths need not be the queries'.
       query_meta, key_meta: TokenMeta of int32[B, T] and int32[B, S] per part, present where the
         arrays are. Any order of tokens is right; sorted by (segment, time) is fast.
-      implementation: "xla" is blockwise anywhere, "pallas_tpu" the same as a kernel, "dense"
-        holds [B, N, T, S] (short rows, tests); "auto": by this process's devices (choice.py).
+      implementation: "xla" is blockwise anywhere, "pallas_tpu" and "pallas_gpu"
+        the same as kernels, "dense" holds [B, N, T, S] (short rows, tests); "auto": by this
+        process's devices (choice.py).
       block_q, block_kv: tokens per block; lengths need not be multiples. Small blocks follow the
         mask closely (64 was fastest on a CPU with images of some 60 tokens), large ones cost
         less per pair. 0: what suits the implementation.
       text_reads_vae: VAE-only understanding (ablations A and B): und reads clean VAE tokens.
-      batch_axes: mesh axes that the batch is split over.
+      batch_axes, head_axes, length_axes: mesh axes that rows, heads and queries are split over.
     Returns:
       Parts of [B, T, N, H] in the queries' dtype.
     Raises:
@@ -62,14 +66,19 @@ def attention(
         "dense": dense_attention,
         "xla": functools.partial(blockwise_attention, **blocks),
         "pallas_tpu": functools.partial(pallas_attention, **blocks),
-        "pallas_gpu": functools.partial(blockwise_attention, **blocks),  # its kernel is to come
+        "pallas_gpu": functools.partial(gpu_attention, **blocks),
     }
     compute: Callable[..., Parts] = functools.partial(
         functions[implementation], text_reads_vae=text_reads_vae
     )
-    num_rows = next(p.shape[0] for p in queries if p is not None)
-    # The loop over tiles has as many steps as the rows it works on have active tiles.
-    compute = per_shard(compute, num_rows, batch_axes=batch_axes)
+    compute = over_mesh(
+        compute,
+        queries,
+        keys,
+        batch_axes=batch_axes,
+        head_axes=head_axes,
+        length_axes=length_axes,
+    )
     with jax.named_scope("attention"):  # so that a profile can tell it apart
         return compute(queries, keys, values, query_meta, key_meta)
 

@@ -41,14 +41,23 @@ class Blocked(NamedTuple):
 
 
 def static_of(
-    queries: Parts, keys: Parts, block_q: int, block_kv: int, text_reads_vae: bool
+    queries: Parts,
+    keys: Parts,
+    block_q: int,
+    block_kv: int,
+    text_reads_vae: bool,
+    *,
+    exact: bool = False,
 ) -> Static:
-    """Cuts the parts of both sides; lengths need not be multiples of the blocks."""
+    """Cuts the parts of both sides; lengths need not be multiples of the blocks.
+
+    `exact`: blocks are of these sizes also where all parts are shorter.
+    """
     kv_heads = next(p.shape[2] for p in keys if p is not None)
     heads = next(p.shape[2] for p in queries if p is not None)
     return Static(
-        tiling.cut(_lengths(queries), block_q),
-        tiling.cut(_lengths(keys), block_kv),
+        tiling.cut(_lengths(queries), block_q, exact=exact),
+        tiling.cut(_lengths(keys), block_kv, exact=exact),
         kv_heads,
         heads // kv_heads,
         text_reads_vae,

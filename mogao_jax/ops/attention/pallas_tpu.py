@@ -267,11 +267,11 @@ def _meta_columns(meta: TokenMeta) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(static: Static, interpret: bool, q, k, v, q_meta, k_meta) -> jax.Array:
-    return _forward(static, interpret, q, k, v, q_meta, k_meta)[0]
-
-
-def _forward(static: Static, interpret: bool, q, k, v, q_meta, k_meta):
     tiles = list_tiles(static, q_meta, k_meta)
+    return _forward(static, interpret, tiles, q, k, v, q_meta, k_meta)[0]
+
+
+def _forward(static: Static, interpret: bool, tiles: TileList, q, k, v, q_meta, k_meta):
     size, groups, head_dim = static.queries.size, static.groups, q.shape[-1]
     per_query = (*q.shape[:2], groups, size)
     return _call(
@@ -291,14 +291,15 @@ def _forward(static: Static, interpret: bool, q, k, v, q_meta, k_meta):
 
 
 def _attend_forward(static, interpret, q, k, v, q_meta, k_meta):
-    out, lse = _forward(static, interpret, q, k, v, q_meta, k_meta)
+    tiles = list_tiles(static, q_meta, k_meta)
+    out, lse = _forward(static, interpret, tiles, q, k, v, q_meta, k_meta)
     # Named, so that a rematerialisation policy can keep them and skip the forward kernel.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_out")
-    return out, (q, k, v, q_meta, k_meta, out, lse)
+    return out, (q, k, v, q_meta, k_meta, out, lse, tiles)
 
 
 def _attend_backward(static, interpret, residuals, d_out):
-    q, k, v, q_meta, k_meta, out, lse = residuals
+    q, k, v, q_meta, k_meta, out, lse, tiles = residuals
     # Per query: sum over keys of weight * d_weight.
     drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     arguments = (
@@ -309,7 +310,7 @@ def _attend_backward(static, interpret, residuals, d_out):
     (dq,) = _call(
         _dq_kernel,
         static,
-        list_tiles(static, q_meta, k_meta),
+        tiles,
         arguments,
         names,
         [("q", q.shape, q.dtype)],

@@ -77,3 +77,39 @@ def list_tiles(
         first * FIRST + last * LAST + full[row, tile] * FULL + stands_in[row, tile] * EMPTY
     ).astype(jnp.int32)
     return TileList(query, key, flags, count)
+
+
+class TileRanges(NamedTuple):
+    """Tiles of each owner, for a kernel that runs over one owner's tiles in a loop.
+
+    Those of owner n are `other[start[n] : start[n + 1]]`: the blocks of the other side.
+    int32[owners + 1] and int32[most].
+    """
+
+    start: jax.Array
+    other: jax.Array
+
+
+def tile_ranges(
+    static: Static, q_meta: TokenMeta, k_meta: TokenMeta, *, by_key: bool = False
+) -> tuple[TileRanges, TileRanges]:
+    """The active tiles of all rows by their owners: those that need no mask, and the others.
+
+    Arguments as of `list_tiles`. There must be a tile that is readable at all.
+    """
+    tiles = tiling.readable_tiles(static.queries, static.keys, static.text_reads_vae)
+    owners, others = (static.keys, static.queries) if by_key else (static.queries, static.keys)
+    column = 1 if by_key else 0
+    tiles = tiles[np.lexsort((tiles[:, 1 - column], tiles[:, column]))]
+    active = tiling.active_tiles(q_meta, k_meta, tiles, static.queries, static.keys)
+    full = tiling.full_tiles(q_meta, k_meta, tiles, static.queries, static.keys) & active
+
+    def ranges(chosen: jax.Array) -> TileRanges:
+        batch, most = chosen.shape
+        row, tile = jnp.nonzero(chosen, size=batch * most, fill_value=0)
+        other = row * others.total + jnp.asarray(tiles[:, 1 - column])[tile]
+        count = jnp.zeros((batch, owners.total), jnp.int32).at[:, tiles[:, column]].add(chosen)
+        start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count.reshape(-1))])
+        return TileRanges(start.astype(jnp.int32), other.astype(jnp.int32))
+
+    return ranges(full), ranges(active & ~full)

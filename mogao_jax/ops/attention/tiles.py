@@ -46,10 +46,15 @@ class Blocks(NamedTuple):
         return np.repeat(np.arange(3), self.counts)
 
 
-def cut(lengths: tuple[int, int, int], block: int) -> Blocks:
-    """Cuts parts into blocks of `block` tokens, or smaller ones where all parts are shorter."""
+def cut(lengths: tuple[int, int, int], block: int, *, exact: bool = False) -> Blocks:
+    """Cuts parts into blocks of `block` tokens, or smaller ones where all parts are shorter
+    (unless it is to be `exact`)."""
     longest = max(lengths, default=0)
-    size = max(1, min(block, math.ceil(longest / 8) * 8 if longest > 1 else longest))
+    size = (
+        block
+        if exact
+        else max(1, min(block, math.ceil(longest / 8) * 8 if longest > 1 else longest))
+    )
     und, clean, noised = (math.ceil(length / size) for length in lengths)
     return Blocks(size, lengths, (und, clean, noised))
 

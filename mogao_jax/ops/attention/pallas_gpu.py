@@ -1,0 +1,318 @@
+"""Blockwise attention as Pallas kernels for GPUs (Triton): forward, dq, and dk with dv.
+
+One program per block of queries and query head (for dk and dv: per block of keys and KV head),
+which runs over its active tiles (tile_lists.py): first those that need no mask, then those where
+`can_attend` decides on the tokens' metadata. The softmax is accumulated online (FlashAttention).
+Blocks and head sizes are powers of two, as Triton wants them; heads are padded with zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from mogao_jax.ops.attention import layout
+from mogao_jax.ops.attention import tiles as tiling
+from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.tile_lists import TileRanges, tile_ranges
+from mogao_jax.sequence.masking import TokenMeta, can_attend
+
+_LEAST = 16  # rows and columns of a matmul
+
+
+def gpu_attention(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    query_meta: Parts,
+    key_meta: Parts,
+    *,
+    block_q: int = 64,
+    block_kv: int = 64,
+    text_reads_vae: bool = False,
+    interpret: bool = False,
+) -> Parts:
+    """As `api.attention`, on one device (or one shard of batch, heads and queries).
+
+    Args:
+      block_q, block_kv: tokens per block, powers of two from 16.
+      interpret: run the kernels' Python on any backend, for tests.
+    """
+    head_dim = next(p.shape[3] for p in queries if p is not None)
+    block_q, block_kv = _fit(queries, block_q), _fit(keys, block_kv)
+    static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae, exact=True)
+    if not len(tiling.readable_tiles(static.queries, static.keys, text_reads_vae)):
+        return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
+    arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
+    padding = ((0, 0),) * 3 + ((0, _power_of_two(head_dim) - head_dim),)
+    q, k, v = (jnp.pad(x, padding) for x in arrays[:3])
+    run = _Run(static, head_dim**-0.5, interpret)
+    out = _attend(run, q, k, v, arrays.q_meta, arrays.k_meta)[..., :head_dim]
+    return layout.from_blocks(out, static.queries, queries)
+
+
+class _Run(NamedTuple):
+    """What is known while tracing."""
+
+    static: Static
+    scale: float
+    interpret: bool
+
+
+def _power_of_two(size: int) -> int:
+    return max(_LEAST, 1 << (size - 1).bit_length())
+
+
+def _fit(parts: Parts, block: int) -> int:
+    """The block, or a smaller one where all parts are shorter."""
+    return min(block, _power_of_two(max(p.shape[1] for p in parts if p is not None)))
+
+
+# -------------------------------------------------------------------------------------- tile math
+
+
+def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """A matmul in float32, exact for float32 inputs."""
+    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    numbers = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _meta(ref, block) -> TokenMeta:
+    """Metadata int32[size] of a block, from int32[3, blocks, size]."""
+    return TokenMeta(*(ref[i, block, :] for i in range(3)))
+
+
+def _mask(run: _Run, query: TokenMeta, key: TokenMeta) -> jax.Array:
+    """bool[block_q, block_kv]."""
+    return can_attend(
+        query.take((slice(None), None)),
+        key.take((None, slice(None))),
+        text_reads_vae=run.static.text_reads_vae,
+    )
+
+
+def _over_tiles(owner, full, partial, body, carry):
+    """Runs body(other block, masked, carry) over an owner's tiles: full ones, then the others.
+
+    `full`, `partial`: (reference of starts, reference of other blocks).
+    """
+    for (start_ref, other_ref), masked in ((full, False), (partial, True)):
+
+        def step(tile, carry, other_ref=other_ref, masked=masked):
+            return body(other_ref[tile], masked, carry)
+
+        carry = lax.fori_loop(start_ref[owner], start_ref[owner + 1], step, carry)
+    return carry
+
+
+# ---------------------------------------------------------------------------------------- kernels
+
+
+def _forward_kernel(
+    full_start, full_other, part_start, part_other, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    out_ref, lse_ref, *, run: _Run,
+):  # fmt: skip
+    block, kv_head = pl.program_id(1), pl.program_id(0) // run.static.groups
+    q, query = q_ref[...], _meta(q_meta_ref, block)
+
+    def body(j, masked, carry):
+        acc, top, total = carry
+        scores = _dot(q, k_ref[j, kv_head], (1, 1)) * run.scale
+        if masked:
+            scores = jnp.where(_mask(run, query, _meta(k_meta_ref, j)), scores, MASKED)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=1))
+        weights = jnp.exp(scores - new_top[:, None])
+        fade = jnp.exp(top - new_top)
+        v = v_ref[j, kv_head]
+        acc = acc * fade[:, None] + _dot(weights.astype(v.dtype), v, (1, 0))
+        return acc, new_top, total * fade + jnp.sum(weights, axis=1)
+
+    size = q.shape[0]
+    start = (
+        jnp.zeros(q.shape, jnp.float32),
+        jnp.full((size,), FLOOR, jnp.float32),
+        jnp.zeros((size,), jnp.float32),
+    )
+    acc, top, total = _over_tiles(
+        block, (full_start, full_other), (part_start, part_other), body, start
+    )
+    total = jnp.where(total > 0, total, 1.0)  # queries that read nothing: 0 / 1
+    out_ref[...] = (acc / total[:, None]).astype(out_ref.dtype)
+    lse_ref[...] = top + jnp.log(total)
+
+
+def _weights_and_gradient(run, q, k, v, d_out, lse, drift, mask) -> tuple[jax.Array, jax.Array]:
+    """Of one tile and query head: weights and the scores' gradient, float32[block_q, block_kv]."""
+    scores = _dot(q, k, (1, 1)) * run.scale
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jnp.exp(scores - lse[:, None])
+    d_weights = _dot(d_out, v, (1, 1))
+    return weights, weights * (d_weights - drift[:, None]) * run.scale
+
+
+def _dq_kernel(
+    full_start, full_other, part_start, part_other, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    d_out_ref, lse_ref, drift_ref, dq_ref, *, run: _Run,
+):  # fmt: skip
+    block, kv_head = pl.program_id(1), pl.program_id(0) // run.static.groups
+    q, d_out, lse, drift = q_ref[...], d_out_ref[...], lse_ref[...], drift_ref[...]
+    query = _meta(q_meta_ref, block)
+
+    def body(j, masked, dq):
+        k, v = k_ref[j, kv_head], v_ref[j, kv_head]
+        mask = _mask(run, query, _meta(k_meta_ref, j)) if masked else None
+        _, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, drift, mask)
+        return dq + _dot(d_scores.astype(k.dtype), k, (1, 0))
+
+    dq = _over_tiles(
+        block,
+        (full_start, full_other),
+        (part_start, part_other),
+        body,
+        jnp.zeros(q.shape, jnp.float32),
+    )
+    dq_ref[...] = dq.astype(dq_ref.dtype)
+
+
+def _dkv_kernel(
+    full_start, full_other, part_start, part_other, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    d_out_ref, lse_ref, drift_ref, dk_ref, dv_ref, *, run: _Run,
+):  # fmt: skip
+    block, kv_head = pl.program_id(1), pl.program_id(0)
+    k, v, key = k_ref[...], v_ref[...], _meta(k_meta_ref, block)
+    size = run.static.queries.size
+
+    def body(i, masked, carry):
+        mask = _mask(run, _meta(q_meta_ref, i), key) if masked else None
+
+        def one_head(g, carry):
+            dk, dv = carry
+            rows = pl.ds(g * size, size)
+            q, d_out = q_ref[i, kv_head, rows, :], d_out_ref[i, kv_head, rows, :]
+            lse, drift = lse_ref[i, kv_head, g, :], drift_ref[i, kv_head, g, :]
+            weights, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, drift, mask)
+            dk = dk + _dot(d_scores.astype(q.dtype), q, (0, 0))
+            return dk, dv + _dot(weights.astype(d_out.dtype), d_out, (0, 0))
+
+        return lax.fori_loop(0, run.static.groups, one_head, carry)
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    dk, dv = _over_tiles(
+        block, (full_start, full_other), (part_start, part_other), body, (zeros, zeros)
+    )
+    dk_ref[...] = dk.astype(dk_ref.dtype)
+    dv_ref[...] = dv.astype(dv_ref.dtype)
+
+
+# ------------------------------------------------------------------------------- calls and autodiff
+
+
+def _specs(static: Static, head_dim: int) -> dict[str, pl.BlockSpec]:
+    """Blocks of arrays that a program has for itself; the others are whole, and it picks."""
+    groups, size = static.groups, static.queries.size
+
+    def own_head(head, block):
+        return block, head // groups, head % groups, 0
+
+    return {
+        "whole": pl.BlockSpec(),
+        "q": pl.BlockSpec((None, None, size, head_dim), own_head),
+        "row": pl.BlockSpec((None, None, None, size), own_head),
+        "k": pl.BlockSpec(
+            (None, None, static.keys.size, head_dim), lambda head, block: (block, head, 0, 0)
+        ),
+    }
+
+
+def _call(kernel, run: _Run, grid, ranges: tuple[TileRanges, TileRanges], arguments, names, out):
+    """Runs a kernel.
+
+    Args:
+      arguments, names: arrays and how a program sees them (`_specs`).
+      out: (kind, shape, dtype) of every result.
+    """
+    specs = _specs(run.static, arguments[0].shape[-1])
+    return pl.pallas_call(
+        functools.partial(kernel, run=run),
+        grid=grid,
+        in_specs=[specs["whole"]] * 4 + [specs[name] for name in names],
+        out_specs=[specs[kind] for kind, _, _ in out],
+        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in out],
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        interpret=run.interpret,
+        name=kernel.__name__.strip("_"),
+    )(*ranges[0], *ranges[1], *arguments)
+
+
+def _stacked(meta: TokenMeta) -> jax.Array:
+    """int32[3, B * blocks, size]."""
+    return jnp.stack([x.reshape(-1, x.shape[-1]) for x in meta])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(run: _Run, q, k, v, q_meta, k_meta) -> jax.Array:
+    return _forward(run, tile_ranges(run.static, q_meta, k_meta), q, k, v, q_meta, k_meta)[0]
+
+
+def _forward(run: _Run, ranges, q, k, v, q_meta, k_meta):
+    static = run.static
+    per_query = (*q.shape[:2], static.groups, static.queries.size)
+    return _call(
+        _forward_kernel,
+        run,
+        (static.kv_heads * static.groups, q.shape[0]),
+        ranges,
+        (q, k, v, _stacked(q_meta), _stacked(k_meta)),
+        ("q", "whole", "whole", "whole", "whole"),
+        [("q", q.shape, q.dtype), ("row", per_query, jnp.float32)],
+    )
+
+
+def _attend_forward(run, q, k, v, q_meta, k_meta):
+    ranges = tile_ranges(run.static, q_meta, k_meta)
+    out, lse = _forward(run, ranges, q, k, v, q_meta, k_meta)
+    # Named, so that a rematerialisation policy can keep them and skip the forward kernel.
+    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_out")
+    return out, (q, k, v, q_meta, k_meta, out, lse, ranges)
+
+
+def _attend_backward(run, residuals, d_out):
+    q, k, v, q_meta, k_meta, out, lse, ranges = residuals
+    static = run.static
+    # Per query: sum over keys of weight * d_weight.
+    drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    arguments = (
+        q, k, v, _stacked(q_meta), _stacked(k_meta), d_out, lse, drift.reshape(lse.shape)
+    )  # fmt: skip
+    (dq,) = _call(
+        _dq_kernel,
+        run,
+        (static.kv_heads * static.groups, q.shape[0]),
+        ranges,
+        arguments,
+        ("q", "whole", "whole", "whole", "whole", "q", "row", "row"),
+        [("q", q.shape, q.dtype)],
+    )
+    dk, dv = _call(
+        _dkv_kernel,
+        run,
+        (static.kv_heads, k.shape[0]),
+        tile_ranges(static, q_meta, k_meta, by_key=True),
+        arguments,
+        ("whole", "k", "k", "whole", "whole", "whole", "whole", "whole"),
+        [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
+    )
+    return dq, dk, dv, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

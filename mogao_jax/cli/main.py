@@ -24,6 +24,7 @@ COMMANDS = {
     "data": "look at, check and convert data",
     "encoders": "train the tiny encoders that ship with the package",
     "profile": "speed, memory and what takes the time of a training step",
+    "plan": "memory, arithmetic and time of a run on a machine that is not at hand",
     "bench": "what sampling costs, as ratios; and many generations in a row",
     "report": "an HTML page about a run",
 }

@@ -1,0 +1,46 @@
+"""Mogao-7B, stage 3: understanding 20%, text to picture 40%, interleaved 40%, 512x512.
+
+Run:   mogao train --config=configs/mogao_7b_stage3.py:v5p-64 --workdir runs/mogao_7b_stage3
+Needs: a run of stage 2 in runs/mogao_7b_stage2, its data, and interleaved documents (web pages,
+       captioned frames of videos) in data/interleaved.
+Plan:  mogao plan --config=configs/mogao_7b_stage3.py:v5p-64 --topology v5p:4x4x4
+
+[choice] rows of 16,384 tokens, so that a document of 8 pictures fits; number of steps; a lower
+learning rate that falls to a tenth.
+"""
+
+from mogao_7b_stage1 import on_machine
+from mogao_7b_stage2 import get_config as stage2
+
+from mogao_jax.config import source
+
+ROWS = {  # und, clean, noised tokens; images; ViT patches
+    8192: (1920, 2048, 4224, 4, 5184),
+    16384: (3840, 4096, 8448, 8, 10368),
+}
+
+
+def get_config(machine: str = "v5p-64"):
+    c = stage2(machine)
+    c.name = "mogao_7b_stage3"
+    c.train.init_from = "runs/mogao_7b_stage2"
+
+    shares = {"text_to_image": 0.4, "understanding": 0.2}
+    for name, share in shares.items():
+        c.data.sources[name].weight = share
+    c.data.sources.interleaved = source(
+        kind="documents", path="data/interleaved", task="story", weight=0.4
+    )
+    row(c, 16384)
+
+    c.optimizer.learning_rate = 5e-5
+    c.optimizer.end_learning_rate = 5e-6
+    c.optimizer.schedule = "cosine"
+    c.train.num_steps = 50_000  # [choice] 10^11 tokens
+    return on_machine(c, machine)
+
+
+def row(c, tokens: int) -> None:
+    """Budgets of a row of so many tokens."""
+    p = c.packing
+    p.und_tokens, p.clean_tokens, p.noised_tokens, p.images, p.vit_patches = ROWS[tokens]

@@ -1,0 +1,166 @@
+"""Rows that a config's data would fill: from the data where they are at hand, else made up.
+
+What attention costs depends on how documents lie in a row, so rows are really laid out and
+packed. Where a config names files that are not there, documents of the same kind stand for them:
+blank pictures and letters, since only sizes matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from mogao_jax.config.schema import MogaoConfig, SourceConfig, TokenizerConfig
+from mogao_jax.errors import ConfigError, DocumentError, MogaoError
+from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
+from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.layout import lay_out
+from mogao_jax.sequence.packing import Packer, budgets, exceeds, pack_row, stack_rows
+from mogao_jax.tokenizer import ByteTokenizer, load_tokenizer
+
+# Assumed of documents that are made up; means of log-normal lengths in tokens. Captions written
+# by a model are long; web pages say some sentences between pictures.
+CAPTION, QUESTION, ANSWER, PASSAGE, PAGE = 80, 30, 120, 80, 800
+SPREAD = 0.5  # of the logarithms
+PICTURES = 3.5  # mean number of an interleaved document's pictures, at least 2 (geometric)
+ASPECTS = (0.5, 2.0)  # of pictures: log-uniform; all at the config's full area
+POOL = 48  # documents to choose rows from; more fill better and take longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Packed rows [R, ...] and where they come from, in words."""
+
+    batch: PackedBatch
+    origin: str
+
+
+def packed_rows(config: MogaoConfig, num_rows: int, seed: int = 0) -> Rows:
+    """Rows of the config's own data, if all of it is here; else of made-up documents.
+
+    Args:
+      num_rows: R.
+      seed: of the made-up documents.
+    Raises:
+      ConfigError: no document of the mixture fits the budgets.
+    """
+    sources = [s for s in config.data.sources.values() if s.weight > 0]
+    here = all(s.kind == "shapes" or pathlib.Path(s.path).exists() for s in sources)
+    if sources and here and _tokenizer_is_here(config):
+        try:
+            return Rows(_own_rows(config, num_rows), "the config's own data")
+        except MogaoError:
+            pass  # data that cannot be read are no reason not to plan
+    return Rows(_made_up_rows(config, num_rows, seed), "made-up documents of the config's mixture")
+
+
+def _tokenizer_is_here(config: MogaoConfig) -> bool:
+    kind = config.tokenizer.kind
+    return kind != "file" or pathlib.Path(config.tokenizer.path).expanduser().exists()
+
+
+def _own_rows(config: MogaoConfig, num_rows: int) -> PackedBatch:
+    from mogao_jax.data.pipeline import make_train_iterator
+
+    train = dataclasses.replace(config.train, batch_rows=num_rows, accumulate=1)
+    data = dataclasses.replace(config.data, num_workers=0)
+    small = dataclasses.replace(config, train=train, data=data)
+    iterator = make_train_iterator(small, tokenizer=load_tokenizer(config.tokenizer))
+    try:
+        return _first(next(iterator))
+    finally:
+        iterator.close()
+
+
+def _first(batch):
+    """[1, R, ...] -> [R, ...]."""
+    if isinstance(batch, np.ndarray):
+        return batch[0]
+    return type(batch)(*(_first(part) for part in batch))
+
+
+def _made_up_rows(config: MogaoConfig, num_rows: int, seed: int) -> PackedBatch:
+    rng = np.random.default_rng(seed)
+    limits = budgets(config.packing)
+    packer = Packer(limits, min(config.packing.pool, POOL))
+    tokenizer = load_tokenizer(TokenizerConfig(kind="byte"))  # one token per letter
+    assert isinstance(tokenizer, ByteTokenizer)
+    rows: list[PackedBatch] = []
+    refused = 0
+    while len(rows) < num_rows:
+        while packer.wanted:
+            found = _fitting(config, tokenizer, rng, limits)
+            if found is None:
+                refused += 1
+                if refused > 20 * POOL:
+                    raise ConfigError(
+                        "documents of the config's mixture do not fit config.packing's budgets; "
+                        "raise und_tokens, clean_tokens, noised_tokens, images and vit_patches "
+                        "(`mogao data budgets` proposes them), or lower images.max_pixels."
+                    )
+            else:
+                packer.add(found, sizes(found))
+        taken = packer.take_row()
+        rows.append(
+            pack_row(taken, limits, config.images.max_side, merge_size=config.vit.merge_size)
+        )
+    return stack_rows(rows)
+
+
+def _fitting(config: MogaoConfig, tokenizer, rng, limits: Sizes) -> PackedBatch | None:
+    sources = list(config.data.sources.values()) or [SourceConfig(task="story")]
+    weights = np.array([s.weight for s in sources])
+    source = sources[rng.choice(len(sources), p=weights / weights.sum())]
+    document = made_up_document(source, config, rng)
+    try:
+        laid = lay_out(
+            document,
+            tokenizer=tokenizer,
+            images=config.images,
+            layout=config.layout,
+            vit=config.vit,
+            rng=rng,
+        )
+    except DocumentError:
+        return None
+    return None if exceeds(sizes(laid), limits) else laid
+
+
+def made_up_document(source: SourceConfig, config: MogaoConfig, rng) -> Document:
+    """A document of the kind that a source's `task` names; without one, by its weights.
+
+    text: a page. qa: a picture, question and answer. t2i: a caption, then its picture.
+    edit: two pictures. story, clip, and sources that generate: an interleaved document.
+    """
+    task = source.task or ("story" if source.flow_weight else "qa")
+    if task == "text":
+        return Document((_text(rng, PAGE),))
+    if task == "qa":
+        question = _text(rng, QUESTION, "user", loss=False)
+        answer = _text(rng, ANSWER, "assistant")
+        return Document((_picture(config, rng, "user", loss=False), question, answer))
+    if task == "t2i":
+        caption = _text(rng, CAPTION, "user", loss=False)
+        return Document((caption, _picture(config, rng, "assistant")))
+    if task == "edit":
+        before = _picture(config, rng, "user", loss=False)
+        wish = _text(rng, QUESTION, "user", loss=False)
+        return Document((before, wish, _picture(config, rng, "assistant")))
+    items: list[Text | Image] = []
+    for _ in range(1 + rng.geometric(1 / (PICTURES - 1))):
+        items += [_text(rng, PASSAGE), _picture(config, rng)]
+    return Document((*items, _text(rng, PASSAGE)))
+
+
+def _text(rng, mean: float, role=None, loss: bool = True) -> Text:
+    length = np.exp(rng.normal(np.log(mean) - SPREAD**2 / 2, SPREAD))
+    return Text("x" * max(1, round(length)), role=role, loss=loss)
+
+
+def _picture(config: MogaoConfig, rng, role=None, loss: bool = True) -> Image:
+    aspect = np.exp(rng.uniform(*np.log(ASPECTS)))
+    height = np.sqrt(config.images.max_pixels * aspect)
+    size = max(16, round(height)), max(16, round(height / aspect)), 3
+    return Image(pixels=np.zeros(size, np.uint8), role=role, loss=loss)

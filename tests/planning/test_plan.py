@@ -1,0 +1,224 @@
+"""Plans of a tiny config: figures against what the program itself holds, and the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_system as tiny
+
+from mogao_jax.config.schema import MeshConfig, SourceConfig, TrainConfig
+from mogao_jax.errors import ConfigError
+from mogao_jax.planning import flags, memory, program, roofline
+from mogao_jax.planning.collectives import Collective
+from mogao_jax.planning.mixture import made_up_document, packed_rows
+from mogao_jax.planning.plan import check, make_plan, subject
+from mogao_jax.planning.printing import as_json, as_text
+from mogao_jax.planning.search import candidates
+from mogao_jax.planning.topology import parse
+from mogao_jax.profiling import executed, flops
+from mogao_jax.sequence.document import Image
+from mogao_jax.sharding.mesh import make_mesh
+
+GPUS = parse("8xH100")
+
+
+def config(**mesh):
+    rows = mesh.pop("rows", 8)
+    sources = {
+        "pairs": SourceConfig(kind="documents", path="nowhere", task="t2i"),
+        "questions": SourceConfig(kind="documents", path="nowhere", task="qa", flow_weight=0.0),
+    }
+    base = tiny.config(
+        data={"sources": sources}, packing={"und_tokens": 1024}, model={"vocab_size": 300}
+    )
+    return dataclasses.replace(
+        base, mesh=MeshConfig(**mesh), train=TrainConfig(batch_rows=rows, num_steps=1000)
+    )
+
+
+@pytest.fixture(scope="module")
+def known():
+    return subject(config(fsdp=8), GPUS, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def plan(known):
+    return make_plan(config(data=1, fsdp=8), GPUS, known=known)
+
+
+def test_state_per_chip_is_that_of_the_program(known):
+    """Analytic bytes against the shards of what would really be handed to the step."""
+    cfg = config(data=2, fsdp=4)
+    mesh = make_mesh(cfg.mesh, jax.devices())
+    arguments = program.abstract_arguments(cfg, known.system, mesh)
+
+    def held(tree):
+        return sum(
+            x.dtype.itemsize * int(np.prod(x.sharding.shard_shape(x.shape)))
+            for x in jax.tree.leaves(tree)
+        )
+
+    found = memory.state_bytes(known.boxed, memory.abstract_mesh(cfg.mesh, 8))
+    state = arguments.state
+    assert found["parameters"] == held(state.params)
+    assert found["moments"] == held(state.opt_state)
+    assert found["moving average"] == held(state.ema_params)
+    assert memory.batch_bytes(cfg, memory.abstract_mesh(cfg.mesh, 8)) == held(arguments.batch)
+    assert memory.encoder_bytes(cfg) == sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments.encoders)
+    )
+
+
+def test_a_plan_adds_up(plan):
+    assert plan.work.tokens > 0 and plan.origin.startswith("made-up")
+    assert plan.work.clean == 0  # nothing of this mixture is read back
+    assert sum(plan.executed_flops.values()) > flops.total(plan.model_flops)
+    assert plan.compiled is None and plan.held == sum(plan.estimated.values())
+    assert plan.mfu == pytest.approx(
+        flops.total(plan.model_flops) / plan.roofline.step / (8 * 989e12)
+    )
+    assert plan.chip_hours(1e9) == pytest.approx(8 * 24 * plan.days(1e9))
+    assert plan.days(plan.tokens_per_second * 86400) == pytest.approx(1.0)
+    text = as_text(plan, 1e12)
+    for words in ("8 x H100", "no compiler for GPUs", "noised tokens", "limited by", "Made up"):
+        assert words in text
+    record = json.loads(json.dumps(as_json(plan, 1e12)))
+    assert record["estimate"]["step_seconds"] == plan.roofline.step
+    assert record["executed_flops"]["und branch"] == plan.model_flops["und branch"]
+
+
+def test_executed_flops_of_full_rows_and_no_remat_are_the_useful_ones_but_for_attention():
+    cfg = config()
+    p, rows = cfg.packing, 3
+    work = flops.Work(
+        und=rows * p.und_tokens, clean=rows * p.clean_tokens, noised=rows * p.noised_tokens,
+        trained_text=100, vit_tokens=rows * p.vit_patches / 4, images=rows * (1 + p.images),
+        pairs=1000, pairs_executed=1000, fill_und=1, fill_gen=1,
+    )  # fmt: skip
+    run = executed.executed_flops(cfg, 300, work, rows)
+    useful = flops.model_flops(cfg, 300, work)
+    assert run["padding of rows"] == 0 and run["recomputation (remat)"] == 0
+    # Seven matmuls per pair are run, six are credited.
+    tiles = run["attention: masked pairs of tiles, scores anew"]
+    assert tiles == pytest.approx(useful["attention"] / 6)
+    full = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, remat="full"))
+    again = executed.executed_flops(full, 300, work, rows)["recomputation (remat)"]
+    m = cfg.model
+    branches = useful["und branch"] + useful["gen branch"] + useful["AdaLN and timesteps"]
+    layer = flops.branch_weights(m) / m.num_layers
+    share = (layer - m.embed_dim * m.mlp_dim) / layer
+    assert again == pytest.approx(share * branches / 3 + useful["attention"] / 3)
+
+
+def test_what_cannot_work_is_said_before_compiling(known):
+    with pytest.raises(ConfigError, match=r"heads.*mesh\.tensor \(8\).*mesh\.tensor=4"):
+        check(config(data=1, tensor=8), GPUS)
+    with pytest.raises(ConfigError, match="use a multiple of 8, such as 8 or 16"):
+        check(config(fsdp=8, data=1, rows=12), GPUS)
+    with pytest.raises(ConfigError, match="set --num-slices 2, or --config.mesh.num_slices=1"):
+        check(config(data=2, fsdp=32, num_slices=2, rows=64), parse("v5p:4x4x4"))
+    small = dataclasses.replace(GPUS, chip=dataclasses.replace(GPUS.chip, memory=2**14))
+    with pytest.raises(ConfigError, match="the step cannot fit.*mesh.fsdp, up to 8"):
+        make_plan(config(fsdp=8, data=1), small, known=known)
+
+
+def test_documents_that_are_made_up_follow_their_task():
+    cfg, rng = config(), np.random.default_rng(0)
+
+    def images(task, **fields):
+        source = SourceConfig(kind="documents", task=task, **fields)
+        items = made_up_document(source, cfg, rng).items
+        return [x.loss for x in items if isinstance(x, Image)]
+
+    assert images("text") == [] and images("qa") == [False] and images("t2i") == [True]
+    assert images("edit") == [False, True]
+    assert all(images("story")) and len(images("story")) >= 2
+    assert images("", flow_weight=0.0) == [False]
+    again = [packed_rows(cfg, 2).batch.und.meta.segment for _ in range(2)]
+    assert (again[0] == again[1]).all() and again[0].shape == (2, 1024)
+
+
+def test_rows_that_nothing_fits_are_refused():
+    tight = tiny.config(packing={"und_tokens": 8}, data={"sources": config().data.sources})
+    with pytest.raises(ConfigError, match="do not fit config.packing"):
+        packed_rows(tight, 1)
+
+
+def _collective(**fields):
+    values = {
+        "kind": "all-reduce", "shapes": (("bf16", (8, 1024, 32)),), "bytes": 2**21, "turns": 2,
+        "axes": ("fsdp",), "group_size": 8, "where": "jit(train_step)/x",
+    }  # fmt: skip
+    return Collective(**values | fields)
+
+
+def test_activations_on_the_move_are_flagged_and_weights_are_not():
+    cfg, shape = config(), {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
+    params = {
+        "w": jax.ShapeDtypeStruct((2, 32, 1024), "float32"),  # a length that a weight has too
+        "b": jax.ShapeDtypeStruct((32,), "float32"),
+    }
+
+    def found(**fields):
+        return flags.activation_collectives([_collective(**fields)], cfg, shape, params)
+
+    assert found()
+    assert found(shapes=(("f32", (1024, 32, 3)),), kind="all-to-all")
+    assert not found(shapes=(("bf16", (32, 1024)),))  # the weight
+    assert not found(shapes=(("bf16", (4, 1024)),))  # an eighth of it
+    assert not found(axes=("tensor",))  # sums of activations are tensor parallelism
+    assert not found(shapes=(("s32", (8, 1024, 3)),))
+    assert not found(bytes=1000)
+    assert not found(shapes=(("bf16", (7, 999, 32)),))
+
+
+def test_flags_name_the_remedy(known):
+    cfg = config(data=1, fsdp=8)
+    mesh = memory.abstract_mesh(cfg.mesh, 8)
+    said = flags.flags(cfg, mesh, known.boxed, 2**31, 3e9, 2e9, [_collective()])
+    text = " ".join(said)
+    for words in ("OUT OF MEMORY", "remat='full'", "moments_dtype='bfloat16'", "1 collectives move",
+                  "constrain", "mesh.encoders='sharded'"):  # fmt: skip
+        assert words in text
+    assert not flags.flags(cfg, mesh, known.boxed, 0, 1e9, 2e9, [])
+    big = {"a": jax.ShapeDtypeStruct((2**25,), "float32")}
+    assert flags.replicated_arrays(big, mesh) == [("['a']", 2**27)]
+
+
+def test_the_roofline_by_hand():
+    cfg = config(data=1, fsdp=8)
+    run = {"und branch": 6e15, "attention": 1e15}
+    sent = {"links": 72e9, "network": 0.0}
+    found = roofline.roofline(cfg, GPUS, run, 0.0, sent, 8e9)
+    assert found.compute == pytest.approx((6e15 / 0.75 + 1e15 / 0.45) / (8 * 989e12))
+    assert found.links == pytest.approx(72e9 / (450e9 * 0.8))
+    assert found.limit == "arithmetic"
+    assert found.step == pytest.approx(found.compute + found.optimizer)
+    assert roofline.roofline(cfg, GPUS, {}, 0.0, sent, 8e9).limit.startswith("links")
+
+
+def test_the_data_axis_goes_over_the_network_between_slices():
+    sent = {("fsdp",): 10.0, ("data",): 3.0, ("tensor",): 1.0}
+    shape = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    assert roofline.by_link(sent, GPUS, shape) == {"links": 14.0, "network": 0.0}
+    nodes = parse("64xH100")
+    shape = {"data": 8, "fsdp": 8, "tensor": 1, "context": 1}
+    assert roofline.by_link(sent, nodes, shape) == {"links": 11.0, "network": 3.0}
+    across = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
+    assert roofline.by_link({("fsdp",): 10.0}, nodes, across) == {"links": 0.0, "network": 10.0}
+
+
+def test_candidates_keep_the_batch_and_fill_the_machine():
+    cfg = dataclasses.replace(config(data=1, fsdp=8), train=TrainConfig(batch_rows=8, accumulate=4))
+    found = list(candidates(cfg, GPUS))
+    assert len(found) > 20
+    for c in found:
+        mesh = c.mesh
+        assert mesh.data * mesh.fsdp * mesh.tensor * mesh.context == 8
+        assert c.train.batch_rows % (mesh.data * mesh.fsdp) == 0
+        assert c.train.batch_rows * c.train.accumulate == 32
+        check(c, GPUS)

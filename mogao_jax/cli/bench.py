@@ -1,4 +1,7 @@
-"""`mogao bench sampling` and `mogao bench soak`: what sampling costs, and whether it lasts."""
+"""`mogao bench sampling` and `mogao bench soak`: what sampling costs, and whether it lasts.
+
+The benchmarks of the training step are in bench_bars.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from mogao_jax.cli import bench_bars
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.writing import write_text
 from mogao_jax.errors import ConfigError
@@ -20,11 +24,15 @@ _EXAMPLES = """examples:
   mogao bench sampling --checkpoint runs/mine --json bench.json
   mogao bench sampling --config=configs/emoji.py --config.vae.weights=FOLDER --only picture
   mogao bench soak --num 200
+of the training step (each has its own --help):
+  mogao bench layers | tiles | kernel | memory | keep-matmuls | context
 """
 
 
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status (1: a soak that found something wrong)."""
+    if next((a for a in argv if not a.startswith("-")), "") in bench_bars.NAMES:
+        return bench_bars.main(argv)
     config, argv = _config(argv)
     arguments = _parser().parse_args(argv)
     for name in ("rounds", "steps", "tokens", "num", "batch_size"):

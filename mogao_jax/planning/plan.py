@@ -115,6 +115,7 @@ class Subject:
     boxed: Any
     rows: Rows
     row_work: flops.Work  # of SAMPLE_ROWS rows
+    encoders: dict[str, dict[str, float]]  # FLOPs for as many
 
 
 def subject(config: MogaoConfig, topology: Topology, say: Callable[[str], None]) -> Subject:
@@ -128,7 +129,8 @@ def subject(config: MogaoConfig, topology: Topology, say: Callable[[str], None])
     say("laying out and packing rows")
     rows = packed_rows(config, SAMPLE_ROWS)
     work = flops.count_work(rows.batch, config, topology.chip.platform)
-    return Subject(size, system, memory.state_shapes(config, system), rows, work)
+    encoders = executed.encoder_work(config, system.vae, vae_template(config.vae), rows.batch, 1.0)
+    return Subject(size, system, memory.state_shapes(config, system), rows, work, encoders)
 
 
 def vocab_size(config: MogaoConfig) -> int:
@@ -199,9 +201,9 @@ def make_plan(
     factor = rows / SAMPLE_ROWS
     work = executed.scaled(known.row_work, factor)
     run = executed.executed_flops(config, known.vocab_size, work, rows)
-    encoders = executed.encoder_work(
-        config, known.system.vae, vae_template(config.vae), known.rows.batch, factor
-    )
+    encoders = {
+        name: {kind: factor * n for kind, n in e.items()} for name, e in known.encoders.items()
+    }
     shape = dict(mesh.shape)
     if found:
         sent_rows = [

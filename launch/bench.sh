@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Every figure that docs/performance.md keeps, beside its bar, as far as this machine allows:
+#   bash launch/bench.sh                     all of them (an hour or more on 2 cores)
+#   bash launch/bench.sh tiles layers        some: layers tiles kernel memory keep-matmuls context
+#                                            sampling profile
+# Each is a command of its own, such as `mogao bench tiles`; they go on after one that fails.
+# The TPU compiler is installed for it (no TPU is needed). PYTHON: which Python to take.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh
+
+known="layers tiles kernel memory keep-matmuls context sampling profile"
+wanted=${*:-$known}
+for name in $wanted; do
+    case " $known " in
+        *" $name "*) ;;
+        *) echo "There is no benchmark '$name'; there are: $known." >&2; exit 2 ;;
+    esac
+done
+make_environment .venv-bench plan,demo || exit 1
+mogao=.venv-bench/bin/mogao
+export ALLOW_MULTIPLE_LIBTPU_LOAD=1 # a TPU compiler may run beside another
+
+.venv-bench/bin/python - <<'PY'
+import datetime
+from mogao_jax.report.run_facts import machine_facts
+print(datetime.date.today().isoformat(), *(f"{k}: {v}" for k, v in machine_facts().items()), sep="\n")
+PY
+git rev-parse --short HEAD 2>/dev/null | sed 's/^/commit: /'
+
+failed=""
+for name in $wanted; do
+    echo
+    echo "== $name"
+    case $name in
+        sampling) JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} $mogao bench sampling ;;
+        profile) JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} $mogao profile --config=configs/quickstart.py ;;
+        *) $mogao bench "$name" ;;
+    esac || failed="$failed $name"
+done
+[ -z "$failed" ] || { echo; echo "Not met, or failed:$failed" >&2; exit 1; }

@@ -3,7 +3,7 @@
 Run:   mogao train --config=configs/mogao_7b_stage1.py:v5p-64 --workdir runs/mogao_7b_stage1
        (machines: v5e-256, v5p-64, v5p-512, v6e-64, 8xH100, 64xH100; stages 2 and 3 as well)
 Needs: mogao port from-hf --config=configs/mogao_7b.py ... --out weights/mogao_7b  (docs/porting.md)
-       and documents (docs/data.md: JSONL) in data/text_to_image and data/understanding.
+       and documents (sequence/document.py) in data/text_to_image and data/understanding.
 Plan:  mogao plan --config=configs/mogao_7b_stage1.py:v5p-64 --topology v5p:4x4x4
 
 What the paper says: resolution, ratio, everything trained but the encoders, ECTF. What it leaves

@@ -70,7 +70,7 @@ def _encoders() -> EncoderParams:
     vae_params = nn.unbox(jax.jit(vae.init)(jax.random.key(1), pixels, size)["params"])
     batch = jax.tree.map(jnp.asarray, rows([[text_document("a")]]))
     vit_params = nn.unbox(
-        jax.jit(VisionTower(CONFIG.vit).init)(jax.random.key(2), *batch.vit)["params"]
+        jax.jit(VisionTower(CONFIG.vit).init)(jax.random.key(2), *batch.vit[:3])["params"]
     )
     return EncoderParams(vae_params, vit_params)
 

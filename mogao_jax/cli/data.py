@@ -25,6 +25,9 @@ USAGE = """usage: mogao data ACTION ...
   tokenizer  --documents PATH... --out FILE [--vocab N]
                                        a byte-level BPE of one's own documents, to train with
                                        --config.tokenizer.kind=file --config.tokenizer.path=FILE
+  encode   --config=FILE --out DIR [--dtype float16]
+                                       every picture through the frozen encoders once, to train
+                                       with --config.data.encoded=DIR
 
 Config fields can be set as in training: --config.packing.und_tokens=2048"""
 
@@ -38,6 +41,7 @@ def main(argv: list[str]) -> int:
         "emoji": _emoji,
         "tfds": _tfds,
         "tokenizer": _tokenizer,
+        "encode": _encode,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -221,3 +225,29 @@ def _tokenizer(argv: list[str]) -> None:
         f"{flags.out}: {tokenizer.get_vocab_size()} tokens from {len(texts):,} texts, "
         f"{per_word:.2f} tokens per word"
     )
+
+
+def _encode(argv: list[str]) -> None:
+    config, flags = _flags(
+        "encode",
+        argv,
+        with_config=True,
+        out=(str, None, "the folder to write"),
+        dtype=(_float_dtype, "float32", "of the values on disk: float32 or float16"),
+    )
+    from mogao_jax.encoders.precompute import encode_sources
+    from mogao_jax.models.system import make_system
+
+    system, encoders = make_system(config, load_tokenizer(config.tokenizer).vocab_size)
+    out = pathlib.Path(flags.out)
+    done = encode_sources(system, encoders, out, dtype=flags.dtype)
+    print(
+        f"{out}: {done.pictures:,} pictures, {done.bytes / 2**20:.1f} MiB; "
+        f"{done.skipped} records could not be read"
+    )
+
+
+def _float_dtype(text: str) -> str:
+    if text not in ("float32", "float16"):
+        raise argparse.ArgumentTypeError(f"must be float32 or float16, got {text!r}")
+    return text

@@ -7,6 +7,7 @@ Everything that can be known to fail is checked before time is spent.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -23,7 +24,9 @@ from mogao_jax.cli.logs import configure_logging
 from mogao_jax.config.checks import check, check_on_mesh
 from mogao_jax.config.convert import parse_config_args, to_dict
 from mogao_jax.config.schema import AttentionConfig, MogaoConfig
+from mogao_jax.data.encoded import open_encoded
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
+from mogao_jax.encoders.precompute import check_encoded
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.system import (
     EncoderParams,
@@ -98,6 +101,8 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         process_count=multihost.process_count(),
     )
     system, encoders = make_system(config, tokenizer.vocab_size)
+    if config.data.encoded:
+        check_encoded(open_encoded(config.data.encoded), system, encoders)
     encoders = jax.device_put(encoders, encoder_shardings(mesh, encoders, config.mesh.encoders))
 
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
@@ -192,8 +197,14 @@ def _evaluators(
     if not batches:
         return {}, {}
     if multihost.is_main():
+        shown = batches
+        if config.data.encoded:  # the report shows pictures, which encoded batches do not hold
+            plain = dataclasses.replace(config.data, encoded="")
+            shown = make_validation_batches(
+                dataclasses.replace(config, data=plain), tokenizer, **share
+            )
         save_data_sample(
-            batches[0],
+            shown[0],
             tokenizer,
             folder,
             sources=system.sources,

@@ -130,6 +130,9 @@ class DataConfig:
         "of sources of kind shapes. free: objects anywhere; grid: each inside one VAE token, "
         "which small models learn sooner",
     )
+    encoded: str = _field(
+        "", "folder of pictures encoded beforehand ('mogao data encode'); empty: in every step"
+    )
     validation_documents: int = _field(
         256, "held-out documents of the fixed validation set, shared out by weight", minimum=1
     )

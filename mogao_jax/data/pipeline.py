@@ -23,7 +23,14 @@ from mogao_jax.data.mixture import Draw, make_mixture
 from mogao_jax.data.preparing import Prepared, Preparer, make_preparer, source_lengths
 from mogao_jax.errors import ConfigError, DataError
 from mogao_jax.sequence.batch import PackedBatch
-from mogao_jax.sequence.packing import FillStatistics, Packer, budgets, pack_row, stack_rows
+from mogao_jax.sequence.packing import (
+    FillStatistics,
+    Packer,
+    budgets,
+    empty_like,
+    pack_row,
+    stack_rows,
+)
 from mogao_jax.tokenizer import Tokenizer
 
 BATCHES_AHEAD = 2  # batches ready before they are asked for
@@ -274,12 +281,11 @@ def make_validation_batches(
     preparer = make_preparer(config, tokenizer, "validation", context)
     packer_rows = list(_validation_rows(preparer))
     limits, side = budgets(config.packing), config.images.max_side
-    empty: list[PackedBatch] = []
     batches = []
     for start in range(0, len(packer_rows), config.train.batch_rows):
         mine = packer_rows[start + process_index * rows : start + (process_index + 1) * rows]
         packed = [pack_row(r, limits, side, merge_size=config.vit.merge_size) for r in mine]
-        packed += [pack_row(empty, limits, side) for _ in range(rows - len(packed))]
+        packed += [empty_like(packer_rows[0][0], limits)] * (rows - len(packed))
         batches.append(stack_rows(packed))
     if not batches:
         logger.warning("No source has held-out documents: there is no validation set.")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig, SourceConfig
+from mogao_jax.data.encoded import EncodedPictures, open_encoded
 from mogao_jax.data.mixture import Draw
 from mogao_jax.data.sources import Source, Split, open_source
 from mogao_jax.errors import DocumentError
@@ -42,6 +43,7 @@ class Preparer:
       names, settings, sources: the sources with a place in the config, in its order; a draw's
         `source` counts in these.
       context: FULL, IMAGE_ONLY or EMPTY puts every target image into that context.
+      encoded: what the encoders made of the pictures, where that was computed beforehand.
     """
 
     config: MogaoConfig
@@ -50,6 +52,7 @@ class Preparer:
     settings: tuple[SourceConfig, ...]
     sources: tuple[Source, ...]
     context: int | None = None
+    encoded: EncodedPictures | None = None
 
     def __deepcopy__(self, memo: dict) -> Preparer:
         return self  # immutable
@@ -91,7 +94,7 @@ class Preparer:
         limits = budgets(self.config.packing)
         problem = exceeds(sizes(batch), limits)
         if problem is None:
-            return Prepared(batch, sizes(batch))
+            return self._prepared(batch, document)
         reason = f"{self.names[draw.source]}: document {document.id!r} {problem}"
         if self.config.packing.over_long == "cut":
             return self._cut(document, draw) or Unusable(f"{reason}, even when cut", True)
@@ -107,14 +110,19 @@ class Preparer:
             except DocumentError:  # nothing is left to learn, or only empty texts
                 return None
             if exceeds(sizes(batch), limits) is None:
-                return Prepared(batch, sizes(batch))
+                return self._prepared(batch, document)
         return None
+
+    def _prepared(self, batch: PackedBatch, document: Document) -> Prepared:
+        if self.encoded is not None:
+            batch = self.encoded.attach(batch, document.id)
+        return Prepared(batch, sizes(batch))
 
 
 def make_preparer(
     config: MogaoConfig, tokenizer: Tokenizer, split: Split, context: int | None = None
 ) -> Preparer:
-    """Opens all sources of weight above 0.
+    """Opens all sources of weight above 0, and the pictures encoded beforehand if there are any.
 
     Raises:
       DataError: naming the source that is missing or empty.
@@ -139,6 +147,7 @@ def make_preparer(
             for name, settings in used
         ),
         context=context,
+        encoded=open_encoded(config.data.encoded) if config.data.encoded else None,
     )
 
 

@@ -55,7 +55,7 @@ def _vit_figures(weights: str) -> dict:
     config = saved_vit_config(weights or EMBEDDED)
     tower, params = load_vit(config)
     given = rows(scenes(HELD_OUT, 7, 16, SQUARE), PATCHES)
-    encode = jax.jit(lambda p, x: tower.apply({"params": p}, *x))
+    encode = jax.jit(lambda p, x: tower.apply({"params": p}, *x[:3]))
     return {
         **_size(weights_file("vit", config.weights), params),
         "probe_accuracy": probe_accuracies(tower, params),

@@ -67,7 +67,7 @@ def probe_accuracies(
     tower: VisionTower, params, *, fit: int = 3000, test: int = 1000, batch: int = 100
 ) -> dict[str, float]:
     """Accuracy of each probe on `test` pictures after fitting on `fit` others."""
-    apply = jax.jit(lambda *given: tower.apply({"params": params}, *given))
+    apply = jax.jit(lambda *given: tower.apply({"params": params}, *given[:3]))
     out = {}
     for index, (name, (draw, classes)) in enumerate(PROBES.items()):
         read = functools.partial(_features, apply, draw, name == "place", batch)

@@ -85,7 +85,7 @@ def _cross_entropy(logits: jax.Array, target: jax.Array | np.ndarray) -> jax.Arr
 
 def losses(params: dict, tower: VisionTower, given: VitPatches, truth: Labels) -> dict:
     """The loss of every head, by name."""
-    features = tower.apply({"params": params["tower"]}, *given)
+    features = tower.apply({"params": params["tower"]}, *given[:3])
     pooled = pool(features, given.segment)
 
     def read(kind, name, x):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from mogao_jax.models.layers import constrain
 from mogao_jax.models.system import EncoderParams, System
-from mogao_jax.models.vae import encode_images, patchify_latents
+from mogao_jax.models.vae import encode_images, latents_of_moments, patchify_latents
 from mogao_jax.ops.per_shard import per_shard
-from mogao_jax.sequence.batch import GenStream, PackedBatch
+from mogao_jax.sequence.batch import GenStream, ImageTable, PackedBatch
 from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, splitting_axes
 
 
@@ -25,9 +26,28 @@ def encode_batch(
       tokens of latents float32[B, I * tokens of the canvas, 64] and ViT features (see
       `MogaoInputs.vit_features`).
     """
-    images = batch.images
+    tokens = patchify_latents(_latents(system, encoders.vae, batch.images, posterior))
+    tokens = constrain(tokens, "act_batch", *(None,) * 3)
+    tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
+    if system.vit is None:
+        rows, num_patches = batch.vit.segment.shape
+        shape = (rows, num_patches, system.config.vit.embed_dim)
+        return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
+    features = batch.vit.features
+    if features is None:
+        params = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), encoders.vit)
+        features = system.vit.apply({"params": params}, *batch.vit[:3])
+    return jax.lax.stop_gradient((tokens, features))
+
+
+def _latents(system: System, params: Any, images: ImageTable, posterior: jax.Array) -> jax.Array:
+    """Model-scaled latents float32[B, I, Hc/8, Wc/8, 16]; looked up where they are in the batch."""
+    config = system.config.vae
+    if images.moments is not None:
+        noise = posterior if config.sample_posterior else None
+        return latents_of_moments(images.moments, images.size, config, noise)
     given = [images.pixels, images.size]
-    if system.config.vae.sample_posterior:
+    if config.sample_posterior:
         given.append(posterior)
     # Each device encodes its own images; frozen weights that are cut up are gathered here.
     rows = splitting_axes(BATCH_AXES, images.pixels.shape[0])
@@ -38,15 +58,7 @@ def encode_batch(
         (PartitionSpec(), *(spec for _ in given)),
         spec,
     )
-    tokens = constrain(patchify_latents(encode(encoders.vae, *given)), "act_batch", *(None,) * 3)
-    tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
-    if system.vit is None:
-        rows, num_patches = batch.vit.segment.shape
-        shape = (rows, num_patches, system.config.vit.embed_dim)
-        return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
-    params = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), encoders.vit)
-    features = system.vit.apply({"params": params}, *batch.vit[:3])
-    return jax.lax.stop_gradient((tokens, features))
+    return encode(params, *given)
 
 
 def take_tokens(canvas_tokens: jax.Array, stream: GenStream, num_images: int) -> jax.Array:

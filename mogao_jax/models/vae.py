@@ -217,6 +217,50 @@ def encode_images(
     return latents.reshape(*lead, *latents.shape[1:])
 
 
+def moments_of_images(
+    vae: nn.Module,
+    params,
+    pixels: Array | np.ndarray,
+    size: Array | np.ndarray,
+    config: VaeConfig,
+) -> Array:
+    """What `latents_of_moments` needs, computed once for pictures that come again.
+
+    Args:
+      pixels: uint8[N, Hc, Wc, 3], top-left on the canvas.
+      size: int32[N, 2] in pixels.
+    Returns:
+      float32[N, Hc/8, Wc/8, C]: the posterior's mean, unscaled, and after it the log-variance if
+      the config samples it (C is 16 or 32). TAEF1: its latents.
+    """
+    x = pixels.astype(jnp.float32) / 127.5 - 1.0
+    found = vae.apply({"params": params}, x, size, method=type(vae).encode)
+    if not isinstance(found, Posterior):
+        return found
+    return jnp.concatenate(found, -1) if config.sample_posterior else found.mean
+
+
+def latents_of_moments(
+    moments: Array, size: Array, config: VaeConfig, posterior_noise: Array | None = None
+) -> Array:
+    """Model-scaled latents [..., Hc/8, Wc/8, 16], as `encode_images` gives them of the pixels.
+
+    Args:
+      moments: float32[..., Hc/8, Wc/8, C] of `moments_of_images`.
+      size: int32[..., 2] in pixels; (0, 0) = no image.
+      posterior_noise: as for `encode_images`.
+    """
+    if config.kind == "taef1":
+        return moments
+    mean, *logvar = jnp.split(moments, moments.shape[-1] // config.latent_channels, -1)
+    z = mean
+    if logvar and posterior_noise is not None:
+        z = mean + jnp.exp(0.5 * logvar[0]) * posterior_noise
+    flat = z.reshape(-1, *z.shape[-3:])
+    mask = image_mask(size.reshape(-1, 2), *flat.shape[1:3], stride=STRIDE)
+    return inside(scale_latents(flat, config), mask).reshape(z.shape)
+
+
 def decode_latents(vae: nn.Module, params, latents: Array, size: Array | np.ndarray) -> Array:
     """The inverse: float[..., h, w, 16], int32[..., 2] -> uint8[..., 8h, 8w, 3], zero outside."""
     lead = latents.shape[:-3]

@@ -16,15 +16,17 @@ import numpy as np
 from mogao_jax.config.schema import VaeConfig, VitConfig
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import STRIDE
-from mogao_jax.sequence.batch import PackedBatch
+from mogao_jax.sequence.batch import PackedBatch, canvas
 
 
 def encoder_flops(system: System, encoders: EncoderParams, batch: PackedBatch) -> dict[str, float]:
-    """{"VAE": ..., "ViT": ...} of a host batch [A, B, ...]; no ViT where it has none."""
-    size = np.asarray(batch.images.size).reshape(-1, 2)
-    canvas = np.asarray(batch.images.pixels).shape[-3:]
-    flops = {"VAE": vae_flops(system.vae, encoders.vae, system.config.vae, size, canvas)}
-    if system.vit is not None:
+    """{"VAE": ..., "ViT": ...} of a host batch [A, B, ...]; those that the step runs."""
+    flops = {}
+    if batch.images.moments is None:
+        size = np.asarray(batch.images.size).reshape(-1, 2)
+        shape = (*canvas(batch.images), 3)
+        flops["VAE"] = vae_flops(system.vae, encoders.vae, system.config.vae, size, shape)
+    if system.vit is not None and batch.vit.features is None:
         flops["ViT"] = vit_flops(system.config.vit, np.asarray(batch.vit.segment))
     return flops
 

@@ -72,10 +72,11 @@ def time_parts(
 
     posterior = noise.posterior if config.vae.sample_posterior else None
     vae = jax.jit(lambda p, m, n: encode_images(system.vae, p, m.images.pixels, m.images.size, n))
-    add("VAE, encoding", lambda: vae(encoders.vae, micro, posterior), "frozen")
-    if system.vit is not None:
+    if micro.images.moments is None:
+        add("VAE, encoding", lambda: vae(encoders.vae, micro, posterior), "frozen")
+    if system.vit is not None and micro.vit.features is None:
         tower = system.vit
-        vit = jax.jit(lambda p, m: tower.apply({"params": p}, *m.vit))
+        vit = jax.jit(lambda p, m: tower.apply({"params": p}, *m.vit[:3]))
         add("ViT, encoding", lambda: vit(encoders.vit, micro), "frozen")
 
     inputs, target = jax.jit(lambda e, m, n: model_inputs(system, e, m, n))(encoders, micro, noise)

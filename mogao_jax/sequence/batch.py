@@ -47,21 +47,31 @@ class GenStream(NamedTuple):
 
 
 class ImageTable(NamedTuple):
-    """One line per image. An image is encoded once, however many copies stand in the streams."""
+    """One line per image. An image is encoded once, however many copies stand in the streams.
+
+    `moments` is there where the VAE's output was computed beforehand (data/encoded.py): the mean
+    of unscaled latents, and the log-variance behind it if the posterior is sampled. `pixels` is
+    then uint8[I, 0, 0, 3].
+    """
 
     pixels: Any  # uint8[I, Hc, Wc, 3] top-left aligned on the canvas, zero elsewhere
     size: Any  # int32[I, 2]    height, width in pixels (multiples of 16); (0, 0) = no image
     uid: Any  # uint32[I]      identity of the image: keys its timestep and its noise
     context: Any  # int32[I]   FULL, IMAGE_ONLY or EMPTY: what its noised copy is conditioned on
     source: Any  # int32[I]
+    moments: Any = None  # float32[I, Hc/8, Wc/8, 16 or 32], or None: encode the pixels
 
 
 class VitPatches(NamedTuple):
-    """Patches of the ViT's input images, in its merge order (2x2 blocks; see images.py)."""
+    """Patches of the ViT's input images, in its merge order (2x2 blocks; see images.py).
+
+    `features` is there where the ViT's output was computed beforehand; `pixels` is then [P, 0].
+    """
 
     pixels: Any  # uint8[P, 3 * 14 * 14] (C, 14, 14), not normalised
     positions: Any  # int32[P, 2] (h, w) in patches
     segment: Any  # int32[P]   which image of the row, from 1; 0 = padding
+    features: Any = None  # float32[P, D] of the vision tower, or None: encode the pixels
 
 
 class PackedBatch(NamedTuple):
@@ -70,6 +80,15 @@ class PackedBatch(NamedTuple):
     noised: GenStream
     images: ImageTable
     vit: VitPatches
+
+
+def canvas(images: ImageTable) -> tuple[int, int]:
+    """Height and width in pixels of the canvas that every image fits in."""
+    if images.moments is not None:
+        height, width = images.moments.shape[-3:-1]
+        return height * 8, width * 8
+    height, width = images.pixels.shape[-3:-1]
+    return height, width
 
 
 class Sizes(NamedTuple):

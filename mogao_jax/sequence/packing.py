@@ -23,6 +23,7 @@ from mogao_jax.sequence.batch import (
     Sizes,
     UndStream,
     VitPatches,
+    canvas,
     sizes,
 )
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, TokenMeta
@@ -78,8 +79,7 @@ def pack_row(
     Returns:
       A row: PackedBatch without a batch axis, arrays newly allocated.
     """
-    widths = {d.vit.pixels.shape[-1] for d in documents} or {3 * 14 * 14}
-    row = empty_row(limits, canvas_side, widths.pop())
+    row = empty_row(limits, canvas_side) if not documents else empty_like(documents[0], limits)
     und = clean = noised = images = patches = segments = vit_images = 0
     for doc in documents:
         n = sizes(doc)
@@ -116,13 +116,17 @@ def _copy(into: Any, part: Any, where: slice) -> None:
     for a, b in zip(into, part, strict=True):
         if isinstance(a, np.ndarray):
             a[where] = b
-        else:
+        elif a is not None:
             _copy(a, b, where)
 
 
 def _copy_images(into: ImageTable, part: ImageTable, start: int) -> None:
     for i, (height, width) in enumerate(part.size):  # not the canvas: it is mostly empty
-        into.pixels[start + i, :height, :width] = part.pixels[i, :height, :width]
+        if part.moments is None:
+            into.pixels[start + i, :height, :width] = part.pixels[i, :height, :width]
+        else:
+            h, w = height // 8, width // 8
+            into.moments[start + i, :h, :w] = part.moments[i, :h, :w]
     where = slice(start, start + len(part.size))
     for name in ("size", "uid", "context", "source"):
         getattr(into, name)[where] = getattr(part, name)
@@ -180,9 +184,25 @@ def empty_row(limits: Sizes, canvas_side: int, patch_values: int = 3 * 14 * 14) 
     )
 
 
+def empty_like(part: PackedBatch, limits: Sizes) -> PackedBatch:
+    """`empty_row` with the canvas and the encoded pictures (or none) of a document or a row."""
+    images, vit = part.images, part.vit
+    row = empty_row(limits, canvas(images)[0], vit.pixels.shape[-1])
+    if images.moments is not None:
+        moments = np.zeros((limits.images, *images.moments.shape[1:]), images.moments.dtype)
+        none = row.images.pixels[:, :0, :0]
+        row = row._replace(images=row.images._replace(pixels=none, moments=moments))
+    if vit.features is not None:
+        features = np.zeros((limits.vit_patches, vit.features.shape[-1]), vit.features.dtype)
+        row = row._replace(vit=row.vit._replace(features=features))
+    return row
+
+
 def stack_rows(rows: Sequence[Any]) -> Any:
     """Stacks structures of equal sizes along a new first axis (rows to a batch, and so on)."""
     first = rows[0]
+    if first is None:
+        return None
     if isinstance(first, np.ndarray):
         return np.stack(rows)
     return type(first)(*(stack_rows(parts) for parts in zip(*rows, strict=True)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mogao_jax import flow
 from mogao_jax.config.schema import ObjectiveConfig
 from mogao_jax.models.vae import PATCH, STRIDE
-from mogao_jax.sequence.batch import ImageTable
+from mogao_jax.sequence.batch import ImageTable, canvas
 
 PIXELS_PER_TOKEN = (STRIDE * PATCH) ** 2
 
@@ -54,7 +54,7 @@ def draw(
       uniforms: float32[B, I] in (0, 1) to take instead of random ones; validation gives an
         evenly spread set, which makes its flow loss a low-variance one.
     """
-    height, width = images.pixels.shape[-3] // STRIDE, images.pixels.shape[-2] // STRIDE
+    height, width = (side // STRIDE for side in canvas(images))
     latents = (height, width, latent_channels)
     tokens = ((height // PATCH) * (width // PATCH), latent_channels * PATCH**2)
 

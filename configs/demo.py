@@ -1,6 +1,6 @@
 """The demo checkpoint that ships with the package: the quickstart's recipe, larger and longer.
 
-Costs: 100 minutes on 2 CPU cores, about 2 GiB of memory.
+Costs: 85 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo.py --workdir runs/demo
        mogao export runs/demo --out mogao_jax/assets/demo.safetensors
 """
@@ -42,7 +42,7 @@ def get_config():
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup_steps = 100
     c.optimizer.ema_decay = 0.999
-    c.train.max_minutes = 100.0
+    c.train.max_minutes = 85.0
     c.train.checkpoint_every = 1000
     c.train.eval_every = 2000
     c.train.log_every = 50

@@ -110,6 +110,8 @@ def fill(batch: PackedBatch) -> dict[str, dict[str, int]]:
 
 
 def _row(tree: Any, row: int) -> Any:
+    if tree is None:
+        return None
     if isinstance(tree, tuple):
         return type(tree)(*(_row(part, row) for part in tree))
     return np.asarray(tree)[row]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 
@@ -66,7 +67,7 @@ def make_config(paths: dict[str, str], **kw) -> MogaoConfig:
 
 
 def leaves(x):
-    return [x] if isinstance(x, np.ndarray) else [leaf for part in x for leaf in leaves(part)]
+    return jax.tree.leaves(x)
 
 
 def assert_same(a, b):

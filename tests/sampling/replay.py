@@ -184,7 +184,7 @@ def _apply(system):
 
 @jax.jit
 def _see(vit):
-    return VisionTower(tiny.CONFIG.vit).apply({"params": encoders().vit}, *vit)
+    return VisionTower(tiny.CONFIG.vit).apply({"params": encoders().vit}, *vit[:3])
 
 
 @jax.jit

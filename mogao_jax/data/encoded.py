@@ -51,13 +51,12 @@ class Table:
                 np.load(folder / f"{part}.{name}.npy", mmap_mode="r", allow_pickle=False)
                 for name in ("keys", "places", "values")
             )
-            self._keys = [(int(a), int(b)) for a, b in keys]
+            self._index = {(int(a), int(b)): i for i, (a, b) in enumerate(keys)}
         except (OSError, ValueError) as e:
             raise DataError(f"{str(folder)!r}: {part}.*.npy cannot be read ({e}).") from None
         ends = self._places.sum(axis=1)
         if len(keys) != len(ends) or (len(ends) and ends.max() > len(self._values)):
             raise DataError(f"{str(folder)!r}: {part}.*.npy do not belong together.")
-        self._index = {k: i for i, k in enumerate(self._keys)}
         self.width = int(self._values.shape[1])
 
     def __len__(self) -> int:

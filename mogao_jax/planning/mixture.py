@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig, SourceConfig, TokenizerConfig
@@ -48,12 +49,13 @@ def packed_rows(config: MogaoConfig, num_rows: int, seed: int = 0) -> Rows:
     """
     sources = [s for s in config.data.sources.values() if s.weight > 0]
     here = all(s.kind == "shapes" or pathlib.Path(s.path).exists() for s in sources)
+    origin = "made-up documents of the config's mixture"
     if sources and here and _tokenizer_is_here(config):
         try:
             return Rows(_own_rows(config, num_rows), "the config's own data")
-        except MogaoError:
-            pass  # data that cannot be read are no reason not to plan
-    return Rows(_made_up_rows(config, num_rows, seed), "made-up documents of the config's mixture")
+        except MogaoError as e:  # no reason not to plan, but to be told
+            origin += f" (its own data cannot be used: {e})"
+    return Rows(_made_up_rows(config, num_rows, seed), origin)
 
 
 def _tokenizer_is_here(config: MogaoConfig) -> bool:
@@ -69,16 +71,9 @@ def _own_rows(config: MogaoConfig, num_rows: int) -> PackedBatch:
     small = dataclasses.replace(config, train=train, data=data)
     iterator = make_train_iterator(small, tokenizer=load_tokenizer(config.tokenizer))
     try:
-        return _first(next(iterator))
+        return jax.tree.map(lambda x: x[0], next(iterator))  # its one micro-step
     finally:
         iterator.close()
-
-
-def _first(batch):
-    """[1, R, ...] -> [R, ...]."""
-    if isinstance(batch, np.ndarray):
-        return batch[0]
-    return type(batch)(*(_first(part) for part in batch))
 
 
 def _made_up_rows(config: MogaoConfig, num_rows: int, seed: int) -> PackedBatch:

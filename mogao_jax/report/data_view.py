@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from mogao_jax.errors import DataError
@@ -110,11 +111,7 @@ def fill(batch: PackedBatch) -> dict[str, dict[str, int]]:
 
 
 def _row(tree: Any, row: int) -> Any:
-    if tree is None:
-        return None
-    if isinstance(tree, tuple):
-        return type(tree)(*(_row(part, row) for part in tree))
-    return np.asarray(tree)[row]
+    return jax.tree.map(lambda x: np.asarray(x)[row], tree)
 
 
 class _Pictures:

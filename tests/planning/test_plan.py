@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 
+from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MeshConfig, SourceConfig, TrainConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.planning import flags, memory, program, roofline
@@ -140,6 +141,19 @@ def test_documents_that_are_made_up_follow_their_task():
     assert images("", flow_weight=0.0) == [False]
     again = [packed_rows(cfg, 2).batch.und.meta.segment for _ in range(2)]
     assert (again[0] == again[1]).all() and again[0].shape == (2, 1024)
+
+
+def test_rows_of_data_that_are_here_and_why_not_where_they_cannot_be_read(tmp_path):
+    own, _ = parse_config_args(["--config=configs/quickstart.py"])
+    rows = packed_rows(own, 2)
+    assert rows.origin == "the config's own data"
+    assert rows.batch.und.meta.segment.shape == (2, own.packing.und_tokens)
+    assert rows.batch.images.size.any() and rows.batch.images.moments is None
+
+    (tmp_path / "empty.jsonl").write_text("")
+    sources = {"d": SourceConfig(kind="documents", path=str(tmp_path / "empty.jsonl"))}
+    data = dataclasses.replace(own.data, sources=sources)
+    assert "holds no documents" in packed_rows(dataclasses.replace(own, data=data), 1).origin
 
 
 def test_rows_that_nothing_fits_are_refused():

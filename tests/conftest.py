@@ -14,6 +14,8 @@ if "xla_cpu_collective_call_terminate_timeout" not in flags:
     # XLA aborts where simulated devices wait 40 s for each other, as they may on a busy machine.
     flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] = flags.strip()
+# Twice the devices: with one thread of XLA's pool per device they can wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", "16")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -38,11 +39,18 @@ def split_cpu(num_devices: int) -> None:
 
     Most of XLA's CPU operations run on one core per device. Where XLA_FLAGS already says how
     many devices a CPU is, that holds; other backends are not touched.
+
+    Devices that wait for each other in a collective each hold a thread of XLA's pool, which has
+    as many threads as there are devices or cores: with more devices than cores, nothing is left
+    for the work they wait for, and now and then a program stands still for ever. So the pool
+    (PJRT_NPROC, read by XLA; what the user has set holds) gets two threads per device.
     """
-    if num_devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if flag is None and num_devices > 1:
         jax.config.update("jax_num_cpu_devices", num_devices)
+    count = int(flag.group(1)) if flag else num_devices
+    if count > (os.cpu_count() or 1) and not {"NPROC", "PJRT_NPROC"} & os.environ.keys():
+        os.environ["PJRT_NPROC"] = str(2 * count)
 
 
 def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:

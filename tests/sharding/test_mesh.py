@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -32,6 +33,25 @@ def test_mesh_has_auto_axes_and_all_devices():
     assert mesh.axis_types == (AxisType.Auto,) * 4
     assert mesh.size == len(jax.devices()) == 8
     assert mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "threads"),
+    [
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, 2, "16"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "5"}, 2, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, 64, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, 2, None),
+    ],
+)
+def test_more_devices_than_cores_get_threads_to_spare(monkeypatch, given, cores, threads):
+    for name in ("NPROC", "PJRT_NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    mesh_lib.split_cpu(1)
+    assert os.environ.get("PJRT_NPROC") == threads
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 
-SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip")
+SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe")
 _GENERATING = ("t2i", "edit", "story", "clip")
-_READING = ("qa", "edit", "story", "clip")  # tasks in which something follows an image
+_READING = ("qa", "describe", "edit", "story", "clip")  # tasks in which something follows an image
 _READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
 
 

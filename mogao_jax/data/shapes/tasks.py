@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mogao_jax.data.shapes import captions, edits, facts, questions, stories
+from mogao_jax.data.shapes import captions, descriptions, edits, facts, questions, stories
 from mogao_jax.data.shapes.chance import between, chance, pick
 from mogao_jax.data.shapes.placement import arrange, distinct_kinds, shrink_crowd
 from mogao_jax.data.shapes.render import render
@@ -127,6 +127,19 @@ def clip(
     return Document(tuple(items), id=id), Truth("clip", motion.direction, scenes, motion=motion)
 
 
+def describe(
+    rng: np.random.Generator, world: World = DEFAULT_WORLD, id: str = ""
+) -> tuple[Document, Truth]:
+    """A picture -> everything that it shows, in words."""
+    scene = descriptions.any_scene(rng, world)
+    items = (
+        _shows(scene),
+        _asks(pick(rng, descriptions.REQUESTS)),
+        _says(descriptions.description(scene)),
+    )
+    return Document(items, id=id), Truth("describe", str(len(scene.objects)), (scene,))
+
+
 TASKS: dict[str, Generator] = {
     "text": text,
     "qa": qa,
@@ -134,6 +147,7 @@ TASKS: dict[str, Generator] = {
     "edit": edit,
     "story": story,
     "clip": clip,
+    "describe": describe,
 }
 
 # What a source of one task may be narrowed to.

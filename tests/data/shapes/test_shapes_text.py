@@ -113,6 +113,33 @@ def test_every_answer_is_right():
     assert len(answers["count"]) == 6 and len(answers["where"]) == 9
 
 
+def test_descriptions_say_everything_and_only_what_is_so():
+    source = ShapesSource("describe", seed=8)
+    placed = related = 0
+    for index in range(600):
+        document, truth = source.with_truth(index)
+        (scene,) = truth.scenes
+        _, said = texts(document)
+        head, listed, *rest = re.split(r"(?<=objects): |(?<=object): |\. ", said.rstrip("."))
+        assert head.split()[0] == reader.NUMBERS[len(scene.objects)]
+        # Every object once, with all that it is; a place is the object's own.
+        entries = re.split(r", | and ", listed)
+        found = [(o, e) for e in entries for p in reader.phrases(e) for o in p.all(scene)]
+        assert len(entries) == len(scene.objects) == len(reader.phrases(listed))
+        assert {id(o) for o, _ in found} == {id(o) for o in scene.objects}
+        for entry in entries:
+            (phrase,) = reader.phrases(entry)
+            assert phrase.size and phrase.color and phrase.shape
+            place = reader.part_word(entry)
+            assert place is None or place in {reader.part(o, scene) for o in phrase.all(scene)}
+            placed += place is not None
+        for sentence in re.split(r", | and ", " ".join(rest)) if rest else ():
+            a, b = (p.only(scene) for p in reader.phrases(sentence))
+            assert reader.relation_word(sentence) == reader.side(a, b)
+            related += 1
+    assert placed > 600 and related > 600
+
+
 def test_edits_do_what_they_say_and_nothing_else():
     source = ShapesSource("edit", seed=3)
     seen = collections.Counter()

@@ -9,6 +9,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 
 SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe")
+MAX_B2_BFLOAT16 = 0.99  # see training/optimizer.py: _stored_as
 _GENERATING = ("t2i", "edit", "story", "clip")
 _READING = ("qa", "describe", "edit", "story", "clip")  # tasks in which something follows an image
 _READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
@@ -205,6 +206,12 @@ def _check_training(config: MogaoConfig) -> None:
     for name in ("b1", "b2", "ema_decay"):
         if getattr(optimizer, name) >= 1:
             raise ConfigError(f"config.optimizer.{name} must be below 1: at 1 nothing is learned.")
+    if optimizer.moments_dtype == "bfloat16" and optimizer.b2 > MAX_B2_BFLOAT16:
+        raise ConfigError(
+            f"config.optimizer.b2 is {optimizer.b2} with moments in bfloat16, whose rounding would "
+            f"keep the second moment from moving; use b2 up to {MAX_B2_BFLOAT16}, or "
+            "config.optimizer.moments_dtype='float32'."
+        )
     if optimizer.end_learning_rate > optimizer.learning_rate:
         raise ConfigError(
             f"config.optimizer.end_learning_rate ({optimizer.end_learning_rate}) is over "

@@ -12,11 +12,8 @@ import optax
 import optax.contrib
 
 from mogao_jax.config.schema import OptimizerConfig
-from mogao_jax.errors import ConfigError
 
 Schedule = Callable[..., float]
-
-_MAX_B2 = 0.99  # with moments in bfloat16: see _stored_as
 
 # Parameters that weight decay applies to: dense layers, and the output head that is not tied.
 DECAYED = ("kernel", "lm_head")
@@ -57,12 +54,6 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     parts.append(_scale_by_learning_rate())
     transform = _in_float32(optax.chain(*parts))
     if config.moments_dtype != "float32":
-        if config.b2 > _MAX_B2:
-            raise ConfigError(
-                f"optimizer.b2 is {config.b2} with moments in {config.moments_dtype}, whose "
-                f"rounding would keep the second moment from moving; use b2 up to {_MAX_B2}, or "
-                "optimizer.moments_dtype='float32'."
-            )
         transform = _stored_as(transform, jnp.dtype(config.moments_dtype))
     return Optimizer(transform, make_schedule(config, num_steps))
 
@@ -200,7 +191,7 @@ def _stored_as(
     Rounding is to the nearest. bfloat16 has 8 bits of precision: changes under 1/512 of a value
     are rounded away. A second moment whose gradients have become half as large falls by 3/4 of
     1 - b2 per step: well above that with b2 = 0.95, and not at all with b2 = 0.999, where it
-    would stand still. Hence _MAX_B2.
+    would stand still. Hence MAX_B2_BFLOAT16 in config/checks.py.
     """
 
     def cast(tree, dtype):

@@ -49,6 +49,10 @@ def test_a_sound_config_passes():
         ({"vae.block_channels": (32, 64, 64, 65)}, ["65", "norm_groups"]),
         ({"vit.num_heads": 7}, ["vit.embed_dim", "vit.num_heads"]),
         ({"optimizer.b2": 1.0}, ["optimizer.b2"]),
+        (
+            {"optimizer.b2": 0.999, "optimizer.moments_dtype": "bfloat16"},
+            ["optimizer.b2 is 0.999", "0.99", "moments_dtype='float32'"],
+        ),
         ({"optimizer.end_learning_rate": 1.0}, ["end_learning_rate"]),
         ({"optimizer.warmup_steps": 5000}, ["warmup_steps (5000)", "num_steps"]),
         ({"mesh.fsdp": -1}, ["only one axis"]),

@@ -1,6 +1,6 @@
 """`mogao bench sampling` and `mogao bench soak`: what sampling costs, and whether it lasts.
 
-The benchmarks of the training step are in bench_bars.py.
+The benchmarks of the training step are in bench_bars.py and bench_peers.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mogao_jax.cli import bench_bars
+from mogao_jax.cli import bench_bars, bench_peers
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.writing import write_text
 from mogao_jax.errors import ConfigError
@@ -26,13 +26,17 @@ _EXAMPLES = """examples:
   mogao bench soak --num 200
 of the training step (each has its own --help):
   mogao bench layers | tiles | kernel | memory | keep-matmuls | context
+  mogao bench peers --bagel FOLDER --transfusion
 """
 
 
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status (1: a soak that found something wrong)."""
-    if next((a for a in argv if not a.startswith("-")), "") in bench_bars.NAMES:
+    benchmark = next((a for a in argv if not a.startswith("-")), "")
+    if benchmark in bench_bars.NAMES:
         return bench_bars.main(argv)
+    if benchmark == "peers":
+        return bench_peers.main(argv)
     config, argv = _config(argv)
     arguments = _parser().parse_args(argv)
     for name in ("rounds", "steps", "tokens", "num", "batch_size"):

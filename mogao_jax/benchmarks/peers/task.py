@@ -1,0 +1,137 @@
+"""What all are given: packed interleaved documents, and one shape of transformer.
+
+Encoders, the language head and the losses are left out: each has its own, and what differs is how
+two streams and a mask that is neither causal nor full are computed. A "step" is the transformer's
+forward and backward pass, in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from mogao_jax.config.schema import (
+    AttentionConfig,
+    ImageConfig,
+    LayoutConfig,
+    ModelConfig,
+    MogaoConfig,
+    VaeConfig,
+    VitConfig,
+)
+from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
+from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.layout import lay_out
+from mogao_jax.sequence.masking import TokenMeta, dense_mask
+from mogao_jax.sequence.packing import pack_row, stack_rows
+from mogao_jax.tokenizer import ByteTokenizer
+
+SIDE = 128  # of the pictures in pixels: 64 VAE tokens each, and as many ViT tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Sizes of a model that trains on a CPU."""
+
+    layers: int = 6
+    width: int = 256
+    mlp: int = 768
+    heads: int = 4
+    kv_heads: int = 2
+    documents: int = 6  # per row
+    images: int = 2  # per document
+    rows: int = 2
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    def model(self) -> ModelConfig:
+        return ModelConfig(
+            num_layers=self.layers,
+            embed_dim=self.width,
+            mlp_dim=self.mlp,
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            dtype="float32",
+            attention=AttentionConfig(block_q=64, block_kv=64),
+        )
+
+    def config(self) -> MogaoConfig:
+        return MogaoConfig(
+            name="peers",
+            images=ImageConfig(max_pixels=SIDE**2, max_side=SIDE, vit_resize="match_vae_grid"),
+            layout=LayoutConfig(p_image_only=0.0, p_empty=0.0, end_after_image="never"),
+            model=self.model(),
+            vae=VaeConfig(block_channels=(4, 4, 8, 8), layers_per_block=1, norm_groups=2),
+            vit=VitConfig(depth=1, embed_dim=32, num_heads=2, mlp_dim=32),
+        )
+
+
+class Sequence(NamedTuple):
+    """One document of a row for packages that keep all tokens in one sequence.
+
+    Attributes:
+      is_gen: bool[L] VAE tokens, clean and noised.
+      mask: bool[L, L] who may attend to whom.
+      time: int[L] the place in the document, as a one-dimensional position.
+    """
+
+    is_gen: np.ndarray
+    mask: np.ndarray
+    time: np.ndarray
+
+
+def make_batch(setting: Setting) -> PackedBatch:
+    """Rows without padding: [text, image, text, image, ...] with texts of different lengths."""
+    config, rng = setting.config(), np.random.default_rng(0)
+    rows = []
+    for row in range(setting.rows):
+        documents = []
+        for number in range(setting.documents):
+            items: list = []
+            for _ in range(setting.images):
+                # Texts whose lengths add up to the same in every row: rows have one shape.
+                length = 20 + 11 * ((number + row) % setting.documents)
+                items.append(Text("".join(chr(97 + k) for k in rng.integers(0, 26, length))))
+                items.append(Image(pixels=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)))
+            documents.append(
+                lay_out(
+                    Document(tuple(items), id=f"peers/{row}/{number}"),
+                    tokenizer=ByteTokenizer(),
+                    images=config.images,
+                    layout=config.layout,
+                    vit=config.vit,
+                    rng=rng,
+                )
+            )
+        needed = Sizes(*np.sum([sizes(d) for d in documents], axis=0).tolist())
+        rows.append(pack_row(documents, needed, config.images.max_side))
+    return stack_rows(rows)
+
+
+def sequences(batch: PackedBatch) -> list[list[Sequence]]:
+    """Per row, every document's tokens in one sequence: und, clean, noised."""
+    out = []
+    for row in range(len(batch.und.tokens)):
+        parts = [
+            TokenMeta(*(np.asarray(x)[row] for x in part.meta))
+            for part in (batch.und, batch.clean, batch.noised)
+        ]
+        is_gen = np.concatenate([np.full(len(p.segment), i > 0) for i, p in enumerate(parts)])
+        whole = TokenMeta(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        documents = []
+        for segment in np.unique(whole.segment[whole.segment > 0]):
+            here = np.flatnonzero(whole.segment == segment)
+            meta = whole.take(here)
+            documents.append(Sequence(is_gen[here], dense_mask(meta, meta), meta.time))
+        out.append(documents)
+    return out
+
+
+def num_tokens(batch: PackedBatch) -> int:
+    """Tokens of all streams and rows; none is padding."""
+    return sum(p.meta.segment.size for p in (batch.und, batch.clean, batch.noised))

@@ -1,6 +1,6 @@
 """The demo checkpoint that ships with the package: the quickstart's recipe, larger and longer.
 
-Costs: 85 minutes on 2 CPU cores, about 2 GiB of memory.
+Costs: 62 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo.py --workdir runs/demo
        mogao export runs/demo --out mogao_jax/assets/demo.safetensors
 """

@@ -1,6 +1,7 @@
 """`mogao bench sampling` and `mogao bench soak`: what sampling costs, and whether it lasts.
 
-The benchmarks of the training step are in bench_bars.py and bench_peers.py.
+The benchmarks of the training step are in bench_bars.py, bench_passes.py and
+bench_peers.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mogao_jax.cli import bench_bars, bench_peers
+from mogao_jax.cli import bench_bars, bench_passes, bench_peers
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.writing import write_text
 from mogao_jax.errors import ConfigError
@@ -26,6 +27,7 @@ _EXAMPLES = """examples:
   mogao bench soak --num 200
 of the training step (each has its own --help):
   mogao bench layers | tiles | kernel | memory | keep-matmuls | context
+  mogao bench passes
   mogao bench peers --bagel FOLDER --transfusion
 """
 
@@ -35,6 +37,8 @@ def main(argv: list[str]) -> int:
     benchmark = next((a for a in argv if not a.startswith("-")), "")
     if benchmark in bench_bars.NAMES:
         return bench_bars.main(argv)
+    if benchmark == "passes":
+        return bench_passes.main(argv)
     if benchmark == "peers":
         return bench_peers.main(argv)
     config, argv = _config(argv)

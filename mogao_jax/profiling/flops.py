@@ -9,7 +9,9 @@ is not a matmul earn nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,9 +95,13 @@ def mean_work(works: Sequence[Work]) -> Work:
 
 
 def _rows(batch: PackedBatch) -> PackedBatch:
-    """[A, B, ...] as [A * B, ...]."""
-    extra = np.asarray(batch.und.tokens).ndim - 2
-    return jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[1 + extra :])), batch)
+    """[A, B, ...] as [A * B, ...]; some fields may be empty."""
+    leading = np.asarray(batch.und.tokens).shape[:-1]
+
+    def flat(x: Any) -> np.ndarray:
+        return np.reshape(x, (math.prod(leading), *np.shape(x)[len(leading) :]))
+
+    return jax.tree.map(flat, batch)
 
 
 def branch_weights(model: ModelConfig) -> int:

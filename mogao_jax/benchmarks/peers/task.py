@@ -8,6 +8,7 @@ forward and backward pass, in float32.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from mogao_jax.config.schema import (
     VitConfig,
 )
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
-from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.document import Document, Image, Item, Text
 from mogao_jax.sequence.layout import lay_out
 from mogao_jax.sequence.masking import TokenMeta, dense_mask
 from mogao_jax.sequence.packing import pack_row, stack_rows
@@ -87,30 +88,42 @@ class Sequence(NamedTuple):
 
 def make_batch(setting: Setting) -> PackedBatch:
     """Rows without padding: [text, image, text, image, ...] with texts of different lengths."""
-    config, rng = setting.config(), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = []
     for row in range(setting.rows):
-        documents = []
-        for number in range(setting.documents):
-            items: list = []
-            for _ in range(setting.images):
-                # Texts whose lengths add up to the same in every row: rows have one shape.
-                length = 20 + 11 * ((number + row) % setting.documents)
-                items.append(Text("".join(chr(97 + k) for k in rng.integers(0, 26, length))))
-                items.append(Image(pixels=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)))
-            documents.append(
-                lay_out(
-                    Document(tuple(items), id=f"peers/{row}/{number}"),
-                    tokenizer=ByteTokenizer(),
-                    images=config.images,
-                    layout=config.layout,
-                    vit=config.vit,
-                    rng=rng,
-                )
+        # Texts whose lengths add up to the same in every row: rows have one shape.
+        lengths = [20 + 11 * ((n + row) % setting.documents) for n in range(setting.documents)]
+        rows.append([random_document(rng, [length] * setting.images) for length in lengths])
+    return packed(setting, rows)
+
+
+def random_document(rng: np.random.Generator, lengths: Iterable[int]) -> Document:
+    """A text of each length (bytes), a picture to be drawn after each."""
+    items: list[Item] = []
+    for length in lengths:
+        items.append(Text("".join(chr(97 + k) for k in rng.integers(0, 26, length))))
+        items.append(Image(pixels=rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)))
+    return Document(tuple(items), id="random")
+
+
+def packed(setting: Setting, rows: Iterable[Iterable[Document]]) -> PackedBatch:
+    """Rows as large as their documents, which must need the same in each row."""
+    config, out = setting.config(), []
+    for documents in rows:
+        laid = [
+            lay_out(
+                document,
+                tokenizer=ByteTokenizer(),
+                images=config.images,
+                layout=config.layout,
+                vit=config.vit,
+                rng=np.random.default_rng(0),  # of the guidance contexts: all are full
             )
-        needed = Sizes(*np.sum([sizes(d) for d in documents], axis=0).tolist())
-        rows.append(pack_row(documents, needed, config.images.max_side))
-    return stack_rows(rows)
+            for document in documents
+        ]
+        needed = Sizes(*np.sum([sizes(d) for d in laid], axis=0).tolist())
+        out.append(pack_row(laid, needed, config.images.max_side))
+    return stack_rows(out)
 
 
 def sequences(batch: PackedBatch) -> list[list[Sequence]]:

@@ -21,7 +21,7 @@ def get_config():
             kind="shapes", task="t2i", category=category, weight=weight
         )
     # Answers of a word are a thin signal; descriptions teach the same with thirty words a picture.
-    c.data.sources["describe"] = source(kind="shapes", task="describe", weight=0.14)
+    c.data.sources["describe"]["weight"] = 0.14
     c.data.sources["qa"]["weight"] = 0.19
     c.data.sources["qa"]["ntp_weight"] = 8.0
     c.data.sources["edit"]["weight"] = 0.14

@@ -26,8 +26,9 @@ def get_config():
     c.data.sources = {
         "text": source(kind="shapes", task="text", weight=0.04),
         # An answer is a word or two: it would drown in the stories' many tokens.
-        "qa": source(kind="shapes", task="qa", weight=0.13, ntp_weight=4.0),
-        "t2i": source(kind="shapes", task="t2i", weight=0.65),
+        "qa": source(kind="shapes", task="qa", weight=0.12, ntp_weight=4.0),
+        "describe": source(kind="shapes", task="describe", weight=0.06),
+        "t2i": source(kind="shapes", task="t2i", weight=0.60),
         "edit": source(kind="shapes", task="edit", weight=0.10),
         "story": source(kind="shapes", task="story", weight=0.05),
         "clip": source(kind="shapes", task="clip", weight=0.03),
@@ -40,10 +41,10 @@ def get_config():
 
     # In proportion to this mixture (`mogao data budgets`); `mogao data fill` says how full.
     c.packing.und_tokens = 768
-    c.packing.clean_tokens = 72
-    c.packing.noised_tokens = 524
-    c.packing.images = 31
-    c.packing.vit_patches = 544
+    c.packing.clean_tokens = 68
+    c.packing.noised_tokens = 496
+    c.packing.images = 30
+    c.packing.vit_patches = 592
 
     # Small, because eight minutes are few tokens: four times the size learns less in that time.
     c.model.num_layers = 4
@@ -80,7 +81,7 @@ def get_config():
     c.objective.logit_mean = -1.5
     c.objective.logit_std = 1.2
 
-    c.optimizer.learning_rate = 4e-3
+    c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 50
     c.optimizer.weight_decay = 0.02
     c.optimizer.ema_decay = 0.99

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mogao_jax.benchmarks.peers import ours, task
+from mogao_jax.benchmarks import packed_documents, transformer_step
 from mogao_jax.benchmarks.rounds import alternate
 from mogao_jax.profiling import flops
 from mogao_jax.sequence.batch import PackedBatch
@@ -36,11 +36,11 @@ class Compared(NamedTuple):
     spread: tuple[float, float]
 
 
-def compare(num_images: int, num_rounds: int, setting: task.Setting) -> Compared:
+def compare(num_images: int, num_rounds: int, setting: packed_documents.Setting) -> Compared:
     """A document per row; `setting.documents` and `setting.images` are not used."""
     whole, single = batches(num_images, setting)
-    step = ours.make_step(setting, whole)
-    steps = [ours.make_step(setting, batch) for batch in single]
+    step = transformer_step.make_step(setting, whole)
+    steps = [transformer_step.make_step(setting, batch) for batch in single]
     measured = alternate({"one": step, "many": _in_turn(steps)}, num_rounds)
     work = [sum(map(_flops(setting), b)) for b in (single, [whole])]
     return Compared(
@@ -51,16 +51,23 @@ def compare(num_images: int, num_rounds: int, setting: task.Setting) -> Compared
     )
 
 
-def batches(num_images: int, setting: task.Setting) -> tuple[PackedBatch, list[PackedBatch]]:
+def batches(
+    num_images: int, setting: packed_documents.Setting
+) -> tuple[PackedBatch, list[PackedBatch]]:
     """All pictures of the documents at once, and a batch per picture."""
     rng = np.random.default_rng(0)
-    documents = [task.random_document(rng, [TEXT] * num_images) for _ in range(setting.rows)]
-    whole = task.packed(setting, ([d] for d in documents))
-    single = [task.packed(setting, ([_up_to(d, k)] for d in documents)) for k in range(num_images)]
+    documents = [
+        packed_documents.random_document(rng, [TEXT] * num_images) for _ in range(setting.rows)
+    ]
+    whole = packed_documents.packed(setting, ([d] for d in documents))
+    single = [
+        packed_documents.packed(setting, ([_up_to(d, k)] for d in documents))
+        for k in range(num_images)
+    ]
     return whole, single
 
 
-def lines(setting: task.Setting, num_rounds: int) -> Iterator[str]:
+def lines(setting: packed_documents.Setting, num_rounds: int) -> Iterator[str]:
     """Measures K = 2, 4, 8, and tells of each."""
     for num_images in (2, 4, 8):
         found = compare(num_images, num_rounds, setting)
@@ -88,7 +95,7 @@ def _in_turn(steps: list[Callable[[], None]]) -> Callable[[], None]:
     return run
 
 
-def _flops(setting: task.Setting) -> Callable[[PackedBatch], float]:
+def _flops(setting: packed_documents.Setting) -> Callable[[PackedBatch], float]:
     config = setting.config()
 
     def count(batch: PackedBatch) -> float:

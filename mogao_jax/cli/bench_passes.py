@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         raise RequestError(f"--rounds must be 1 or more, got {arguments.rounds}.")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from mogao_jax.benchmarks import passes
-    from mogao_jax.benchmarks.peers.task import Setting
+    from mogao_jax.benchmarks.packed_documents import Setting
     from mogao_jax.sharding.mesh import split_cpu
 
     setting = Setting()

@@ -48,15 +48,16 @@ def main(argv: list[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from mogao_jax.benchmarks.peers import bagel, ours, task, transfusion
+    from mogao_jax.benchmarks import packed_documents, transformer_step
+    from mogao_jax.benchmarks.peers import bagel, transfusion
     from mogao_jax.benchmarks.rounds import alternate
     from mogao_jax.sharding.mesh import split_cpu
 
-    setting = task.Setting()
+    setting = packed_documents.Setting()
     split_cpu(min(setting.rows, os.cpu_count() or 1))
-    batch = task.make_batch(setting)
-    sequences = task.sequences(batch)
-    calls = {"ours": ours.make_step(setting, batch)}
+    batch = packed_documents.make_batch(setting)
+    sequences = packed_documents.sequences(batch)
+    calls = {"ours": transformer_step.make_step(setting, batch)}
     if arguments.bagel is not None:
         calls["bagel"] = bagel.make_step(setting, sequences, arguments.bagel)
     if arguments.transfusion:
@@ -64,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(
         f"{setting.layers} layers of width {setting.width}, {setting.rows} rows of "
         f"{setting.documents} documents with {setting.images} pictures each, "
-        f"{task.num_tokens(batch)} tokens; medians of {arguments.rounds} rounds"
+        f"{packed_documents.num_tokens(batch)} tokens; medians of {arguments.rounds} rounds"
     )
     measured = alternate(calls, arguments.rounds)
     record, met = {"ours": {"seconds": measured.median("ours")}}, True

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mogao_jax.benchmarks import passes
-from mogao_jax.benchmarks.peers.task import Setting, num_tokens
+from mogao_jax.benchmarks.packed_documents import Setting, num_tokens
 from mogao_jax.cli.main import main
 
 SMALL = Setting(layers=1, width=32, mlp=32, heads=2, kv_heads=1, rows=1)

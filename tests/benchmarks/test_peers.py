@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 
-from mogao_jax.benchmarks.peers import ours, task
+from mogao_jax.benchmarks import packed_documents, transformer_step
 from mogao_jax.cli.main import main
 from mogao_jax.sequence.masking import VAE_NOISED
 
-SMALL = task.Setting(layers=1, width=32, mlp=32, heads=2, kv_heads=1, documents=2, images=1)
+SMALL = packed_documents.Setting(
+    layers=1, width=32, mlp=32, heads=2, kv_heads=1, documents=2, images=1
+)
 
 
 def test_all_get_the_same_tokens_and_mask():
-    batch = task.make_batch(task.Setting(documents=2, images=2))
-    rows = task.sequences(batch)
+    batch = packed_documents.make_batch(packed_documents.Setting(documents=2, images=2))
+    rows = packed_documents.sequences(batch)
     assert [len(row) for row in rows] == [2, 2]
-    assert sum(len(d.is_gen) for row in rows for d in row) == task.num_tokens(batch)
+    assert sum(len(d.is_gen) for row in rows for d in row) == packed_documents.num_tokens(batch)
     for row in rows:
         for document in row:
             # Of the pictures' 64 tokens each: one is read again (clean), both are drawn (noised).
@@ -31,7 +33,7 @@ def test_all_get_the_same_tokens_and_mask():
 
 
 def test_our_step_runs():
-    ours.make_step(SMALL, task.make_batch(SMALL))()
+    transformer_step.make_step(SMALL, packed_documents.make_batch(SMALL))()
 
 
 @pytest.mark.parametrize(

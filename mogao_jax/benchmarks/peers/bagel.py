@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mogao_jax.benchmarks.peers.task import Sequence, Setting
+from mogao_jax.benchmarks.packed_documents import Sequence, Setting
 from mogao_jax.errors import EnvironmentProblem
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mogao_jax.benchmarks.peers.task import Sequence, Setting
+from mogao_jax.benchmarks.packed_documents import Sequence, Setting
 from mogao_jax.errors import EnvironmentProblem
 
 

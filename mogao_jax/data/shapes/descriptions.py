@@ -1,9 +1,9 @@
 """Everything that a picture shows, in words: many words, each decided by the picture.
 
-An answer to a question is a word or two, and a small model sees tens of thousands of them before
-it looks at the picture at all. A description teaches the same (colours, shapes, places, relations,
-numbers) with twenty words per picture, as the detailed captions of vision-language models do. So
-there are no synonyms here and the order is fixed: what the picture leaves open teaches nothing.
+An answer to a question is a word or two: a thin signal. A description teaches the same (colours,
+shapes, places, relations, numbers) with thirty words per picture, as the detailed captions of
+vision-language models do. So there are no synonyms here and the order is fixed: what the picture
+leaves open teaches nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from mogao_jax.data.shapes.chance import between, chance
-from mogao_jax.data.shapes.language import NUMBERS, listing, with_article
+from mogao_jax.data.shapes.language import NUMBERS, listing, plainly_at, with_article
 from mogao_jax.data.shapes.placement import arrange, distinct_kinds, random_kind, shrink_crowd
 from mogao_jax.data.shapes.scene import Object, Scene, World, region, relation
 
@@ -51,10 +51,4 @@ def description(scene: Scene) -> str:
 def _placed(obj: Object, scene: Scene) -> str:
     phrase = with_article(f"{obj.size} {obj.color} {obj.shape}")
     place = region(obj, scene)
-    return phrase if place is None else f"{phrase} {_at(place)}"
-
-
-def _at(place: str) -> str:
-    if " " in place or place == "center":
-        return f"in the {place}"
-    return f"at the {place}" if place in ("top", "bottom") else f"on the {place}"
+    return phrase if place is None else f"{phrase} {plainly_at(place)}"

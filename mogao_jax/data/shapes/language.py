@@ -107,9 +107,14 @@ def refer(
 def at_region(rng: np.random.Generator, name: str) -> str:
     """ "in the top left corner", "at the top", ... where something is."""
     if " " in name:
-        return f"in the {name}" + (" corner" if chance(rng, 0.5) else "")
-    if name == "center":
-        return "in the " + pick(rng, ("center", "middle"))
+        return plainly_at(name) + (" corner" if chance(rng, 0.5) else "")
+    return plainly_at(pick(rng, ("center", "middle")) if name == "center" else name)
+
+
+def plainly_at(name: str) -> str:
+    """ "in the top left", "at the top", ... always the same words."""
+    if " " in name or name in ("center", "middle"):
+        return f"in the {name}"
     return f"at the {name}" if name in ("top", "bottom") else f"on the {name}"
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mogao_jax.benchmarks.peers.task import Setting
+from mogao_jax.benchmarks.packed_documents import Setting
 from mogao_jax.config.schema import MeshConfig
 from mogao_jax.models.mogao import build, example_inputs, make_inputs, vit_feature_shape
 from mogao_jax.sequence.batch import PackedBatch

@@ -1,4 +1,4 @@
-"""What all are given: packed interleaved documents, and one shape of transformer.
+"""What steps are compared on: packed interleaved documents, and one shape of transformer.
 
 Encoders, the language head and the losses are left out: each has its own, and what differs is how
 two streams and a mask that is neither causal nor full are computed. A "step" is the transformer's

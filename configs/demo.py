@@ -1,8 +1,8 @@
-"""The demo checkpoint that ships with the package: the quickstart's recipe, larger and longer.
+"""The demo checkpoint's first stage: the quickstart's recipe, larger and longer.
 
 Costs: 62 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo.py --workdir runs/demo
-       mogao export runs/demo --out mogao_jax/assets/demo.safetensors
+       (bash launch/demo.sh trains both stages and exports what ships with the package)
 """
 
 from quickstart import get_config as quickstart

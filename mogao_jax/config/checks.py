@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 
-SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe")
+SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe", "state")
 _GENERATING = ("t2i", "edit", "story", "clip")
-_READING = ("qa", "describe", "edit", "story", "clip")  # tasks in which something follows an image
+# Tasks in which something follows an image.
+_READING = ("qa", "describe", "state", "edit", "story", "clip")
 _READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
 MAX_B2_BFLOAT16 = 0.99  # see training/optimizer.py: _stored_as
 

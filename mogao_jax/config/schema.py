@@ -113,7 +113,7 @@ class SourceConfig:
         "shapes", "shapes: the embedded world; documents: JSONL files or a folder; tfds: by name"
     )
     weight: float = _field(1.0, "share in the mixture (relative)", minimum=0.0)
-    task: str = _field("", "shapes: text, qa, t2i, edit, story, clip or describe")
+    task: str = _field("", "shapes: text, qa, t2i, edit, story, clip, describe or state")
     category: str = _field(
         "", "shapes, t2i and qa: only documents of this category, for example 'position'"
     )

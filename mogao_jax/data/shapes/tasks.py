@@ -11,7 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mogao_jax.data.shapes import captions, descriptions, edits, facts, questions, stories
+from mogao_jax.data.shapes import (
+    captions,
+    descriptions,
+    edits,
+    facts,
+    questions,
+    statements,
+    stories,
+)
 from mogao_jax.data.shapes.chance import between, chance, pick
 from mogao_jax.data.shapes.placement import arrange, distinct_kinds, shrink_crowd
 from mogao_jax.data.shapes.render import render
@@ -140,6 +148,19 @@ def describe(
     return Document(items, id=id), Truth("describe", str(len(scene.objects)), (scene,))
 
 
+def state(
+    rng: np.random.Generator, world: World = DEFAULT_WORLD, id: str = ""
+) -> tuple[Document, Truth]:
+    """A picture -> several true statements about it."""
+    scene = descriptions.any_scene(rng, world)
+    items = (
+        _shows(scene),
+        _asks(pick(rng, statements.REQUESTS)),
+        _says(statements.statements(rng, scene)),
+    )
+    return Document(items, id=id), Truth("state", str(len(scene.objects)), (scene,))
+
+
 TASKS: dict[str, Generator] = {
     "text": text,
     "qa": qa,
@@ -148,6 +169,7 @@ TASKS: dict[str, Generator] = {
     "story": story,
     "clip": clip,
     "describe": describe,
+    "state": state,
 }
 
 # What a source of one task may be narrowed to.

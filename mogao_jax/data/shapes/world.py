@@ -26,7 +26,7 @@ class ShapesSource:
     tests).
 
     Attributes:
-      task: one of TASKS: text, qa, t2i, edit, story, clip, describe.
+      task: one of TASKS: text, qa, t2i, edit, story, clip, describe, state.
       seed: any non-negative integer.
       split: "train" or "validation".
       size: its length.

@@ -67,7 +67,7 @@ def test_streams_are_never_shared():
     assert len(seen) == len(places)
 
 
-@pytest.mark.parametrize("task", ["qa", "t2i", "edit", "story", "clip", "describe"])
+@pytest.mark.parametrize("task", ["qa", "t2i", "edit", "story", "clip", "describe", "state"])
 def test_no_validation_document_is_found_in_training(task):
     train, validation = (ShapesSource(task, split=s) for s in ("train", "validation"))
     known = {content(train[i]) for i in range(600)}
@@ -86,7 +86,7 @@ def test_roles_and_losses():
             kinds = [(type(i), i.role) for i in items]
             user_image, user_text = (Image, "user"), (Text, "user")
             drawn, said = (Image, "assistant"), (Text, "assistant")
-            if task in ("qa", "describe"):
+            if task in ("qa", "describe", "state"):
                 assert kinds == [user_image, user_text, said]
             elif task == "t2i":
                 assert kinds == [user_text, drawn]

@@ -140,6 +140,41 @@ def test_descriptions_say_everything_and_only_what_is_so():
     assert placed > 600 and related > 600
 
 
+def test_statements_are_true_and_decided_by_their_last_word():
+    source = ShapesSource("state", seed=9)
+    values = collections.defaultdict(collections.Counter)
+    for index in range(800):
+        document, truth = source.with_truth(index)
+        (scene,), (_, said) = truth.scenes, texts(document)
+        made = re.split(r"(?<=\.) ", said)
+        assert len(made) == len(set(made)) <= 5
+        for sentence in made:
+            things = reader.phrases(sentence)
+            if ":" in sentence:
+                kind, value = "count", sentence.rstrip(".").split()[-1]
+                assert reader.NUMBERS[len(things[0].all(scene))] == value
+            elif sentence.startswith("seen from "):
+                other, subject = (p.only(scene) for p in things)
+                kind, value = "relation", reader.side(subject, other)
+                assert re.search(rf"is (on the )?{value}\.$", sentence)
+            elif len(things) == 2:
+                kind, value = "shape", things[1].shape
+                assert things[0].only(scene).shape == value
+            elif place := reader.part_word(sentence):
+                kind, value = "where", place
+                assert reader.part(things[0].only(scene), scene) == value
+            else:
+                kind, value = "color", sentence.rstrip(".").split()[-1]
+                assert things[0].only(scene).color == value
+            values[kind][value] += 1
+    assert {kind: len(v) for kind, v in values.items()} == {
+        "count": 6, "relation": 4, "shape": 6, "where": 9, "color": 8
+    }  # fmt: skip
+    for kind, counts in values.items():  # of most things named there is one
+        share = counts.most_common(1)[0][1] / counts.total()
+        assert share < (0.65 if kind == "count" else 0.35), (kind, counts)
+
+
 def test_edits_do_what_they_say_and_nothing_else():
     source = ShapesSource("edit", seed=3)
     seen = collections.Counter()

@@ -40,7 +40,7 @@ def get_config():
     c.layout.noised_copies = 4
 
     # `mogao data budgets --config=configs/emoji.py`
-    c.packing.und_tokens = 1024
+    c.packing.und_tokens = 480
     c.packing.clean_tokens = 96
     c.packing.noised_tokens = 1072
     c.packing.images = 22
@@ -75,7 +75,7 @@ def get_config():
     c.objective.logit_mean = -0.8  # what a picture shows is decided near the noise
     c.objective.logit_std = 1.2
 
-    c.optimizer.learning_rate = 3e-3
+    c.optimizer.learning_rate = 1.5e-3
     c.optimizer.warmup_steps = 50
     c.optimizer.weight_decay = 0.02
     c.optimizer.ema_decay = 0.999

@@ -39,7 +39,13 @@ from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
 from mogao_jax.sharding import multihost, rules
-from mogao_jax.sharding.mesh import check_rows, encoder_shardings, make_mesh, split_cpu
+from mogao_jax.sharding.mesh import (
+    check_rows,
+    encoder_shardings,
+    make_mesh,
+    row_reader,
+    split_cpu,
+)
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
@@ -94,11 +100,12 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     folder = workdir.prepare(folder)
     if multihost.is_main():
         keep_tokenizer(folder, config.tokenizer)
+    reader, num_readers = row_reader(mesh)
     data = make_train_iterator(
         config,
         tokenizer=tokenizer,
-        process_index=multihost.process_index(),
-        process_count=multihost.process_count(),
+        reader=reader,
+        num_readers=num_readers,
     )
     system, encoders = make_system(config, tokenizer.vocab_size)
     if config.data.encoded:
@@ -189,10 +196,8 @@ def _evaluators(
     folder: pathlib.Path,
 ) -> tuple[dict[str, Evaluator], dict[str, Evaluator]]:
     """(those of every evaluation, those of the last one); also saves the report's data sample."""
-    share = {
-        "process_index": multihost.process_index(),
-        "process_count": multihost.process_count(),
-    }
+    reader, num_readers = row_reader(mesh)
+    share = {"reader": reader, "num_readers": num_readers}
     batches = make_validation_batches(config, tokenizer, **share)
     if not batches:
         return {}, {}

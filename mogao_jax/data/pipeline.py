@@ -197,29 +197,30 @@ def make_train_iterator(
     config: MogaoConfig,
     *,
     tokenizer: Tokenizer,
-    process_index: int = 0,
-    process_count: int = 1,
+    reader: int = 0,
+    num_readers: int = 1,
 ) -> grain.DatasetIterator:
     """An endless iterator of batches for one process.
 
     It has `get_state` and `set_state` (JSON-able; for grain.checkpoint.CheckpointSave and
-    CheckpointRestore), and `close`. A state fits the same config, process count and number of
-    workers alone.
+    CheckpointRestore), and `close`. A state fits the same config, number of readers and number
+    of workers alone.
 
     Args:
       config: `train.batch_rows` counts the rows of all processes together.
       tokenizer: see mogao_jax.tokenizer.
-      process_index, process_count: which share of the data and of the rows this is.
+      reader, num_readers: which share of the data and of the rows this is; processes whose
+        devices hold the same rows are one reader (`sharding.mesh.reader`).
     Returns:
-      yields PackedBatch with leading axes [train.accumulate, train.batch_rows / process_count].
+      yields PackedBatch with leading axes [train.accumulate, train.batch_rows / num_readers].
     Raises:
       ConfigError: the rows cannot be shared out.
       DataError: a source is missing or empty; while iterating: too many broken records.
     """
-    rows = _rows_per_process(config, process_count)
+    rows = _rows_per_reader(config, num_readers)
     _prepare_grain()
     preparer = make_preparer(config, tokenizer, "train")
-    dataset: grain.IterDataset = RowDataset(preparer, process_index, process_count)
+    dataset: grain.IterDataset = RowDataset(preparer, reader, num_readers)
     if config.data.num_workers:
         ahead = max(1, BATCHES_AHEAD * rows * config.train.accumulate // config.data.num_workers)
         dataset = dataset.mp_prefetch(
@@ -232,12 +233,12 @@ def make_train_iterator(
     return iter(dataset)
 
 
-def _rows_per_process(config: MogaoConfig, process_count: int) -> int:
-    rows, rest = divmod(config.train.batch_rows, process_count)
+def _rows_per_reader(config: MogaoConfig, num_readers: int) -> int:
+    rows, rest = divmod(config.train.batch_rows, num_readers)
     if rest or not rows:
         raise ConfigError(
             f"train.batch_rows ({config.train.batch_rows}) must be a multiple of the number of "
-            f"processes ({process_count})."
+            f"processes that read rows of their own ({num_readers})."
         )
     return rows
 
@@ -259,8 +260,8 @@ def make_validation_batches(
     tokenizer: Tokenizer,
     *,
     context: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    reader: int = 0,
+    num_readers: int = 1,
 ) -> list[PackedBatch]:
     """The fixed validation set: the same held-out documents, in the same rows, every time.
 
@@ -270,20 +271,20 @@ def make_validation_batches(
     Args:
       context: FULL, IMAGE_ONLY or EMPTY puts every target image into that context, so that the
         same pictures can be judged with and without their condition.
-      process_index, process_count: which of each batch's rows are returned.
+      reader, num_readers: which of each batch's rows are returned.
     Returns:
-      batches with the leading axis [train.batch_rows / process_count]; none if no source has
+      batches with the leading axis [train.batch_rows / num_readers]; none if no source has
       held-out documents.
     Raises:
       DataError: more than `data.max_broken` of the held-out records are broken.
     """
-    rows = _rows_per_process(config, process_count)
+    rows = _rows_per_reader(config, num_readers)
     preparer = make_preparer(config, tokenizer, "validation", context)
     packer_rows = list(_validation_rows(preparer))
     limits, side = budgets(config.packing), config.images.max_side
     batches = []
     for start in range(0, len(packer_rows), config.train.batch_rows):
-        mine = packer_rows[start + process_index * rows : start + (process_index + 1) * rows]
+        mine = packer_rows[start + reader * rows : start + (reader + 1) * rows]
         packed = [pack_row(r, limits, side, merge_size=config.vit.merge_size) for r in mine]
         packed += [empty_like(packer_rows[0][0], limits)] * (rows - len(packed))
         batches.append(stack_rows(packed))

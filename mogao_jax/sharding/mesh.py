@@ -176,6 +176,33 @@ def check_rows(mesh: Mesh, num_rows: int, field: str = "train.batch_rows") -> No
         )
 
 
+def row_reader(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(which reader of rows a process is, how many there are).
+
+    Processes whose devices hold the same rows are one reader: with tensor or context axes that
+    span hosts, each of these hosts must be given the very same rows.
+
+    Args:
+      process: default: this one.
+    Raises:
+      EnvironmentProblem: processes share some of their rows and not all.
+    """
+    process = jax.process_index() if process is None else process
+    ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
+    held: dict[int, set[int]] = {}
+    for rows, devices in enumerate(mesh.devices.reshape(ways, -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(rows)
+    readers = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, readers)) != ways or len({len(rows) for rows in readers}) != 1:
+        raise EnvironmentProblem(
+            f"on the mesh {dict(mesh.shape)}, processes hold some of their rows in common and some "
+            "apart. Make mesh.tensor x mesh.context a divisor or a multiple of the devices of "
+            "one process."
+        )
+    return readers.index(tuple(sorted(held[process]))), len(readers)
+
+
 def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
     """Rows over data and fsdp; `batch_axis` is 1 where an axis of micro-steps comes first."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * batch_axis, BATCH_AXES))
@@ -212,8 +239,8 @@ def global_batch(mesh: Mesh, host_batch: Any, batch_axis: int = 0) -> Any:
     """Global arrays from each process's own rows.
 
     Args:
-      host_batch: a tree of numpy arrays, this process's rows; the global batch is all processes'
-        rows in the order of their devices in the mesh.
+      host_batch: a tree of numpy arrays, this reader's rows (`row_reader`); the global batch is
+        all readers' rows in order.
       batch_axis: which axis counts the rows.
     Returns:
       The same tree of jax arrays, sharded by `batch_sharding`.

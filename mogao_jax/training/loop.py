@@ -20,7 +20,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.system import EncoderParams
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import fill_shares
-from mogao_jax.sharding.mesh import global_batch
+from mogao_jax.sharding.mesh import global_batch, row_reader
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.metrics import Accumulator, MetricsWriter, Throughput, labels
 from mogao_jax.training.optimizer import Schedule
@@ -89,6 +89,7 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
     fills: list[dict[str, float]] = []
     pending: Any = None
 
+    _, num_readers = row_reader(parts.mesh)
     start = clock.progress(config, step)
     # Log lines appear above the bar instead of breaking it.
     with Progress(config.train.num_steps, start=start) as progress, logging_redirect_tqdm():
@@ -116,10 +117,10 @@ def train(parts: Parts, state: TrainState, counters: Counters) -> TrainState:
             state, pending = parts.train_step(state, parts.encoders, batch, jnp.float32(rate))
             step += 1
             accumulator.add(step, pending)
-            tokens = _num_tokens(host_batch)
+            tokens = _num_tokens(host_batch) * num_readers
             fills.append({f"fill/{k}": v for k, v in fill_shares(host_batch).items()})
-            counters.tokens += tokens * jax.process_count()
-            throughput.step(tokens * jax.process_count())
+            counters.tokens += tokens
+            throughput.step(tokens)
             # 5. log
             values = None
             if step % config.train.log_every == 0 or step == 1:

@@ -191,7 +191,7 @@ def test_processes_share_out_the_documents(tmp_path):
     seen = []
     for process in range(2):
         iterator = pipeline.make_train_iterator(
-            config, tokenizer=TOKENIZER, process_index=process, process_count=2
+            config, tokenizer=TOKENIZER, reader=process, num_readers=2
         )
         batch = next(iterator)
         iterator.close()
@@ -199,7 +199,7 @@ def test_processes_share_out_the_documents(tmp_path):
         seen.append(identities(batch))
     assert seen[0] and seen[1] and not seen[0] & seen[1]
     with pytest.raises(ConfigError, match="batch_rows"):
-        pipeline.make_train_iterator(config, tokenizer=TOKENIZER, process_count=3)
+        pipeline.make_train_iterator(config, tokenizer=TOKENIZER, num_readers=3)
 
 
 BROKEN = ["{", '{"items": []}', '{"items": [{"type": "image", "path": "no.png"}]}']
@@ -324,7 +324,7 @@ def test_validation_is_fixed_held_out_and_context_can_be_forced(two_sources):
 def test_validation_rows_are_shared_out_over_processes(two_sources):
     whole = pipeline.make_validation_batches(two_sources, TOKENIZER)
     parts = [
-        pipeline.make_validation_batches(two_sources, TOKENIZER, process_index=p, process_count=2)
+        pipeline.make_validation_batches(two_sources, TOKENIZER, reader=p, num_readers=2)
         for p in range(2)
     ]
     for batch, a, b in zip(whole, *parts, strict=True):

@@ -143,6 +143,40 @@ def test_devices_that_know_their_slices_are_grouped_by_them():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "per_process", "expected"),
+    [
+        ((2, 4, 1, 1), 4, [(0, 2), (1, 2)]),  # every process has rows of its own
+        ((1, 8, 1, 1), 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((1, 2, 2, 2), 4, [(0, 2), (1, 2)]),
+        ((1, 2, 2, 2), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # pairs hold the same row
+        ((1, 1, 1, 8), 2, [(0, 1)] * 4),  # one long row over all hosts
+    ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same(sizes, per_process, expected):
+    devices = [_Device(i, 0, process_index=i // per_process) for i in range(8)]
+    mesh = mesh_lib.make_mesh(MeshConfig(*sizes), devices)
+    readers = [mesh_lib.row_reader(mesh, p) for p in range(8 // per_process)]
+    assert readers == expected
+    # Against the placement itself: the rows of a process's devices, by JAX's own indices.
+    places = mesh_lib.batch_sharding(mesh).devices_indices_map((16,))
+    for process, (reader, count) in enumerate(readers):
+        rows = {
+            row
+            for device, (where,) in places.items()
+            if device.process_index == process
+            for row in range(16)[where]
+        }
+        assert rows == set(range(16 // count * reader, 16 // count * (reader + 1)))
+
+
+def test_processes_that_share_some_rows_are_refused():
+    devices = [_Device(i, 0, process_index=i // 4) for i in range(12)]
+    mesh = mesh_lib.make_mesh(MeshConfig(2, 1, 6, 1), devices)
+    with pytest.raises(EnvironmentProblem, match="mesh.tensor x mesh.context"):
+        mesh_lib.row_reader(mesh, 1)
+
+
+@pytest.mark.parametrize(
     ("config", "error", "message"),
     [
         (MeshConfig(data=1, fsdp=8, num_slices=2), ConfigError, "mesh.data is 1.*multiple of 2"),

@@ -44,13 +44,15 @@ def statements(rng: np.random.Generator, scene: Scene, num: int = NUM_STATEMENTS
 def _color(rng: np.random.Generator, scene: Scene) -> str | None:
     obj = pick(rng, scene.objects)
     subject = refer(rng, scene, obj, without="color")
-    return subject and f"{noun_phrase(rng, subject, 'the')} is {obj.color}."
+    return None if subject is None else f"{noun_phrase(rng, subject, 'the')} is {obj.color}."
 
 
 def _shape(rng: np.random.Generator, scene: Scene) -> str | None:
     obj = pick(rng, scene.objects)
     subject = refer(rng, scene, obj, without="shape")
-    return subject and f"{noun_phrase(rng, subject, 'the')} is {with_article(obj.shape)}."
+    if subject is None:
+        return None
+    return f"{noun_phrase(rng, subject, 'the')} is {with_article(obj.shape)}."
 
 
 def _where(rng: np.random.Generator, scene: Scene) -> str | None:

@@ -2,7 +2,7 @@
 
 Costs: 62 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo.py --workdir runs/demo
-       (bash launch/demo.sh trains both stages and exports what ships with the package)
+       (bash launch/demo.sh trains all stages and exports what ships with the package)
 """
 
 from quickstart import get_config as quickstart

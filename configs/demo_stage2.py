@@ -4,7 +4,7 @@ Counting and places in captions; questions, and statements that ask in every dir
 
 Costs: 80 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo_stage2.py --workdir runs/demo_stage2
-       (bash launch/demo.sh trains both stages and exports what ships with the package)
+       (bash launch/demo.sh trains all stages and exports what ships with the package)
 """
 
 from demo import get_config as first_stage

@@ -21,6 +21,8 @@ def get_config():
     c.tokenizer.kind = "file"  # SmolLM2's, with three tokens renamed to vision tokens
     c.tokenizer.path = "weights/smollm2"
 
+    c.layout.text_positions = "thw"  # the LLM's 1-D RoPE
+
     # SmolLM2-135M. Its layers are Qwen2's with biases of zero.
     c.model.num_layers = 30
     c.model.embed_dim = 576

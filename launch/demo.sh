@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The demo checkpoint that ships with the package, trained anew: two stages, then the export.
-#   bash launch/demo.sh       142 minutes on 2 CPU cores
+# The demo checkpoint that ships with the package, trained anew: three stages, then the export.
+#   bash launch/demo.sh       172 minutes on 2 CPU cores
 # It writes runs/demo.safetensors; `mogao sample --checkpoint runs/demo.safetensors "..."` uses it.
-# The shipped one is that file as mogao_jax/assets/demo.safetensors. Arguments go to both stages'
-# `mogao train`; run again, it goes on where it left off.
+# The shipped one is that file as mogao_jax/assets/demo.safetensors. Arguments go to every
+# stage's `mogao train`; run again, it goes on where it left off.
 # Variables: MOGAO_EXTRAS=demo,cuda (or demo,tpu) installs JAX for an accelerator; PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
 make_environment .venv "${MOGAO_EXTRAS:-demo}"
-for stage in demo demo_stage2; do
+for stage in demo demo_stage2 demo_stage3; do
     .venv/bin/mogao train --config="configs/$stage.py" --workdir "runs/$stage" "$@"
 done
-.venv/bin/mogao export runs/demo_stage2 --out runs/demo.safetensors
+.venv/bin/mogao export runs/demo_stage3 --out runs/demo.safetensors

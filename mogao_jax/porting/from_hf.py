@@ -161,6 +161,7 @@ def match_llm(
 ) -> Plan:
     """Pairs an LLM's tensors with the slots that come from it."""
     qwen2.check_config(source, config.model)
+    qwen2.check_positions(config.layout)
     longer = ("token_embedding", "lm_head") if config.porting.vocabulary == "extend" else ()
     plan = match(
         qwen2.table(config.model),

@@ -129,6 +129,7 @@ def _llm(model: OwnModel, dtype: str | None) -> Work:
             f"{model.place!r} has shared weights for text and pictures (model.fusion 'shared'), "
             "trained on both: no language model of its own. Use --part all."
         )
+    qwen2.check_positions(config.layout)
     names = [name for name in model.shapes if qwen2.is_of_llm(name)]
     pairs = invert(qwen2.table(config.model), names)
     record = model.porting.get("llm") or {}

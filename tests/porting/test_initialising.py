@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_files as files
 
-from mogao_jax.errors import CheckpointError
+from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.system import init_params, make_model
 from mogao_jax.porting import from_hf, initialising
 from mogao_jax.porting.sources import InMemory
@@ -51,6 +51,13 @@ def test_what_no_file_holds_is_what_training_draws(scan, monkeypatch):
         again = flat(from_hf.build_mogao(llm(cfg), cfg, KEY))
         for name, value in built.items():
             np.testing.assert_array_equal(value, again[name], name)
+
+
+def test_an_llm_keeps_its_rotary_embedding():
+    cfg = config()
+    other = dataclasses.replace(cfg.layout, text_positions="t")
+    with pytest.raises(ConfigError, match="layout.text_positions is 't'.*must be 'thw'"):
+        from_hf.build_mogao(llm(cfg), dataclasses.replace(cfg, layout=other), KEY)
 
 
 def test_the_gen_branch_is_a_copy_and_adaln_is_zero():

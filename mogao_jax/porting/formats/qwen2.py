@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mogao_jax.config.schema import ModelConfig
+from mogao_jax.config.schema import LayoutConfig, ModelConfig
+from mogao_jax.errors import ConfigError
 from mogao_jax.porting.formats.fields import Field, compare
 from mogao_jax.porting.sources import Renamed, TensorSource
 from mogao_jax.porting.tables import Rule
@@ -76,6 +77,15 @@ def check_config(source: TensorSource, model: ModelConfig) -> None:
         Field("use_sliding_window", "", False, False),
     ]
     compare(config, fields, place=source.place, what=NAME)
+
+
+def check_positions(layout: LayoutConfig) -> None:
+    """Raises ConfigError unless text is rotated as Qwen2 rotates it (IL-RoPE with H = W = T)."""
+    if layout.text_positions != "thw":
+        raise ConfigError(
+            f"layout.text_positions is {layout.text_positions!r} (text at H = W = 0), which is not "
+            f"the 1-D RoPE of {NAME}: the same weights would say something else. It must be 'thw'."
+        )
 
 
 def _head_dim(config: Mapping[str, Any]) -> Any:

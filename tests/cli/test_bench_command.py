@@ -53,13 +53,13 @@ def test_sampling(file, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_soak(file, tmp_path, capsys):
     out = tmp_path / "soak.json"
-    argv = ["--checkpoint", file, "--num", "6", "--batch-size", "3", "--steps", "2"]
+    argv = ["--checkpoint", file, "--num", "10", "--batch-size", "3", "--steps", "2"]
     assert main(["bench", "soak", *argv, "--json", str(out)]) == 0
     text = capsys.readouterr().out
     record = json.loads(out.read_text())
-    assert "6 mixed generations" in text and "results in bad form: 0" in text
-    assert sum(record["stops"].values()) == 6 and not record["broken"]
-    assert record["recompiled"] == 0 and record["points"][-1]["done"] == 6
+    assert "10 mixed generations" in text and "results in bad form: 0" in text
+    assert sum(record["stops"].values()) == 10 and not record["broken"]
+    assert record["recompiled"] == 0 and record["points"][-1]["done"] == 10
     assert all(p["memory"] > 2**24 for p in record["points"])
     for name in ("extend", "draw"):
         assert 0 < record["points"][-1]["compilations"][name] == record["shapes"][name]

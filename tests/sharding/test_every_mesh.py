@@ -7,8 +7,6 @@ import itertools
 import math
 import os
 import pathlib
-import socket
-import subprocess
 import sys
 
 import jax
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 from mesh_training import DEVICES
+from two_processes import free_port, run_two
 
 MESHES = [
     sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == DEVICES
@@ -51,9 +50,6 @@ def test_training_is_that_of_one_device(sizes):
 
 @pytest.mark.slow
 def test_training_by_two_processes_is_that_of_one_device(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     places = [pathlib.Path(m.__file__).parent for m in (mesh_training, tiny)]
     environment = {
         **os.environ,
@@ -62,21 +58,9 @@ def test_training_by_two_processes_is_that_of_one_device(tmp_path):
         "PJRT_NPROC": "8",
         "PYTHONPATH": os.pathsep.join(map(str, (*places, os.environ.get("PYTHONPATH", "")))),
     }
-    command = [sys.executable, mesh_training.__file__, str(port)]
-    children = [
-        subprocess.Popen(
-            [*command, str(i), str(tmp_path), *map(name, ACROSS)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [child.communicate(timeout=1500) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    for child, (_, err) in zip(children, outputs, strict=True):
-        assert child.returncode == 0, err[-3000:]
+    command = [sys.executable, mesh_training.__file__, str(free_port())]
+    rest = [str(tmp_path), *map(name, ACROSS)]
+    run_two(lambda i: [*command, str(i), *rest], timeout=1500, env=environment)
     for sizes in ACROSS:
         found = np.load(tmp_path / f"{name(sizes)}.npz")
         structure = jax.tree.structure(alone()[1])

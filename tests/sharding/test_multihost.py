@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
 
 import pytest
+from two_processes import free_port, run_two
 
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.sharding import multihost
@@ -91,21 +90,7 @@ print("fine", me)
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     """Global arrays, agreement, and checkpoints (with damage that one process alone sees)."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    code = _CHILD.format(port=port, folder=str(tmp_path / "run"))
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(i)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [child.communicate(timeout=900) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    for i, (out, err) in enumerate(outputs):
-        assert children[i].returncode == 0 and f"fine {i}\n" in out, err[-3000:]
+    code = _CHILD.format(port=free_port(), folder=str(tmp_path / "run"))
+    outputs = run_two(lambda i: [sys.executable, "-c", code, str(i)], timeout=900)
+    for i, out in enumerate(outputs):
+        assert f"fine {i}\n" in out

@@ -46,6 +46,10 @@ def _draws(scene: Scene) -> Image:
     return Image(pixels=render(scene), role="assistant", loss=True)
 
 
+def _answered(scene: Scene, asked: str, said: str) -> tuple[Item, ...]:
+    return (_shows(scene), _asks(asked), _says(said))
+
+
 def text(
     rng: np.random.Generator, world: World = DEFAULT_WORLD, id: str = ""
 ) -> tuple[Document, Truth]:
@@ -73,11 +77,7 @@ def qa(
 ) -> tuple[Document, Truth]:
     """A picture and a question -> the answer; six kinds of question, each as likely."""
     question, scene = questions.question_and_scene(rng, world, category)
-    items = (
-        _shows(scene),
-        _asks(questions.question_text(rng, question)),
-        _says(question.answer),
-    )
+    items = _answered(scene, questions.question_text(rng, question), question.answer)
     return Document(items, id=id), Truth("qa", question.kind, (scene,), question=question)
 
 
@@ -140,11 +140,8 @@ def describe(
 ) -> tuple[Document, Truth]:
     """A picture -> everything that it shows, in words."""
     scene = descriptions.any_scene(rng, world)
-    items = (
-        _shows(scene),
-        _asks(pick(rng, descriptions.REQUESTS)),
-        _says(descriptions.description(scene)),
-    )
+    asked = pick(rng, descriptions.REQUESTS)
+    items = _answered(scene, asked, descriptions.description(scene))
     return Document(items, id=id), Truth("describe", str(len(scene.objects)), (scene,))
 
 
@@ -153,11 +150,8 @@ def state(
 ) -> tuple[Document, Truth]:
     """A picture -> several true statements about it."""
     scene = descriptions.any_scene(rng, world)
-    items = (
-        _shows(scene),
-        _asks(pick(rng, statements.REQUESTS)),
-        _says(statements.statements(rng, scene)),
-    )
+    asked = pick(rng, statements.REQUESTS)
+    items = _answered(scene, asked, statements.statements(rng, scene))
     return Document(items, id=id), Truth("state", str(len(scene.objects)), (scene,))
 
 

@@ -18,7 +18,7 @@ from mogao_jax.errors import MogaoError
 COMMANDS = {
     "train": "train a model by a config file; resumes where the run folder left off",
     "sample": "write and draw: text to picture, questions, edits, stories, clips",
-    "eval": "exact scores on the embedded world, and the check of the scorer",
+    "eval": "exact scores on the embedded world, or on pictures of your own",
     "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",
     "export": "a trained model as one file, to sample from or to pass on",
     "data": "look at, check and convert data",

@@ -116,7 +116,7 @@ def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
         (["--per-category", "0"], "--per-category must be 1 or more"),
         (["--batch-size", "-1"], "--batch-size must be 1 or more"),
         (["--steps", "0"], "num_steps"),
-        (["--steps", "x"], "--steps: invalid int value: 'x'; see `mogao eval --help`"),
+        (["--steps", "x"], "--steps: invalid int value: 'x'; see `mogao eval shapes --help`"),
         (["--steps", "99999999"], "num_steps is 99999999"),
         (["--guidance", "nan"], "guidance_scale is nan"),
         (["--image-guidance", "-1"], "image_guidance_scale is -1.0"),
@@ -149,3 +149,12 @@ def test_a_real_model(tmp_path, monkeypatch, capsys):
     overall = next(r for r in record["rows"] if r["group"] == "overall")
     assert overall["total"] == 6 and overall["right"] == 0 and record["grid"] == "grid.png"
     assert np.isfinite(overall["high"])
+
+
+def test_benchmarks_are_shown_and_unknown_ones_named(capsys):
+    assert main(["eval"]) == 2
+    assert main(["eval", "--help"]) == 0
+    assert capsys.readouterr().out.count("usage: mogao eval BENCHMARK") == 2
+    assert main(["eval", "geneval"]) == 2
+    said = capsys.readouterr().err
+    assert "'geneval'" in said and "shapes" in said and "pictures" in said

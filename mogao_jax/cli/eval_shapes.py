@@ -1,0 +1,248 @@
+"""`mogao eval shapes`: exact scores of a model on the embedded world, or a check of the scorer."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+from mogao_jax.cli.logs import configure_logging
+from mogao_jax.cli.parser import Parser
+from mogao_jax.cli.picture_options import add_picture_flags, picture_options
+from mogao_jax.cli.writing import make_folder
+from mogao_jax.errors import DataError, EnvironmentProblem
+from mogao_jax.evals.cases import TASKS
+
+_EXAMPLES = """examples:
+  mogao eval shapes
+  mogao eval shapes --checkpoint runs/quickstart --per-category 50 --out runs/quickstart
+  mogao eval shapes --checkpoint runs/mine --untrained --out runs/mine --suffix _untrained
+  mogao eval shapes --beside runs/mine/scores_untrained.json --out scores/demo
+  mogao eval shapes --guidance-table --per-category 20
+  mogao eval shapes --validate
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parses and runs; returns the exit status (1: the scorer did not pass its validation)."""
+    arguments = _parser().parse_args(argv)
+    tasks = tuple(t.strip() for t in arguments.tasks.split(",") if t.strip())
+    unknown = [t for t in tasks if t not in TASKS]
+    if unknown or not tasks:
+        name = unknown[0] if unknown else arguments.tasks
+        raise DataError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}.")
+    for name in ("per_category", "batch_size"):
+        if getattr(arguments, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
+    if not re.fullmatch(r"\w{0,40}", arguments.suffix):
+        raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
+    _check_options(arguments)
+    configure_logging()
+    if arguments.validate:
+        return _validate(arguments)
+    if arguments.guidance_table:
+        return _guidance_table(arguments)
+    return _score(arguments, tasks)
+
+
+def _score(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> int:
+    from mogao_jax.evals import saving, scores, shapes
+
+    beside = scores.read(arguments.beside) if arguments.beside else None
+    if arguments.out:
+        make_folder(arguments.out)  # before time is spent
+    model = _model(arguments)
+    found = shapes.run(
+        model.sampler,
+        tasks=tasks,
+        options=picture_options(arguments, model.config),
+        draw_first=arguments.draw_first,
+        name=model.name,
+        role=model.role,
+        **_common(arguments, model),
+    )
+    facts = {"parameters": model.facts, "compilations": model.sampler.num_compilations}
+    found = dataclasses.replace(found, settings={**facts, **found.settings})
+    print(scores.as_text(found, beside))
+    if arguments.out:
+        for path in saving.save(found, arguments.out, arguments.suffix, beside):
+            print(f"Written: {path}", file=sys.stderr)
+    return 0
+
+
+def _guidance_table(arguments: argparse.Namespace) -> int:
+    from mogao_jax.evals import guidance
+
+    if arguments.out:
+        make_folder(arguments.out)
+    model = _model(arguments)
+    settings = guidance.guidance_table(
+        model.sampler,
+        options=picture_options(arguments, model.config),
+        **_common(arguments, model),
+    )
+    print(f"Guidance of {model.name}, {model.facts}\n\n{guidance.as_text(settings)}")
+    if arguments.out:
+        _write(arguments.out / "guidance.json", guidance.as_json(settings))
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    """Every trial under every distortion; fails under the bar of 0.99 both ways."""
+    from mogao_jax.data.shapes.scene import WORLDS
+    from mogao_jax.evals import validation
+
+    bar, passed, records = 0.99, True, []
+    if arguments.out:
+        make_folder(arguments.out)
+    distortions = validation.distortions()
+    print(f"{'':27} {'right judged right':>28}   {'wrong judged wrong':>28}")
+    for (which, world), task in itertools.product(WORLDS.items(), ("t2i", "edit", "story")):
+        trials = validation.trials(task, arguments.per_category, arguments.data_seed, world)
+        for name, distort in distortions.items():
+            found = validation.validate(task, trials, name, distort, world)
+            passed &= found.accepted.value >= bar and found.refused.value >= bar
+            cells = [_share(s) for s in (found.accepted, found.refused)]
+            print(f"{which} {task:6} {name:15} {cells[0]:>28}   {cells[1]:>28}", flush=True)
+            records.append({"world": which, **dataclasses.asdict(found)})
+    print("passed" if passed else f"FAILED: below {bar}")
+    if arguments.out:
+        _write(arguments.out / "validation.json", records)
+    return 0 if passed else 1
+
+
+def _share(share: Any) -> str:
+    low, high = share.interval
+    return f"{share.value:.4f} [{low:.3f}, {high:.3f}] of {share.total}"
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """A sampler with what is said about it."""
+
+    sampler: Any
+    config: Any
+    world: Any
+    own_sizes: bool  # whether the model can draw the world's canvases
+    name: str
+    role: str
+    facts: str
+
+
+def _model(arguments: argparse.Namespace) -> _Scored:
+    from mogao_jax.cli.compile_cache import keep_compiled_programs
+    from mogao_jax.data.shapes.scene import fitting_world
+    from mogao_jax.sampling.generator import make_sampler
+    from mogao_jax.sampling.loading import DEMO, load_model
+
+    keep_compiled_programs()
+    model = load_model(arguments.checkpoint, weights=arguments.weights)
+    role = "demo" if model.name == DEMO else "own"
+    facts = f"{model.weights} parameters after {model.step} steps"
+    if arguments.untrained:
+        model = dataclasses.replace(model, params=_initial(model, arguments.seed))
+        role, facts = "untrained", "initial parameters"
+    images = model.config.images
+    world = fitting_world(model.config.data.world, images.max_pixels, images.max_side)
+    return _Scored(
+        make_sampler(model, arguments.batch_size),
+        model.config,
+        world,
+        world.max_pixels <= images.max_pixels,
+        model.name,
+        role,
+        facts,
+    )
+
+
+def _initial(model: Any, seed: int) -> Any:
+    """The parameters that training of this config starts from, for some seed."""
+    import jax
+
+    from mogao_jax.models.system import init_params
+    from mogao_jax.sharding import rules
+
+    def initial(key: Any) -> Any:
+        return rules.unbox(init_params(model.config, model.system.model, key))
+
+    return jax.jit(initial)(jax.random.key(seed))
+
+
+def _common(arguments: argparse.Namespace, model: _Scored) -> dict[str, Any]:
+    return {
+        "per_category": arguments.per_category,
+        "seed": arguments.seed,
+        "data_seed": arguments.data_seed,
+        "batch_size": arguments.batch_size,
+        "world": model.world,
+        "own_sizes": model.own_sizes,
+        "say": lambda message: print(f"... {message}", file=sys.stderr, flush=True),
+    }
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Before a model is loaded: without a size, options are the same for every config."""
+    from mogao_jax.config.schema import MogaoConfig
+
+    picture_options(arguments, MogaoConfig())
+
+
+# ------------------------------------------------------------------------------------- the files
+
+
+def _write(path: pathlib.Path, record: Any) -> None:
+    try:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror}).") from e
+    print(f"Written: {path}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mogao eval shapes",
+        description="Scores a model on held-out prompts of the embedded world, exactly: pictures "
+        "by what they show, answers by string, edits by what changed and what stayed, stories by "
+        "every step. Prints the table; --out keeps it, with a picture grid.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    add = parser.add_argument_group("what to do").add_argument
+    add("--tasks", default=",".join(TASKS), help=f"of {','.join(TASKS)} (all)")
+    add("--guidance-table", action="store_true",
+        help="t2i, edit and story at nine pairs of guidance scales")  # fmt: skip
+    add("--validate", action="store_true",
+        help="check the scorer itself on true and wrong pictures; needs no model")  # fmt: skip
+    add("--per-category", type=int, default=100, metavar="N",
+        help="cases of every category (100); of a validation, documents")  # fmt: skip
+    add("--out", type=pathlib.Path, metavar="DIR",
+        help="writes scores.json, grid.png and grid.html")  # fmt: skip
+    add("--suffix", default="", metavar="TEXT",
+        help="of these files' names, for several models in one folder: _demo")  # fmt: skip
+    add("--beside", type=pathlib.Path, metavar="FILE",
+        help="a scores.json of another model, shown beside this one")  # fmt: skip
+
+    add = parser.add_argument_group("the model").add_argument
+    add("--checkpoint", default="demo",
+        help="demo (default), an exported file, a run's folder, or one checkpoint")  # fmt: skip
+    add("--weights", choices=("best", "ema", "raw"), default="best")
+    add("--untrained", action="store_true", help="initial parameters of the same model instead")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add_picture_flags(add)
+    add("--draw-first", action="store_true",
+        help="draw at once where a picture is asked for; by default the model decides")  # fmt: skip
+    add("--seed", type=int, default=0, help="of sampling")
+    add("--data-seed", type=int, default=0, help="of the held-out documents")
+    add("--batch-size", type=int, default=32, metavar="N", help="requests at a time (32)")
+    return parser

@@ -115,7 +115,7 @@ class SourceConfig:
     weight: float = _field(1.0, "share in the mixture (relative)", minimum=0.0)
     task: str = _field("", "shapes: text, qa, t2i, edit, story, clip, describe or state")
     category: str = _field(
-        "", "shapes, t2i and qa: only documents of this category, for example 'position'"
+        "", "shapes, t2i, qa and state: only documents of this category, for example 'position'"
     )
     path: str = _field("", "documents: file or folder; tfds: the prepared dataset's folder")
     ntp_weight: float = _field(1.0, "weight of its text tokens", minimum=0.0)

@@ -1,8 +1,8 @@
 """The kinds of documents that the world yields: one generator per kind.
 
 Each takes a Generator (all randomness), a world and the document's id, and gives the document
-with pictures as pixels and the truth about it; qa and t2i also take a category. Users ask and
-show (never a loss), assistants answer and draw; text and clips are plain.
+with pictures as pixels and the truth about it; qa, t2i and state also take a category. Users ask
+and show (never a loss), assistants answer and draw; text and clips are plain.
 """
 
 from __future__ import annotations
@@ -146,13 +146,17 @@ def describe(
 
 
 def state(
-    rng: np.random.Generator, world: World = DEFAULT_WORLD, id: str = ""
+    rng: np.random.Generator,
+    world: World = DEFAULT_WORLD,
+    id: str = "",
+    category: str | None = None,
 ) -> tuple[Document, Truth]:
-    """A picture -> several true statements about it."""
-    scene = descriptions.any_scene(rng, world)
+    """A picture -> several true statements about it, of one kind or of all."""
     asked = pick(rng, statements.REQUESTS)
-    items = _answered(scene, asked, statements.statements(rng, scene))
-    return Document(items, id=id), Truth("state", str(len(scene.objects)), (scene,))
+    said, scene = statements.statements_and_scene(rng, world, category)
+    return Document(_answered(scene, asked, said), id=id), Truth(
+        "state", category or "mixed", (scene,)
+    )
 
 
 TASKS: dict[str, Generator] = {
@@ -167,4 +171,8 @@ TASKS: dict[str, Generator] = {
 }
 
 # What a source of one task may be narrowed to.
-TASK_CATEGORIES: dict[str, tuple[str, ...]] = {"qa": QUESTIONS, "t2i": CATEGORIES}
+TASK_CATEGORIES: dict[str, tuple[str, ...]] = {
+    "qa": QUESTIONS,
+    "t2i": CATEGORIES,
+    "state": statements.STATEMENTS,
+}

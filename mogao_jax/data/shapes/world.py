@@ -31,7 +31,7 @@ class ShapesSource:
       split: "train" or "validation".
       size: its length.
       world: the parameters of the pictures.
-      category: of tasks that have them (t2i, qa): only documents of this one; empty: of all.
+      category: of tasks that have them (t2i, qa, state): only documents of this one; empty: of all.
 
     Raises:
       DataError: an unknown task, category or split, or a negative seed.

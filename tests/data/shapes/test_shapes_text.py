@@ -147,15 +147,18 @@ def test_statements_are_true_and_decided_by_their_last_word():
         document, truth = source.with_truth(index)
         (scene,), (_, said) = truth.scenes, texts(document)
         made = re.split(r"(?<=\.) ", said)
-        assert len(made) == len(set(made)) <= 5
+        assert 1 <= len(made) <= 5
+        facts = []
         for sentence in made:
             things = reader.phrases(sentence)
             if ":" in sentence:
                 kind, value = "count", sentence.rstrip(".").split()[-1]
+                facts.append((kind, str(things[0])))
                 assert reader.NUMBERS[len(things[0].all(scene))] == value
             elif sentence.startswith("seen from "):
                 other, subject = (p.only(scene) for p in things)
                 kind, value = "relation", reader.side(subject, other)
+                facts.append((kind, *sorted((id(subject), id(other)))))
                 assert re.search(rf"is (on the )?{value}\.$", sentence)
             elif len(things) == 2:
                 kind, value = "shape", things[1].shape
@@ -166,7 +169,10 @@ def test_statements_are_true_and_decided_by_their_last_word():
             else:
                 kind, value = "color", sentence.rstrip(".").split()[-1]
                 assert things[0].only(scene).color == value
+            if kind in ("shape", "where", "color"):
+                facts.append((kind, id(things[0].only(scene))))
             values[kind][value] += 1
+        assert len(facts) == len(made) == len(set(facts))  # nothing is said twice
     assert {kind: len(v) for kind, v in values.items()} == {
         "count": 6, "relation": 4, "shape": 6, "where": 9, "color": 8
     }  # fmt: skip

@@ -46,10 +46,10 @@ def write_file(path: pathlib.Path, values: Any = None, **changed) -> pathlib.Pat
     return write_exported(path, params() if values is None else values, **arguments | changed)
 
 
-def write_run(folder: pathlib.Path, *, ema: bool = True) -> pathlib.Path:
+def write_run(folder: pathlib.Path, *, ema: bool = True, **made_with) -> pathlib.Path:
     """A run's folder with one checkpoint: raw parameters of seed 0, an average of seed 1."""
     on_devices = [jax.tree.map(jnp.asarray, params(seed)) for seed in (0, 1)]
     state = TrainState(jnp.int32(STEP), on_devices[0], {}, on_devices[1] if ema else None)
-    with Checkpointer(folder, config()) as checkpointer:
+    with Checkpointer(folder, config(), made_with=made_with) as checkpointer:
         checkpointer.save(STEP, state, force=True)
     return folder

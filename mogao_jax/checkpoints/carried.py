@@ -72,6 +72,20 @@ def check_tokenizer(
         )
 
 
+def changed_encoders(saved: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """The encoders whose files are other ones than a checkpoint was made with, in words; or "".
+
+    Args:
+      saved, now: `models.encoder_weights.file_digests`; None of a checkpoint that does not say.
+    """
+    names = {"vae": "VAE", "vit": "vision tower"}
+    return " and ".join(
+        f"another {names[part]} ({theirs} then, {now[part]} now)"
+        for part, theirs in (saved or {}).items()
+        if part in now and now[part] != theirs
+    )
+
+
 def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
     """Copies the tokenizer's file into a folder, unless it is there.
 

@@ -8,10 +8,12 @@ One tensor per parameter, named by its path joined with dots, in one dtype. The 
     step        optimizer steps that the parameters have seen
     weights     "ema" or "raw"
     tokenizer   checksum of the vocabulary that the ids belong to (`tokenizer_digest`)
+    encoders    checksums of the frozen encoders' files as JSON
     written_by  the release of mogao_jax
     digest      sha256 of all of the above and of every tensor
 
-The frozen encoders are not in it; the config says where they are ("embedded": in the package).
+The frozen encoders are not in it; the config says where they are ("embedded": in the package), and
+the checksums whether they are still those that it was trained with.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class Header:
       step: optimizer steps done.
       weights: "ema" (the moving average) or "raw".
       tokenizer: `tokenizer_digest` of the tokenizer it was trained with.
+      encoders: `models.encoder_weights.file_digests` of those it was trained with.
       shapes: of each tensor, by its name in the file.
     """
 
@@ -62,6 +65,7 @@ class Header:
     step: int
     weights: str
     tokenizer: str
+    encoders: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -84,6 +88,7 @@ def write_exported(
     step: int,
     weights: Literal["ema", "raw"],
     tokenizer: Tokenizer,
+    encoders: Mapping[str, str] | None = None,
     dtype: str = "float16",
 ) -> pathlib.Path:
     """Writes a model, whole or not at all.
@@ -91,6 +96,7 @@ def write_exported(
     Args:
       path: the file to write, named *.safetensors; replaced if it is there.
       params: nested dicts of arrays, unboxed.
+      encoders: `models.encoder_weights.file_digests` of those it was trained with, if known.
       dtype: one of DTYPES, for all tensors.
     Returns:
       The path.
@@ -109,6 +115,7 @@ def write_exported(
         "step": str(step),
         "weights": weights,
         "tokenizer": tokenizer_digest(tokenizer),
+        "encoders": json.dumps(dict(encoders or {}), sort_keys=True),
         "written_by": mogao_jax.__version__,
     }
     metadata["digest"] = _digest(metadata, tensors.items())
@@ -173,14 +180,15 @@ def read_header(path: str | os.PathLike) -> Header:
         raise _damaged(path, f"its metadata lacks {', '.join(missing)}")
     try:
         config, step = from_dict(json.loads(metadata["config"])), int(metadata["step"])
+        encoders = dict(json.loads(metadata.get("encoders", "{}")))
     except ConfigError as e:
         raise CheckpointError(
             f"{str(path)!r}, written by mogao_jax {metadata['written_by']}, has a config that this "
             f"release ({mogao_jax.__version__}) does not understand: {e}"
         ) from e
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         raise _damaged(path, "its metadata is not readable") from None
-    return Header(path, config, step, metadata["weights"], metadata["tokenizer"], shapes)
+    return Header(path, config, step, metadata["weights"], metadata["tokenizer"], encoders, shapes)
 
 
 def read_params(path: str | os.PathLike, abstract: Any) -> Any:

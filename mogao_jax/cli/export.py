@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
         step=meta["step"],
         weights=weights,
         tokenizer=tokenizer,
+        encoders=meta.get("encoders"),
         dtype=arguments.dtype,
     )
     count = sum(x.size for x in jax.tree.leaves(params))

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from mogao_jax.checkpoints.carried import keep_tokenizer
+from mogao_jax.checkpoints.carried import describe_tokenizer, keep_tokenizer
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.config.checks import check, check_on_mesh
 from mogao_jax.config.convert import parse_config_args, to_dict
@@ -28,6 +28,7 @@ from mogao_jax.data.encoded import open_encoded
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
 from mogao_jax.encoders.precompute import check_encoded
 from mogao_jax.errors import ConfigError
+from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.models.system import (
     EncoderParams,
     System,
@@ -119,7 +120,14 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     state_bytes = num_bytes(abstract)
     workdir.prepare(folder, workdir.checkpoint_bytes(state_bytes, config.train.keep_checkpoints))
 
-    with rules.on_mesh(mesh), Checkpointer(folder, config, report=_say) as checkpointer:
+    made_with = {
+        "tokenizer": describe_tokenizer(config.tokenizer, tokenizer),
+        "encoders": file_digests(config),
+    }
+    with (
+        rules.on_mesh(mesh),
+        Checkpointer(folder, config, made_with=made_with, report=_say) as checkpointer,
+    ):
         restored = checkpointer.restore(abstract, data=data, restart_data=restart_data)
         counters = Counters(**restored.counters) if restored else Counters()
         state = restored.state if restored else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import json
 import pathlib
@@ -24,7 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mogao_jax.config.schema import VaeConfig, VitConfig
+from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models import taef1
 from mogao_jax.models.vae import FluxVae
@@ -127,6 +128,36 @@ def tiny_vit_config() -> VitConfig:
 def weights_file(part: Literal["vae", "vit"], weights: str = EMBEDDED) -> pathlib.Path:
     """The file that `weights` of a config names."""
     return _embedded_path(part) if weights == EMBEDDED else pathlib.Path(weights)
+
+
+def file_digests(config: MogaoConfig) -> dict[str, str]:
+    """Names the frozen encoders of a config: sha256 of their files, by part ("vae", "vit").
+
+    Parts that are not used, or whose file is not there, are left out.
+    """
+    parts = {"vae": config.vae.weights}
+    if config.layout.understanding_encoder == "vit":
+        parts["vit"] = config.vit.weights
+    return {part: d for part, weights in parts.items() if (d := _file_digest(part, weights))}
+
+
+def _file_digest(part: Any, weights: str) -> str:
+    path = weights_file(part, weights)
+    if path.is_dir():
+        try:
+            own = own_file(part, weights)
+        except CheckpointError:  # loading it says so
+            return ""
+        files = [own] if own else [path / name for name in taef1.FILES.values()]
+    else:
+        files = [path]
+    total = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            return ""
+        with file.open("rb") as f:
+            total.update(hashlib.file_digest(f, "sha256").digest())
+    return total.hexdigest()[:16]
 
 
 def own_file(part: Literal["vae", "vit"], weights: str) -> pathlib.Path | None:

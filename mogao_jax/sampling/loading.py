@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.carried import check_tokenizer, with_carried
+from mogao_jax.checkpoints.carried import changed_encoders, check_tokenizer, with_carried
 from mogao_jax.checkpoints.load_params import best_weights, load_params
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.models.system import EncoderParams, System, make_system, param_shapes
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -132,6 +134,8 @@ def open_checkpoint(
         )
     if header is None:
         check_tokenizer(meta, config.tokenizer, text, place)
+    saved = meta.get("encoders") if header is None else header.encoders
+    _check_encoders(saved, config, place, given={"vae": vae, "vit": vit})
     if rows not in (None, config.model.vocab_size or text.vocab_size):
         raise CheckpointError(
             f"{str(place)!r} has {rows} token embeddings, but {_tokenizer_name(config)} has "
@@ -139,6 +143,29 @@ def open_checkpoint(
             "(in Python: tokenizer=)."
         )
     return Opened(place, str(path), config, text, weights, header)
+
+
+def _check_encoders(
+    saved: Mapping[str, str] | None,
+    config: MogaoConfig,
+    place: pathlib.Path,
+    given: Mapping[str, Any],
+) -> None:
+    """Refuses encoders that a checkpoint was not trained with, unless someone asked for them."""
+    now = file_digests(config)
+    for wanted in (False, True):
+        parts = {part: d for part, d in now.items() if (given[part] is not None) == wanted}
+        if not (changed := changed_encoders(saved, parts)):
+            continue
+        message = f"{str(place)!r} was trained with {changed}"
+        if wanted:
+            logging.getLogger(__name__).warning("%s, as asked for.", message)
+        else:
+            raise CheckpointError(
+                f"{message}: what it sees would mean something else. Use the release that wrote "
+                "it, or give the file that it was trained with: --vae or --vit (in Python: vae=, "
+                "vit=)."
+            )
 
 
 def _find(path: str | os.PathLike) -> pathlib.Path:

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mogao_jax.checkpoints import CHECKPOINTS, files
+from mogao_jax.checkpoints.carried import changed_encoders
 from mogao_jax.checkpoints.fingerprint import fingerprint
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
@@ -62,6 +63,7 @@ class Checkpointer:
         run_folder: str | os.PathLike,
         config: MogaoConfig,
         *,
+        made_with: Mapping[str, Any] | None = None,
         report: Report | None = None,
     ):
         """
@@ -69,10 +71,14 @@ class Checkpointer:
           run_folder: the workdir; checkpoints lie in its folder checkpoints/.
           config: stored with every checkpoint, and compared on restore;
             `train.checkpoint_every` and `train.keep_checkpoints` are followed.
+          made_with: what else meta says: "tokenizer" (`carried.describe_tokenizer`) and
+            "encoders" (`models.encoder_weights.file_digests`). A run that goes on with other
+            encoders is told so.
           report: what to do with messages for the user (default: a log warning).
         """
         self._folder = pathlib.Path(run_folder).absolute()
         self._config = config
+        self._made_with = dict(made_with or {})
         self._report = report or logging.getLogger(__name__).warning
         self._manager = self._open()
 
@@ -141,6 +147,7 @@ class Checkpointer:
             "fingerprint": fingerprint(tree),
             "data": None if data is None else multihost.gather(_checksum(_data_text(data))),
             "versions": files.versions(),
+            **self._made_with,
         }
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(tree),
@@ -228,6 +235,9 @@ class Checkpointer:
             )
         if noted:
             self._report(f"Going on with changed settings: {'; '.join(map(str, noted))}.")
+        now = self._made_with.get("encoders", {})
+        if changed := changed_encoders(meta.get("encoders"), now):
+            self._report(f"Going on with {changed}: features mean something else than before.")
 
     def _restore_state(
         self, path: pathlib.Path, meta: Mapping[str, Any], abstract: TrainState

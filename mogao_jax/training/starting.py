@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import jax
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.carried import check_tokenizer
+from mogao_jax.checkpoints.carried import changed_encoders, check_tokenizer
 from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError
+from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.tokenizer import Tokenizer
 from mogao_jax.training import compatibility
 
@@ -56,12 +58,27 @@ def load_start(
                 f"{config.tokenizer.path or config.tokenizer.kind!r}: ids would mean other words."
             )
         _check(to_dict(header.config), header.step, config)
+        _say_encoders(header.encoders, config, report)
         params = exported.read_params(place, abstract)
         return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), params, abstract)
     meta = files.read_meta(place)
     check_tokenizer(meta, config.tokenizer, tokenizer, place)
     _check(meta["config"], meta["step"], config)
+    _say_encoders(meta.get("encoders"), config, report)
     return load_params(place, abstract=abstract, report=report)[0]
+
+
+def _say_encoders(
+    saved: Mapping[str, str] | None,
+    config: MogaoConfig,
+    report: Callable[[str], None] | None,
+) -> None:
+    """Other encoders are allowed, since training goes on; but never unsaid."""
+    if changed := changed_encoders(saved, file_digests(config)):
+        (report or logging.getLogger(__name__).warning)(
+            f"train.init_from: {config.train.init_from!r} was trained with {changed}; it has to "
+            "learn what their features mean."
+        )
 
 
 def _check(saved: Mapping[str, Any], step: int, config: MogaoConfig) -> None:

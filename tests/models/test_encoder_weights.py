@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mogao_jax.config.schema import VaeConfig, VitConfig
+from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.models import encoder_weights
-from mogao_jax.models.encoder_weights import load_vae, load_vit, save_weights
+from mogao_jax.models import encoder_weights, taef1
+from mogao_jax.models.encoder_weights import file_digests, load_vae, load_vit, save_weights
 from mogao_jax.models.vit import VisionTower
 
 VIT = VitConfig(depth=1, embed_dim=16, num_heads=2, mlp_dim=16)
@@ -107,3 +107,32 @@ def test_a_table_that_uses_a_key_twice_is_refused():
     table = {"a": encoder_weights.Source("x"), "b": encoder_weights.Source("x")}
     with pytest.raises(CheckpointError, match="x is used 2 times"):
         encoder_weights.fill(template, {"x": np.zeros(2)}, table, "here")
+
+
+def test_digests_name_the_files_that_are_used(params, tmp_path):
+    config = MogaoConfig(vit=at(tmp_path))
+    assert set(file_digests(config)) == {"vae"}  # no vision tower there
+    save_weights(tmp_path / "w.safetensors", params, VIT, np.float32)
+    first = file_digests(config)
+    assert set(first) == {"vae", "vit"}
+    by_file = dataclasses.replace(config, vit=at(tmp_path / "w.safetensors"))
+    assert file_digests(by_file) == first
+    save_weights(tmp_path / "w.safetensors", jax.tree.map(lambda x: x * 2, params), VIT, np.float32)
+    second = file_digests(config)
+    assert second["vit"] != first["vit"] and second["vae"] == first["vae"]
+    layout = dataclasses.replace(config.layout, understanding_encoder="vae")
+    assert set(file_digests(dataclasses.replace(config, layout=layout))) == {"vae"}
+
+
+def test_digests_of_taef1_are_of_both_its_files(tmp_path):
+    vae = VaeConfig(kind="taef1", weights=str(tmp_path))
+    config = MogaoConfig(vae=vae)
+    assert "vae" not in file_digests(config)
+    for file in taef1.FILES.values():
+        (tmp_path / file).write_bytes(b"one")
+    first = file_digests(config)["vae"]
+    for file in taef1.FILES.values():
+        (tmp_path / file).write_bytes(b"two")
+        assert file_digests(config)["vae"] != first
+        (tmp_path / file).write_bytes(b"one")
+    assert file_digests(config)["vae"] == first

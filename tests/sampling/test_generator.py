@@ -16,6 +16,7 @@ from fake_sampler import FakeSampler
 
 import mogao_jax
 from mogao_jax.errors import CheckpointError, ConfigError, DocumentError, RequestError
+from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.sampling import generator as generator_lib
 from mogao_jax.sampling.loading import Model, load_model, open_checkpoint
 from mogao_jax.sampling.options import SamplingOptions
@@ -74,6 +75,27 @@ def test_another_tokenizer(tmp_path, file):
         open_checkpoint(path)
     with pytest.raises(ConfigError, match="nowhere"):
         open_checkpoint(file, tokenizer=tmp_path / "nowhere")
+
+
+def test_encoders_it_was_not_trained_with(tmp_path, caplog):
+    """Same shapes, other weights: nothing would fail, and everything it sees would be wrong."""
+    now = file_digests(checkpoint.config())
+    other = {**now, "vit": "0123456789abcdef"}
+    places = (
+        checkpoint.write_file(tmp_path / "other.safetensors", encoders=other),
+        checkpoint.write_run(tmp_path / "run", encoders=other),
+    )
+    for place in places:
+        with pytest.raises(CheckpointError, match="another vision tower .0123456789abcdef then"):
+            open_checkpoint(place)
+        caplog.clear()
+        open_checkpoint(place, vit="embedded")  # asked for
+        assert "another vision tower" in caplog.text and "as asked for" in caplog.text
+        with pytest.raises(CheckpointError, match="another vision tower"):
+            open_checkpoint(place, vae="embedded")
+    caplog.clear()
+    open_checkpoint(checkpoint.write_run(tmp_path / "same", encoders=now))
+    assert not caplog.text
 
 
 def test_rows_of_a_run_must_be_the_tokenizers(tmp_path, run, monkeypatch):

@@ -82,11 +82,11 @@ def _data():
 class _Run:
     """A toy training run in a folder: the order of things is that of a real loop."""
 
-    def __init__(self, folder, mesh_config=None, config=CONFIG, report=None):
+    def __init__(self, folder, mesh_config=None, config=CONFIG, report=None, made_with=None):
         self.mesh = mesh_lib.make_mesh(mesh_config or MeshConfig(data=1, fsdp=4, tensor=2))
         self.said = []
         self.checkpointer = checkpointing.Checkpointer(
-            folder, config, report=report or self.said.append
+            folder, config, made_with=made_with, report=report or self.said.append
         )
         self.data = _data()
         abstract = state_lib.abstract_state(_init, TRANSFORM, self.mesh, EMA)
@@ -123,6 +123,14 @@ def trained(tmp_path_factory):
     losses |= run.train(10)
     run.checkpointer.close()
     return copy, losses, final
+
+
+def test_going_on_with_other_encoders_is_said(tmp_path):
+    for vit, said in (("a", 0), ("a", 0), ("b", 1)):
+        run = _Run(tmp_path, made_with={"encoders": {"vit": vit}})
+        assert len(run.said) == said and (not said or "vision tower (a then, b now)" in run.said[0])
+        run.train(run.step + 2)
+        run.checkpointer.close()
 
 
 @pytest.fixture

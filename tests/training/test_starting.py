@@ -103,3 +103,14 @@ def test_another_tokenizer(run, tmp_path):
     message = refused(dataclasses.replace(config, tokenizer=shapes_tokenizer))
     assert "262 tokens" in message and "other words" in message
     assert json.loads((folder / "meta" / "metadata").read_text())["tokenizer"]["vocab_size"] == 262
+
+
+def test_other_encoders_are_said(tmp_path):
+    other = {"vae": "0123456789abcdef"}
+    for place in (
+        tiny_checkpoint.write_run(tmp_path / "run", encoders=other),
+        tiny_checkpoint.write_file(tmp_path / "x.safetensors", encoders=other),
+    ):
+        config, said = starting(place), []
+        load_start(config, abstract(config)[1].params, tiny.TOKENIZER, report=said.append)
+        assert len(said) == 1 and "another VAE (0123456789abcdef then" in said[0]

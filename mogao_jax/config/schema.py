@@ -294,7 +294,12 @@ class OptimizerConfig:
     kind: Literal["adamw", "muon"] = _field(
         "adamw",
         "[choice] muon: matrices of the transformer by Muon (its update scaled to AdamW's size, "
-        "so that learning rates carry over), the rest by AdamW",
+        "so that learning rates carry over), the rest by AdamW with Nesterov's momentum",
+    )
+    muon_on: Literal["all", "und"] = _field(
+        "all",
+        "[choice] und: only the understanding branch's layers by Muon, which teaches small models "
+        "to look for the thing that a question names; pictures learn as well by AdamW, for less",
     )
     adam_share: float = _field(
         1.0, "muon: the rest's learning rate over that of the matrices", above=0.0

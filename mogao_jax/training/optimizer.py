@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -72,20 +73,26 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
         adam_b1=config.b1,
         adam_b2=config.b2,
         adam_learning_rate=-config.adam_share,
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers=functools.partial(matrices, only=_ONLY[config.muon_on]),
     )
 
 
-def matrices(params: Any) -> Any:
+_ONLY = {"all": "", "und": "und"}  # config.muon_on: a module that Muon keeps to
+
+
+def matrices(params: Any, only: str = "") -> Any:
     """Which axes of a parameter are a matrix's inputs and outputs, for Muon; None: no matrix.
 
     Kernels are; heads count to the outputs of query, key and value and to the inputs of output.
     A leading axis of stacked layers is neither: Muon takes it as a batch.
+
+    Args:
+      only: the name of a module outside of which nothing counts as a matrix; "": none.
     """
 
     def one(path, leaf):
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-        if "kernel" not in names:
+        if "kernel" not in names or (only and only not in names):
             return None
         last = leaf.ndim - 1
         module = names[names.index("kernel") - 1]

@@ -139,6 +139,46 @@ def test_bfloat16_moments_halve_the_optimizer_state_and_work_with_muon():
         assert sizes["bfloat16"] * 2 == sizes["float32"]
 
 
+@pytest.mark.parametrize("muon_on", ["all", "und"])
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam(muon_on):
+    """By the singular value decomposition: Muon's step has a gradient's vectors, and values of 1.
+
+    Heads belong to a matrix's outputs (query) or inputs (output).
+    """
+    shapes = {"query": (6, 2, 5), "output": (2, 5, 6), "up": (6, 12)}
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return {
+            branch: {
+                n: {"kernel": rng.normal(size=s).astype(np.float32)} for n, s in shapes.items()
+            }
+            for branch in ("und", "gen")
+        } | {"embed": {"embedding": rng.normal(size=(5, 4)).astype(np.float32)}}
+
+    params, grads = draw(), draw()
+    config = dataclasses.replace(PLAIN, kind="muon", muon_on=muon_on, adam_share=0.5)
+    transform, _ = optim.make_optimizer(config, 10)
+    updates, _ = transform.update(grads, transform.init(params), params, learning_rate=0.1)
+    # Adam's first step: the sign. optax's is Nesterov's (Dozat 2016) beside Muon.
+    nadam = 0.5 * (1 + config.b1 / (1 + config.b1))
+    for branch in ("und", "gen"):
+        for name, (rows, columns) in {"query": (6, 10), "output": (10, 6), "up": (6, 12)}.items():
+            gradient = grads[branch][name]["kernel"].reshape(rows, columns)
+            step = -np.float64(updates[branch][name]["kernel"]).reshape(rows, columns) / 0.1
+            if branch == "gen" and muon_on == "und":
+                np.testing.assert_allclose(step, nadam * np.sign(gradient), atol=1e-3)
+                continue
+            u, _, vt = np.linalg.svd(gradient, full_matrices=False)
+            # 0.2 per entry on average (Liu et al. 2025): values of 0.2 sqrt(the longer side).
+            values = np.diag(u.T @ step @ vt.T) / (0.2 * math.sqrt(max(rows, columns)))
+            assert values.min() > 0.6 and values.max() < 1.3  # five steps of Newton and Schulz
+            off = u.T @ step @ vt.T - np.diag(np.diag(u.T @ step @ vt.T))
+            assert np.abs(off).max() < 1e-4
+    table = -updates["embed"]["embedding"] / 0.1
+    np.testing.assert_allclose(table, nadam * np.sign(grads["embed"]["embedding"]), atol=1e-3)
+
+
 # --------------------------------------------------------------------------------------- mask
 
 

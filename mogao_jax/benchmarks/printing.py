@@ -59,7 +59,7 @@ def soak_text(name: str, found: Soak, machine: Mapping[str, str]) -> str:
     """The curve of compilations and memory, what ended generations, and what was wrong."""
     last = found.points[-1]
     lines = [
-        f"{last.done} mixed generations of {name} in {last.seconds:.0f} s",
+        f"{last.done} mixed generations of {name}, half of them again, in {last.seconds:.0f} s",
         _machine(machine),
         "",
         f"{'done':>6}  {'compilations':>12}  {'memory, MiB':>11}  {'seconds':>8}",
@@ -72,6 +72,7 @@ def soak_text(name: str, found: Soak, machine: Mapping[str, str]) -> str:
         "",
         f"programs compiled: {programs}",
         f"compiled again for the same shapes: {found.recompiled}",
+        f"memory that the second time added: {found.growth / _MIB:.0f} MiB",
         f"produced: {_counts(found.produced)}",
         f"ended by: {_counts(found.stops)}",
         f"results in bad form: {len(found.broken)}",

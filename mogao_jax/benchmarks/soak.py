@@ -1,6 +1,7 @@
 """Many generations of every kind in one process: does it go on as it began?
 
-No crash, results in good form, compilations that stop, memory that stays.
+No crash, results in good form, no compilation for shapes that were met before, memory that stays.
+Programs take memory too, so everything is served a second time: then there is nothing to compile.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Soak:
     """What came of it.
 
     Attributes:
-      points: in order.
+      points: in order; those of the first time, then those of the second.
       stops: results by what ended them.
       produced: number of texts, pictures.
       broken: what was wrong with results, in words; nothing, it is hoped.
@@ -68,6 +69,11 @@ class Soak:
     produced: dict[str, int]
     broken: list[str]
     shapes: dict[str, int]
+
+    @property
+    def growth(self) -> int:
+        """Bytes that serving everything a second time added."""
+        return self.points[-1].memory - self.points[len(self.points) // 2 - 1].memory
 
     @property
     def recompiled(self) -> int:
@@ -86,7 +92,7 @@ def soak(
     num_points: int = 8,
     say: Callable[[str], None] = lambda message: None,
 ) -> Soak:
-    """Serves `num` random requests, in batches.
+    """Serves `num` random requests, in batches, and then the same ones again.
 
     The context is hardly longer than the longest prompt, so that some run into its end.
     """
@@ -108,7 +114,8 @@ def soak(
     produced: collections.Counter[str] = collections.Counter({"texts": 0, "pictures": 0})
     broken, points = [], []
     began, done = time.monotonic(), 0
-    for part in _parts(requests, num_points):
+    parts = list(_parts(requests, num_points))
+    for part in (*parts, *parts):
         results = sampler.sample(part)
         for i, (request, result) in enumerate(zip(part, results, strict=True)):
             stops[result.stop] += 1

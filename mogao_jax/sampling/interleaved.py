@@ -106,7 +106,9 @@ class Sampler:
         for k in range(num_batches):  # of nearly equal sizes: fewer programs
             first, last = (len(requests) * i // num_batches for i in (k, k + 1))
             sessions = self._open(requests[first:last], first, on_event)
-            Batch(self.engine, sessions).run()
+            Batch(
+                self.engine, sessions, batch_size=self.batch_size, max_context=self.max_context
+            ).run()
             results += [session.result() for session in sessions]
         return results
 

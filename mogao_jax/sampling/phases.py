@@ -22,17 +22,23 @@ from mogao_jax.sampling.session import Mode, Session
 from mogao_jax.sequence.batch import CONTEXTS, EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.pictures import VAE_GRID
 
-MIN_CAPACITY = 128  # und tokens of the cache; it doubles as histories grow
+MIN_CAPACITY = 256  # und tokens of the cache; it doubles as histories grow
 MIN_CLEAN = 64  # clean tokens of the cache, if there are any
 MIN_LOOK = 64  # und tokens that drawing looks at
+MIN_PICTURE = 4  # tokens of the largest picture that is drawn
 
 
 class Batch:
     """Sessions that are served together, and their cache: a row per session and context."""
 
-    def __init__(self, engine: Engine, sessions: Sequence[Session]):
+    def __init__(
+        self, engine: Engine, sessions: Sequence[Session], *, batch_size: int, max_context: int
+    ):
+        """`batch_size`: sessions that there may be; `max_context`: tokens of a history."""
         self._engine, self._sessions = engine, sessions
-        self._size = fine(len(sessions))
+        self._size = halved(len(sessions), batch_size)
+        longest = power(max_context, 1)
+        self._least = {"und": min(MIN_CAPACITY, longest), "clean": min(MIN_CLEAN, longest)}
         num_contexts = len(CONTEXTS) if any(s.may_draw for s in sessions) else 1
         self._num_rows = self._size * num_contexts
         self._cache = Parts()
@@ -66,13 +72,10 @@ class Batch:
         config = self._engine.config.model
         und = max(c.und_length for c in contexts) + num_new
         num_clean = max(c.clean_length(waiting=clean) for c in contexts)
-        for name, needed, least in (
-            ("und", und, MIN_CAPACITY),
-            ("clean", num_clean, MIN_CLEAN),
-        ):
+        for name, needed in (("und", und), ("clean", num_clean)):
             part = getattr(self._cache, name)
             if needed > kv_cache.capacity_of(part):
-                capacity = power(needed, least)
+                capacity = power(needed, self._least[name])
                 part = kv_cache.grow(part, config, self._num_rows, capacity)
                 self._cache = self._cache._replace(**{name: part})
 
@@ -160,7 +163,8 @@ class Batch:
         self._compute_all(contexts)
 
         num_pictures = self._size
-        x = np.zeros((num_pictures, fine(max(num_tokens)), engine.channels), np.float32)
+        most_tokens = max(MIN_PICTURE, fine(max(num_tokens)))
+        x = np.zeros((num_pictures, most_tokens, engine.channels), np.float32)
         times = np.ones((max(s.options.num_steps for s in sessions) + 1, num_pictures), np.float32)
         for i, (session, n) in enumerate(zip(sessions, num_tokens, strict=True)):
             o = session.options
@@ -216,7 +220,7 @@ class Batch:
                 np.int32(stop - start),
                 made[is_guided],
                 und_length=min(und, kv_cache.capacity_of(self._cache.und)),
-                clean_length=power(clean, MIN_CLEAN) if clean else 0,
+                clean_length=power(clean, self._least["clean"]) if clean else 0,
                 solver=solver,
             )
             jax.block_until_ready(x)

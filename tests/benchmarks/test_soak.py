@@ -101,6 +101,11 @@ def test_recompilations_are_those_beyond_the_shapes():
     assert found(draw=4, decode=1) == 2
 
 
+def test_growth_is_that_of_the_second_time():
+    points = [Point(i, {}, memory, 0.0) for i, memory in enumerate((5, 9, 10, 12))]
+    assert Soak(points, {}, {}, [], {}).growth == 3
+
+
 def test_few_tokens_leave_the_ends_and_the_pictures():
     class Sampler:
         allowed = np.ones(300, bool)

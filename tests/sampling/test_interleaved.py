@@ -146,7 +146,8 @@ def test_a_second_batch_compiles_nothing_new(sampler):
 
 
 def test_memory_is_bounded_by_the_context(sampler):
-    batch = Batch(sampler.engine, sampler._open(MIXED, 0, None))
+    limits = {"batch_size": sampler.batch_size, "max_context": sampler.max_context}
+    batch = Batch(sampler.engine, sampler._open(MIXED, 0, None), **limits)
     batch.run()
     model = tiny.CONFIG.model
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4 + 3 * 4

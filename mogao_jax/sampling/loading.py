@@ -172,9 +172,8 @@ def _find(path: str | os.PathLike) -> pathlib.Path:
     if str(path) == DEMO:
         if not _DEMO_FILE.is_file():
             raise CheckpointError(
-                "the demo checkpoint is not in this installation. Train it with `mogao train "
-                "--config=configs/demo.py --workdir runs/demo` and give runs/demo instead, or "
-                "give another checkpoint."
+                "the demo checkpoint is not in this installation. Train it with `bash "
+                "launch/demo.sh` and give runs/demo.safetensors instead, or another checkpoint."
             )
         return _DEMO_FILE
     place = pathlib.Path(path).expanduser().absolute()

@@ -53,7 +53,7 @@ def test_all_ways_to_name_a_checkpoint(file, run):
 
 def test_the_demo_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setattr("mogao_jax.sampling.loading._DEMO_FILE", tmp_path / "demo.safetensors")
-    with pytest.raises(CheckpointError, match=r"mogao train --config=configs/demo\.py"):
+    with pytest.raises(CheckpointError, match="bash launch/demo.sh"):
         mogao_jax.load()
 
 

@@ -34,7 +34,12 @@ class Batch:
     def __init__(
         self, engine: Engine, sessions: Sequence[Session], *, batch_size: int, max_context: int
     ):
-        """`batch_size`: sessions that there may be; `max_context`: tokens of a history."""
+        """Rows are computed for `batch_size` sessions, or for it halved while all of them fit.
+
+        Args:
+          batch_size: the most sessions of any batch.
+          max_context: the most tokens of a history: up to a power of two, the largest cache.
+        """
         self._engine, self._sessions = engine, sessions
         self._size = halved(len(sessions), batch_size)
         longest = power(max_context, 1)

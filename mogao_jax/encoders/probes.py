@@ -1,19 +1,20 @@
 """What can be read from frozen features by a linear probe, on held-out pictures.
 
-Four probes, each a multinomial logistic regression on standardised features (before the merger)
+Five probes, each a multinomial logistic regression on standardised features (before the merger)
 of pictures that neither the encoder's training nor the other half of the probe has seen:
 
 - color, shape: of the object in a picture of one object; from the mean over patches;
 - count: one to five objects, each as often; from the mean over patches;
 - place: which of the nine regions of a 64x64 picture its one object is in, where the world would
-  name one; from the tokens' features side by side (the mean over a token's four patches).
+  name one; from the tokens' features side by side (the mean over a token's four patches);
+- own_place: which of the sixteen tokens of a 64x64 picture a token is; from its features alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World, region
 from mogao_jax.encoders.pictures import PROBE_FIT, PROBE_TEST, any_scene
 from mogao_jax.encoders.vit_pictures import COLOR_NAMES, REGION_NAMES, SHAPE_NAMES, rows
 from mogao_jax.models.vit import VisionTower
+from mogao_jax.sequence.batch import VitPatches
 
 PATCHES = 64
 SQUARE = dataclasses.replace(DEFAULT_WORLD, canvases=((64, 64),))
@@ -55,22 +57,35 @@ def _place(rng: np.random.Generator, world: World = SQUARE) -> tuple[Scene, int]
             return scene, REGION_NAMES.index(name)
 
 
+def _own_place(rng: np.random.Generator) -> tuple[Scene, int]:
+    return random_scene(rng, SQUARE), int(rng.integers(PATCHES // 4))
+
+
 PROBES: dict[str, tuple[Draw, int]] = {
     "color": (_lone_color, len(COLOR_NAMES)),
     "shape": (_lone_shape, len(SHAPE_NAMES)),
     "count": (_count, DEFAULT_WORLD.max_count),
     "place": (_place, len(REGION_NAMES)),
+    "own_place": (_own_place, PATCHES // 4),
 }
 
 
 def probe_accuracies(
-    tower: VisionTower, params, *, fit: int = 3000, test: int = 1000, batch: int = 100
+    tower: VisionTower,
+    params,
+    *,
+    fit: int = 3000,
+    test: int = 1000,
+    batch: int = 100,
+    names: Collection[str] = tuple(PROBES),
 ) -> dict[str, float]:
-    """Accuracy of each probe on `test` pictures after fitting on `fit` others."""
+    """Accuracy of each probe (or of those named) on `test` pictures, after `fit` others."""
     apply = jax.jit(lambda *given: tower.apply({"params": params}, *given[:3]))
     out = {}
     for index, (name, (draw, classes)) in enumerate(PROBES.items()):
-        read = functools.partial(_features, apply, draw, name == "place", batch)
+        if name not in names:
+            continue
+        read = functools.partial(_features, apply, draw, _READ.get(name, _mean), batch)
         x, y = read((PROBE_FIT, index), fit)
         x_test, y_test = read((PROBE_TEST, index), test)
         mean, std = x.mean(0), x.std(0) + 1e-6
@@ -80,21 +95,36 @@ def probe_accuracies(
     return out
 
 
-def _features(apply, draw: Draw, side_by_side: bool, batch: int, seed, count: int):
-    """Pooled features float32[count, F] and classes int[count]."""
+def _mean(features: np.ndarray, given: VitPatches, classes: np.ndarray) -> np.ndarray:
+    return features.sum(1) / (given.segment > 0).sum(1, keepdims=True)
+
+
+def _tokens(features: np.ndarray) -> np.ndarray:
+    return features.reshape(len(features), PATCHES // 4, 4, -1).mean(2)
+
+
+def _side_by_side(features: np.ndarray, given: VitPatches, classes: np.ndarray) -> np.ndarray:
+    return _tokens(features).reshape(len(features), -1)
+
+
+def _one_token(features: np.ndarray, given: VitPatches, classes: np.ndarray) -> np.ndarray:
+    return _tokens(features)[np.arange(len(features)), classes]
+
+
+_READ = {"place": _side_by_side, "own_place": _one_token}  # others: the mean over patches
+
+
+def _features(apply, draw: Draw, read: Callable, batch: int, seed, count: int):
+    """What `read` takes from the features, float32[count, F], and classes int[count]."""
     rng = np.random.default_rng(seed)
     pooled, classes = [], []
     for start in range(0, count, batch):
         drawn = [draw(rng) for _ in range(min(batch, count - start))]
         given = rows([scene for scene, _ in drawn], PATCHES)
-        features = np.asarray(apply(*given))
-        if side_by_side:
-            tokens = features.reshape(len(drawn), PATCHES // 4, 4, -1).mean(2)
-            pooled.append(tokens.reshape(len(drawn), -1))
-        else:
-            pooled.append(features.sum(1) / (given.segment > 0).sum(1, keepdims=True))
-        classes += [label for _, label in drawn]
-    return np.concatenate(pooled), np.asarray(classes)
+        truth = np.asarray([label for _, label in drawn])
+        pooled.append(read(np.asarray(apply(*given)), given, truth))
+        classes.append(truth)
+    return np.concatenate(pooled), np.concatenate(classes)
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, l2: float = 1e-4) -> dict:

@@ -1,8 +1,10 @@
 """Trains the tiny vision tower, supervised by the embedded world's truth.
 
 Linear heads, thrown away afterwards, read from its features: from each patch what object it
-shows and where that object's centre lies; from the mean over patches how many objects of each
-colour and shape there are, the background, and where a lone object stands.
+shows, where that object's centre lies, and where the patch itself is in its picture (a language
+model compares places; rotary positions alone leave them to its own attention); from the mean
+over patches how many objects of each colour and shape there are, the background, and where a lone
+object stands.
 """
 
 from __future__ import annotations
@@ -39,11 +41,19 @@ BATCH = 48
 PATCHES = 64  # of the largest picture, 4096 pixels
 CHECK_EVERY = 120  # seconds
 LONE_SHARE = 0.25  # of the pictures show one object, to learn places
-WEIGHTS = {"number": 3.0}  # of losses other than 1: counting is the hardest to read
+# Of losses other than 1: counting is the hardest to read, and errors of places are small numbers.
+WEIGHTS = {"number": 3.0, "patch_place": 8.0, "patch_center": 8.0}
 MAX_COUNT = 5
 
 # What is read from each patch and from a picture, and how many numbers that takes.
-PATCH_HEADS = {"shape": len(SHAPE_NAMES) + 1, "color": len(COLOR_NAMES) + 1, "size": 2, "offset": 2}
+PATCH_HEADS = {
+    "shape": len(SHAPE_NAMES) + 1,
+    "color": len(COLOR_NAMES) + 1,
+    "size": 2,
+    "offset": 2,
+    "center": 2,
+    "place": 4,
+}
 PICTURE_HEADS = {
     "background": len(BACKGROUND_NAMES),
     "number": MAX_COUNT,
@@ -100,9 +110,15 @@ def losses(params: dict, tower: VisionTower, given: VitPatches, truth: Labels) -
     for name, target in (("shape", truth.patch_shape), ("color", truth.patch_color)):
         out[f"patch_{name}"] = _cross_entropy(read("patch", name, features), hidden(target))
     out["patch_size"] = _cross_entropy(read("patch", "size", features), truth.patch_size)
-    error = jnp.abs(read("patch", "offset", features) - truth.patch_offset).mean(-1)
-    shows = (truth.patch_shape > 0) & (given.segment > 0)
-    out["patch_offset"] = jnp.where(shows, error, 0).sum() / jnp.maximum(shows.sum(), 1)
+    real = given.segment > 0
+    shows = (truth.patch_shape > 0) & real
+    for name, target, where in (
+        ("offset", truth.patch_offset, shows),
+        ("center", truth.patch_center, shows),
+        ("place", truth.patch_place, real),
+    ):
+        error = jnp.abs(read("patch", name, features) - target).mean(-1)
+        out[f"patch_{name}"] = jnp.where(where, error, 0).sum() / jnp.maximum(where.sum(), 1)
     for name in ("background", "number", "place"):
         out[name] = _cross_entropy(read("picture", name, pooled), getattr(truth, name))
     for name in ("shape_counts", "color_counts"):

@@ -33,6 +33,8 @@ class Labels(NamedTuple):
     patch_color: np.ndarray  # int32[N, P]   likewise; 0: none
     patch_size: np.ndarray  # int32[N, P]   0 small, 1 large, -1 none
     patch_offset: np.ndarray  # float32[N, P, 2] from the patch to that object's centre, in patches
+    patch_center: np.ndarray  # float32[N, P, 2] that centre in the picture, each axis in [0, 1]
+    patch_place: np.ndarray  # float32[N, P, 4] of the patch itself: in patches / 8, and in [0, 1]
 
 
 def vit_input(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +70,8 @@ def labels(scenes: list[Scene], given: VitPatches) -> Labels:
         patch_color=np.zeros((n, p), np.int32),
         patch_size=np.full((n, p), -1, np.int32),
         patch_offset=np.zeros((n, p, 2), np.float32),
+        patch_center=np.zeros((n, p, 2), np.float32),
+        patch_place=np.zeros((n, p, 4), np.float32),
     )
     for i, scene in enumerate(scenes):
         for o in scene.objects:
@@ -78,6 +82,9 @@ def labels(scenes: list[Scene], given: VitPatches) -> Labels:
         shown = objects_by_cell(scene)
         real = given.segment[i] > 0
         y, x = given.positions[i, real].T
+        own = np.stack([y, x], -1) + 0.5
+        size = np.asarray([scene.height, scene.width])
+        out.patch_place[i, real] = np.concatenate([own / _CELL, own * _CELL / size], -1)
         index = shown[y, x]
         for k, o in enumerate(scene.objects):
             where = np.flatnonzero(index == k)
@@ -86,6 +93,7 @@ def labels(scenes: list[Scene], given: VitPatches) -> Labels:
             out.patch_size[i, where] = SIZES.index(o.size)
             out.patch_offset[i, where, 0] = o.cy / _CELL - y[where] - 0.5
             out.patch_offset[i, where, 1] = o.cx / _CELL - x[where] - 0.5
+            out.patch_center[i, where] = np.asarray([o.cy, o.cx]) / size
     return out
 
 

@@ -19,13 +19,15 @@ from mogao_jax.errors import ConfigError
 START = "weights/mogao_7b"  # what `mogao port from-hf` made
 TOKENS_PER_STEP = 2**21  # [choice] that the learning rates are meant for
 
-# Devices per axis, and rows per device and micro-step. Parameters are cut over fsdp, inside a slice
-# (TPU) or a node (GPU); the data axis repeats them.
+# Devices per axis, and rows per device and micro-step. On a TPU, parameters are cut over data and
+# fsdp, which lie along different axes of the slice's torus (16x16, 4x4x4, 8x8x8, 8x8); on GPUs over
+# fsdp, inside a node, and the data axis repeats them.
+BOTH = {"weights": "fsdp_and_data", "rows": 1, "remat": "full"}
 MACHINES = {
-    "v5e-256": {"data": 1, "fsdp": 256, "rows": 1, "remat": "full"},
-    "v5p-64": {"data": 1, "fsdp": 64, "rows": 1, "remat": "full"},
-    "v5p-512": {"data": 1, "fsdp": 512, "rows": 1, "remat": "full"},
-    "v6e-64": {"data": 1, "fsdp": 64, "rows": 1, "remat": "full"},
+    "v5e-256": {"data": 16, "fsdp": 16, **BOTH},
+    "v5p-64": {"data": 4, "fsdp": 16, **BOTH},
+    "v5p-512": {"data": 8, "fsdp": 64, **BOTH},
+    "v6e-64": {"data": 8, "fsdp": 8, **BOTH},
     "8xH100": {"data": 1, "fsdp": 8, "rows": 1, "remat": "full"},
     "64xH100": {"data": 8, "fsdp": 8, "slices": 8, "rows": 1, "remat": "full"},
 }
@@ -79,6 +81,7 @@ def on_machine(c: ConfigDict, machine: str) -> ConfigDict:
         raise ConfigError(f"there is no machine {machine!r}; there are: {', '.join(MACHINES)}.")
     m = MACHINES[machine]
     c.mesh.data, c.mesh.fsdp = m["data"], m["fsdp"]
+    c.mesh.weights = m.get("weights", "fsdp")
     c.mesh.num_slices = m.get("slices", 1)
     c.model.remat = m["remat"]
     c.train.batch_rows = m["rows"] * m["data"] * m["fsdp"]

@@ -81,6 +81,13 @@ def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: int) -> Mo
     return dataclasses.replace(config, mesh=mesh, train=train, model=model)
 
 
+def on_torus(config: MogaoConfig, topology: topologies.Topology, remat: str) -> MogaoConfig:
+    """The config on all chips of a slice, weights cut over all of them."""
+    data, fsdp = topology.two_axes or (1, topology.num_chips)
+    cut = dataclasses.replace(config.mesh, weights="fsdp_and_data")
+    return on_mesh(dataclasses.replace(config, mesh=cut), remat=remat, data=data, fsdp=fsdp)
+
+
 # ------------------------------------------------------------------------------------ the bars
 
 
@@ -217,9 +224,7 @@ def memory(config: MogaoConfig, say: Say, names: tuple[str, ...] = tuple(PEAKS))
     """Peak memory per chip of the whole real step at 8k tokens per chip; and its compile time."""
     for name in names:
         topology = topologies.parse(name)
-        plan, seconds = _plan(
-            on_mesh(with_rows(config, 8192), remat="full", fsdp=topology.num_chips), topology, say
-        )
+        plan, seconds = _plan(on_torus(with_rows(config, 8192), topology, "full"), topology, say)
         yield _peak(f"peak on {name}, 8k tokens a chip, remat full", plan, PEAKS[name])
         if name == "v5p:4x4x4":
             yield Row(f"compiling the step for {name}", f"{seconds:.0f} s", "<= 150 s",
@@ -230,7 +235,7 @@ def memory(config: MogaoConfig, say: Say, names: tuple[str, ...] = tuple(PEAKS))
 def keep_matmuls(config: MogaoConfig, say: Say) -> Iterator[Row]:
     """Whether 16k tokens a chip fit with nothing but elementwise work recomputed."""
     topology = topologies.parse("v5p:4x4x4")
-    plan, _ = _plan(on_mesh(with_rows(config, 16384), remat="keep_matmuls", fsdp=64), topology, say)
+    plan, _ = _plan(on_torus(with_rows(config, 16384), topology, "keep_matmuls"), topology, say)
     yield _peak("peak on v5p:4x4x4, 16k tokens a chip, keep_matmuls", plan, 95.0)
 
 

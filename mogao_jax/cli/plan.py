@@ -111,6 +111,7 @@ def _search(config: Any, topology: Any, arguments: argparse.Namespace) -> int:
     mesh, train = chosen.mesh, chosen.train
     print(
         f"\nThe best: --config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} "
+        f"--config.mesh.weights={mesh.weights} "
         f"--config.mesh.tensor={mesh.tensor} --config.mesh.context={mesh.context} "
         f"--config.train.batch_rows={train.batch_rows} "
         f"--config.train.accumulate={train.accumulate} --config.model.remat={chosen.model.remat}\n"

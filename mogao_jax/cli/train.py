@@ -116,7 +116,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     init = functools.partial(init_params, config, system.model, jax.random.key(config.seed))
     ema_decay = config.optimizer.ema_decay
-    abstract = abstract_state(init, optimizer.transform, mesh, ema_decay)
+    abstract = abstract_state(init, optimizer.transform, mesh, ema_decay, config.mesh.weights)
     state_bytes = num_bytes(abstract)
     workdir.prepare(folder, workdir.checkpoint_bytes(state_bytes, config.train.keep_checkpoints))
 
@@ -125,7 +125,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         "encoders": file_digests(config),
     }
     with (
-        rules.on_mesh(mesh),
+        rules.on_mesh(mesh, config.mesh.weights),
         Checkpointer(folder, config, made_with=made_with, report=_say) as checkpointer,
     ):
         restored = checkpointer.restore(abstract, data=data, restart_data=restart_data)
@@ -190,7 +190,8 @@ def _first_state(
 ) -> TrainState:
     """The state at step 0: initialised, or with the parameters of `train.init_from`."""
     if not config.train.init_from:
-        return init_state(init, optimizer.transform, mesh, config.optimizer.ema_decay)
+        ema_decay = config.optimizer.ema_decay
+        return init_state(init, optimizer.transform, mesh, ema_decay, config.mesh.weights)
     params = load_start(config, abstract.params, tokenizer, report=_say)
     return state_from(params, abstract, optimizer.transform)
 

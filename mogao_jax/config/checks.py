@@ -238,6 +238,12 @@ def _check_mesh(config: MogaoConfig) -> None:
         raise ConfigError("config.mesh: only one axis can be -1 (what is left).")
     known = {axis: max(axes[axis], 1) for axis in ("tensor", "context")}
     check_on_mesh(config, known)
+    if mesh.weights == "fsdp_and_data" and mesh.num_slices > 1:
+        raise ConfigError(
+            f"config.mesh.weights is 'fsdp_and_data', but with mesh.num_slices={mesh.num_slices} "
+            "the data axis goes over the network between slices, which every layer's weights would "
+            "cross; set mesh.weights='fsdp'."
+        )
     split = mesh.data * mesh.fsdp
     if mesh.data > 0 and mesh.fsdp > 0 and config.train.batch_rows % split:
         raise ConfigError(

@@ -348,6 +348,11 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
+    weights: Literal["fsdp", "fsdp_and_data"] = _field(
+        "fsdp",
+        "axes that weights, moments and averages are cut over; with data, too, weights are "
+        "gathered in two steps: for TPUs' tori, which gather along a line or a plane",
+    )
     num_slices: int = _field(
         1,
         "slices (or groups of hosts) joined by a slower network: the data axis goes across them, "

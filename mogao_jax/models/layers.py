@@ -77,7 +77,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
-def gathered(x: jax.Array, *axes: str | None, over: tuple[str, ...] = ("fsdp",)) -> jax.Array:
+def gathered(x: jax.Array, *axes: str | None, over: tuple[str, ...] | None = None) -> jax.Array:
     """A weight (or an activation) made whole over mesh axes; its gradient is cut up again.
 
     Said in so many words, because the partitioner, left to itself, also likes to cut features
@@ -86,25 +86,33 @@ def gathered(x: jax.Array, *axes: str | None, over: tuple[str, ...] = ("fsdp",))
 
     Args:
       axes: logical names of x's axes, as it is stored.
-      over: mesh axes.
+      over: mesh axes, the last one first, each in a step of its own; default: what weights are
+        cut over (sharding/rules.py).
     """
     stored = rules.ambient_spec(x.shape, axes)
     if stored is None:
         return x
-    return _gathered(stored, rules.ambient_spec(x.shape, axes, without=over), x)
+    over = rules.weight_axes() if over is None else over
+    steps = (rules.without(stored, over[i:]) for i in reversed(range(len(over))))
+    return _gathered((stored, *steps), x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gathered(stored: Any, whole: Any, x: jax.Array) -> jax.Array:
-    return jax.lax.with_sharding_constraint(x, whole)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(specs: tuple[Any, ...], x: jax.Array) -> jax.Array:
+    """From lying as specs[0] says to specs[-1], one step at a time; back for the gradient."""
+    for spec in specs[1:]:
+        x = jax.lax.with_sharding_constraint(x, spec)
+    return x
 
 
-def _gathered_forward(stored, whole, x):
-    return _gathered(stored, whole, x), None
+def _gathered_forward(specs, x):
+    return _gathered(specs, x), None
 
 
-def _gathered_backward(stored, whole, residuals, cotangent):
-    return (jax.lax.with_sharding_constraint(cotangent, stored),)
+def _gathered_backward(specs, residuals, cotangent):
+    for spec in reversed(specs[:-1]):
+        cotangent = jax.lax.with_sharding_constraint(cotangent, spec)
+    return (cotangent,)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -2,7 +2,7 @@
 
 Token embedding and language head use it whole, on every device: looked up or multiplied where
 it is cut, it would make the partitioner exchange activations. It is gathered in the dtype of the
-computation; its gradient is summed and scattered in float32.
+computation, one mesh axis at a time; its gradient is summed and scattered in float32.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def whole_table(shard: jax.Array, cut: Cut, dtype: Any) -> jax.Array:
     """[V, D] in `dtype` from every device's piece."""
     table = shard.astype(dtype)
     for axis, names in enumerate(cut):
-        if names:
-            table = lax.all_gather(table, names, axis=axis, tiled=True)
+        for name in reversed(names):
+            table = lax.all_gather(table, name, axis=axis, tiled=True)
     return table
 
 
 def scatter_gradient(gradient: jax.Array, cut: Cut) -> jax.Array:
     """The device's piece of the sum of all devices' gradients float32[V, D]."""
     for axis, names in reversed(list(enumerate(cut))):
-        if names:
-            gradient = lax.psum_scatter(gradient, names, scatter_dimension=axis, tiled=True)
+        for name in names:
+            gradient = lax.psum_scatter(gradient, name, scatter_dimension=axis, tiled=True)
     return gradient

@@ -71,6 +71,20 @@ def activation_collectives(
     ]
 
 
+def all_reduced_weights(found: Iterable[Collective]) -> float:
+    """The share of all bytes sent that sums of whole weights over fsdp send.
+
+    A TPU's compiler gathers over a line or a plane of its torus; over all of a torus of three
+    dimensions it fills each chip's part into zeros and sums. Gradients, which should be summed and
+    scattered, it sums whole. Either takes twice the bytes, and a whole copy more of the array.
+    """
+    sums = everything = 0.0
+    for c in found:
+        everything += c.sent * c.turns
+        sums += c.sent * c.turns if c.kind == "all-reduce" and "fsdp" in c.axes else 0.0
+    return sums / max(everything, 1.0)
+
+
 def _products(sizes: list[int]) -> list[list[int]]:
     if not sizes:
         return [[]]
@@ -78,11 +92,11 @@ def _products(sizes: list[int]) -> list[list[int]]:
     return rest + [[sizes[0], *r] for r in rest]
 
 
-def replicated_arrays(boxed: Any, mesh: Any) -> list[tuple[str, int]]:
+def replicated_arrays(boxed: Any, mesh: Any, weights: str = "fsdp") -> list[tuple[str, int]]:
     """(name, bytes) of the state's arrays of LARGE size that every chip holds whole."""
     if math.prod(mesh.shape.values()) == 1:
         return []
-    shardings = rules.tree_shardings(boxed, mesh)
+    shardings = rules.tree_shardings(boxed, mesh, weights)
     found = []
     leaves = jax.tree_util.tree_leaves_with_path(rules.unbox(boxed))
     for (path, x), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
@@ -100,6 +114,7 @@ def flags(
     held: float,
     memory: float,
     found: Sequence[Collective],
+    two_axes: tuple[int, int] | None = None,
 ) -> list[str]:
     """Sentences: what was found, and the remedy.
 
@@ -110,6 +125,7 @@ def flags(
       held: bytes per chip at the peak.
       memory: bytes per chip that there are.
       found: collectives of the compiled program; empty where there is none.
+      two_axes: of the machine's torus (`Topology.two_axes`).
     """
     said = []
     shape = dict(mesh.shape)
@@ -132,7 +148,16 @@ def flags(
             "the partitioner cut features instead of rows. Constrain the activation there by its "
             "logical axes (models/layers.py: constrain), or run it per shard (ops/per_shard.py)."
         )
-    for name, size in replicated_arrays(boxed, mesh)[:5]:
+    share = all_reduced_weights(found)
+    one_axis = shape["data"] == 1 and math.prod(shape.values()) == shape["fsdp"]
+    if share > 0.5 and one_axis and two_axes:
+        said.append(
+            f"{share:.0%} of the bytes sent are sums of whole arrays over fsdp, which lies along "
+            "all axes of the torus: gathering, and summing with scattering, would send half. Let "
+            f"it lie along some of them: config.mesh.data={two_axes[0]}, "
+            f"config.mesh.fsdp={two_axes[1]}, config.mesh.weights='fsdp_and_data'."
+        )
+    for name, size in replicated_arrays(boxed, mesh, config.mesh.weights)[:5]:
         said.append(
             f"state{name} ({size / 2**20:.0f} MiB) is whole on every chip: no mesh axis divides "
             "it, or its axes have no names in sharding/rules.py."

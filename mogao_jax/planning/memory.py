@@ -47,16 +47,17 @@ def state_shapes(config: MogaoConfig, system: System) -> TrainState:
     return jax.eval_shape(create)
 
 
-def state_bytes(boxed: TrainState, mesh: AnyMesh) -> dict[str, int]:
+def state_bytes(boxed: TrainState, mesh: AnyMesh, weights: str = "fsdp") -> dict[str, int]:
     """Bytes per chip of the state's parts, cut as the table of rules says."""
     parts = {"parameters": boxed.params, "moments": boxed.opt_state}
     if boxed.ema_params is not None:
         parts["moving average"] = boxed.ema_params
-    return {name: _cut_bytes(tree, mesh) for name, tree in parts.items()}
+    return {name: _cut_bytes(tree, mesh, weights) for name, tree in parts.items()}
 
 
-def _cut_bytes(boxed: Any, mesh: AnyMesh) -> int:
-    shardings = jax.tree.leaves(rules.tree_shardings(boxed, mesh))  # type: ignore[arg-type]
+def _cut_bytes(boxed: Any, mesh: AnyMesh, weights: str) -> int:
+    cut = rules.tree_shardings(boxed, mesh, weights)  # type: ignore[arg-type]
+    shardings = jax.tree.leaves(cut)
     leaves = jax.tree.leaves(rules.unbox(boxed))
     return sum(
         math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
@@ -98,7 +99,7 @@ def estimate(config: MogaoConfig, boxed: TrainState, mesh: AnyMesh) -> dict[str,
       boxed: of `state_shapes`.
     """
     m, p = config.model, config.packing
-    state = state_bytes(boxed, mesh)
+    state = state_bytes(boxed, mesh, config.mesh.weights)
     tokens, rows = tokens_per_chip(config, mesh), rows_per_chip(config, mesh)
     tensor, width = mesh.shape["tensor"], 2 if m.dtype == "bfloat16" else 4
     heads = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim / tensor

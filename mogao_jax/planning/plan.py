@@ -186,7 +186,8 @@ def make_plan(
     if compile_it and topology.compiles:
         topologies.check_compiler()  # before anything that takes time
     known = known or subject(config, topology, say)
-    held = {k: float(v) for k, v in memory.state_bytes(known.boxed, mesh).items()}
+    state = memory.state_bytes(known.boxed, mesh, config.mesh.weights)
+    held = {k: float(v) for k, v in state.items()}
     estimated = memory.estimate(config, known.boxed, mesh)
     always = held | {k: estimated[k] for k in ("frozen encoders", "batch")}
     memory.check_fits_at_all(always, topology.chip.memory, topology.name, topology.num_chips)
@@ -229,7 +230,14 @@ def make_plan(
     )
     peak = compiled.peak if compiled else sum(estimated.values())
     said = flags(
-        config, mesh, known.boxed, memory.encoder_bytes(config), peak, topology.chip.memory, found
+        config,
+        mesh,
+        known.boxed,
+        memory.encoder_bytes(config),
+        peak,
+        topology.chip.memory,
+        found,
+        topology.two_axes,
     )
     attention = known.system.model.config.attention
     blocks = f"{attention.implementation}, blocks of {attention.block_q} x {attention.block_kv}"

@@ -60,7 +60,9 @@ def abstract_arguments(config: MogaoConfig, system: System, mesh: Mesh) -> Argum
         lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=rows), row
     )
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
-    state = abstract_state(init, optimizer.transform, mesh, config.optimizer.ema_decay)
+    state = abstract_state(
+        init, optimizer.transform, mesh, config.optimizer.ema_decay, config.mesh.weights
+    )
     return Arguments(state, encoders, batch, rate)
 
 
@@ -74,7 +76,7 @@ def lower_step(config: MogaoConfig, vocab_size: int, mesh: Mesh) -> Any:
     system = make_modules(config, vocab_size, platform)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     arguments = abstract_arguments(config, system, mesh)  # eager operations: not under the mesh
-    with rules.on_mesh(mesh):
+    with rules.on_mesh(mesh, config.mesh.weights):
         step = jax.jit(
             make_train_step(system, optimizer.transform),
             donate_argnums=0,

@@ -123,6 +123,8 @@ def sent_by_formula(config: MogaoConfig, mesh_shape: Mapping[str, int]) -> dict[
         if size > 1:
             found[axis] = {"sent": sent, "what": what}
 
+    if config.mesh.weights == "fsdp_and_data":
+        data, fsdp = 1, data * fsdp
     share = (fsdp - 1) / fsdp
     add("fsdp", fsdp, a * share * weights * (2 * width + gradient),
         "weights gathered twice, gradients scattered")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError, MogaoError
@@ -39,8 +39,7 @@ def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]
                             config,
                             mesh=dataclasses.replace(
                                 config.mesh,
-                                data=slices * repeat,
-                                fsdp=rest // repeat,
+                                **_weights(topology, repeat, rest),
                                 tensor=tensor,
                                 context=context,
                                 num_slices=slices,
@@ -52,6 +51,17 @@ def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]
                             ),
                             model=dataclasses.replace(config.model, remat=remat),
                         )
+
+
+def _weights(topology: Topology, repeat: int, rest: int) -> dict[str, Any]:
+    """The data and fsdp axes of `rest` chips in each slice that repeat the weights so often.
+
+    Where one slice of a TPU holds them once, the two axes lie along different axes of its torus.
+    """
+    if topology.two_axes and topology.num_slices == repeat == 1 and rest == topology.num_chips:
+        data, fsdp = topology.two_axes
+        return {"data": data, "fsdp": fsdp, "weights": "fsdp_and_data"}
+    return {"data": topology.num_slices * repeat, "fsdp": rest // repeat, "weights": "fsdp"}
 
 
 def search(
@@ -115,14 +125,15 @@ def search(
 def as_table(found: list[tuple[MogaoConfig, Plan]], num: int = 10) -> str:
     """One line per combination."""
     lines = [
-        f"{'data':>5} {'fsdp':>5} {'tensor':>6} {'context':>7} {'rows':>6} {'micro':>5} "
-        f"{'remat':<15} {'GiB':>6} {'tokens/s':>11} {'MFU':>6}  limited by"
+        f"{'data':>5} {'fsdp':>5} {'weights over':<13} {'tensor':>6} {'context':>7} "
+        f"{'rows':>6} {'micro':>5} {'remat':<15} {'GiB':>6} {'tokens/s':>11} {'MFU':>6}  limited by"
     ]
     for config, plan in found[:num]:
         m = plan.mesh
         compiled = " (compiled)" if plan.compiled else ""
         lines.append(
-            f"{m['data']:>5} {m['fsdp']:>5} {m['tensor']:>6} {m['context']:>7} "
+            f"{m['data']:>5} {m['fsdp']:>5} {config.mesh.weights:<13} {m['tensor']:>6} "
+            f"{m['context']:>7} "
             f"{config.train.batch_rows:>6} {config.train.accumulate:>5} {config.model.remat:<15} "
             f"{plan.held / 2**30:>6.1f} {plan.tokens_per_second:>11,.0f} {plan.mfu:>6.1%}  "
             f"{plan.roofline.limit}{compiled}"

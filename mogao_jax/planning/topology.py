@@ -52,6 +52,13 @@ class Topology:
         """Whether programs can be compiled for it here."""
         return self.chip.platform == "tpu"
 
+    @property
+    def two_axes(self) -> tuple[int, int] | None:
+        """Sizes of a data and an fsdp axis that each lie along axes of a TPU slice's torus: its
+        first, and its others together. None for GPUs, and where it has but one."""
+        sizes = [int(n) for n in self.name.partition(":")[2].split("x") if n not in ("", "1")]
+        return (sizes[0], math.prod(sizes[1:])) if len(sizes) > 1 else None
+
     def __str__(self) -> str:
         times = f"{self.num_slices} x " if self.compiles and self.num_slices > 1 else ""
         return f"{times}{self.name}"

@@ -113,9 +113,10 @@ def measure(
 
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     init = functools.partial(init_params, config, system.model, jax.random.key(config.seed))
-    arguments = (init, optimizer.transform, mesh, config.optimizer.ema_decay)
+    ema_decay, weights = config.optimizer.ema_decay, config.mesh.weights
+    arguments = (init, optimizer.transform, mesh, ema_decay, weights)
     abstract = abstract_state(*arguments)
-    with rules.on_mesh(mesh):
+    with rules.on_mesh(mesh, weights):
         say("measuring the machine's matmuls")
         matmul = _matmul_rates(config, mesh)
 

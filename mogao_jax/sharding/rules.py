@@ -4,11 +4,17 @@ Models name what an axis *is*; this table says where it lives. Weights are cut t
 `embed` over "fsdp" (every weight has it, so that everything is spread) and along their own axis
 over "tensor". Activations follow the batch over "data" and "fsdp", and the tokens of a row over
 "context".
+
+`embed` may be cut over "data" as well (`WEIGHTS`, config `mesh.weights`). Weights are then gathered
+in two steps, and their gradients summed in two. That is for a TPU's torus of three dimensions:
+over a line or a plane of it, its compiler gathers, and sums and scatters; over all of it, it turns
+both into sums of whole arrays, which is twice the bytes and a whole copy more of each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import math
 from collections.abc import Iterator
@@ -44,11 +50,27 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 _TABLE = dict(RULES)
 
+# What weights are cut over, outermost first; they are gathered from the last axis to the first.
+WEIGHTS = {"fsdp": ("fsdp",), "fsdp_and_data": ("fsdp", "data")}
+_weights: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "mogao_jax_weights", default=WEIGHTS["fsdp"]
+)
 
-def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
+
+def weight_axes() -> tuple[str, ...]:
+    """What weights are cut over where the current computation is traced (see `on_mesh`)."""
+    return _weights.get()
+
+
+def partition_spec(
+    names: tuple[str | None, ...], weights: tuple[str, ...] = WEIGHTS["fsdp"]
+) -> PartitionSpec:
     """The mesh axes of an array whose axes have these logical names (None: not cut).
 
     A mesh axis cuts an array once: where two names ask for the same one, the first gets it.
+
+    Args:
+      weights: what `embed` is cut over, one of WEIGHTS' values.
 
     Raises:
       ValueError: for a name that the table does not have (a misspelt name would otherwise leave
@@ -59,7 +81,7 @@ def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     for name in names:
         if name is not None and name not in _TABLE:
             raise ValueError(f"unknown logical axis {name!r}; the table has {', '.join(_TABLE)}")
-        axes = _TABLE[name] if name is not None else None
+        axes = None if name is None else weights if name == "embed" else _TABLE[name]
         wanted = (axes,) if isinstance(axes, str) else axes or ()
         free = tuple(a for a in wanted if a not in taken)
         taken.update(free)
@@ -67,23 +89,30 @@ def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def ambient_spec(
-    shape: tuple[int, ...], names: tuple[str | None, ...], *, without: tuple[str, ...] = ()
-) -> PartitionSpec | None:
+def ambient_spec(shape: tuple[int, ...], names: tuple[str | None, ...]) -> PartitionSpec | None:
     """As `partition_spec`, on the mesh in context; None where that is a single device.
 
-    Mesh axes of one device, axes that an enclosing shard_map has taken, and those in `without`
-    are left out; an axis of the array that does not divide stays whole.
+    Mesh axes of one device and axes that an enclosing shard_map has taken are left out; an axis
+    of the array that does not divide stays whole.
     """
     free = free_axes()
     if not free:
         return None
     entries: list[Any] = []
-    for size, axes in zip(shape, partition_spec(names), strict=True):
+    for size, axes in zip(shape, partition_spec(names, weight_axes()), strict=True):
         wanted = (axes,) if isinstance(axes, str) else axes or ()
-        kept = tuple(a for a in wanted if a in free and a not in without)
+        kept = tuple(a for a in wanted if a in free)
         divides = kept and size and size % math.prod(free[a] for a in kept) == 0
         entries.append(kept if divides else None)
+    return PartitionSpec(*entries)
+
+
+def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
+    """The spec of an array that has been gathered over these mesh axes."""
+    entries: list[Any] = []
+    for cut in spec:
+        names = (cut,) if isinstance(cut, str) else cut or ()
+        entries.append(tuple(a for a in names if a not in axes) or None)
     return PartitionSpec(*entries)
 
 
@@ -110,14 +139,21 @@ def sharding_of(
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh) -> Iterator[Mesh]:
+def on_mesh(mesh: Mesh, weights: str = "fsdp") -> Iterator[Mesh]:
     """Where models are traced: a mesh, and this table for the names of activations.
 
     Without the table, linen's constraints on activations do nothing, and the partitioner then
     cuts features instead of rows and exchanges whole activations.
+
+    Args:
+      weights: what weights are cut over, a key of WEIGHTS.
     """
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        yield mesh
+    token = _weights.set(WEIGHTS[weights])
+    try:
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+            yield mesh
+    finally:
+        _weights.reset(token)
 
 
 def unbox(tree: Any) -> Any:
@@ -135,13 +171,14 @@ def _is_box(x: Any) -> bool:
     return isinstance(x, nn.Partitioned)
 
 
-def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
+def tree_shardings(abstract: Any, mesh: Mesh, weights: str = "fsdp") -> Any:
     """A sharding for every array of a tree.
 
     Args:
       abstract: arrays or ShapeDtypeStructs, some in linen's boxes that carry logical names
         (`nn.with_logical_partitioning`); what carries no names is copied to every device.
       mesh: with the axes of MESH_AXES.
+      weights: what weights are cut over, a key of WEIGHTS.
     Returns:
       The *unboxed* tree with NamedShardings as leaves.
     """
@@ -154,6 +191,7 @@ def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
             return leaf.value
         if len(leaf.names) != len(leaf.value.shape):
             raise ValueError(f"{where}: names {leaf.names} for shape {leaf.value.shape}")
-        return sharding_of(leaf.value.shape, partition_spec(leaf.names), mesh, where)
+        spec = partition_spec(leaf.names, WEIGHTS[weights])
+        return sharding_of(leaf.value.shape, spec, mesh, where)
 
     return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=_is_box)

@@ -65,6 +65,7 @@ def abstract_state(
     transform: optax.GradientTransformation,
     mesh: Mesh,
     ema_decay: float = 0.0,
+    weights: str = "fsdp",
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing computed.
 
@@ -72,11 +73,12 @@ def abstract_state(
 
     Args:
       init_params: () -> parameters, boxed with logical names or not; only traced.
+      weights: mesh axes that they are cut over, as config `mesh.weights` says.
     Returns:
       A TrainState of ShapeDtypeStructs with shardings, unboxed.
     """
     boxed = jax.eval_shape(lambda: TrainState.create(init_params(), transform, ema_decay))
-    shardings = rules.tree_shardings(boxed, mesh)
+    shardings = rules.tree_shardings(boxed, mesh, weights)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         rules.unbox(boxed),
@@ -94,9 +96,10 @@ def init_state(
     transform: optax.GradientTransformation,
     mesh: Mesh,
     ema_decay: float = 0.0,
+    weights: str = "fsdp",
 ) -> TrainState:
     """The state at step 0, made in place: no device ever holds more than its own part."""
-    abstract = abstract_state(init_params, transform, mesh, ema_decay)
+    abstract = abstract_state(init_params, transform, mesh, ema_decay, weights)
 
     def make():
         return rules.unbox(TrainState.create(init_params(), transform, ema_decay))

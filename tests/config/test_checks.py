@@ -57,6 +57,10 @@ def test_a_sound_config_passes():
         ({"optimizer.warmup_steps": 5000}, ["warmup_steps (5000)", "num_steps"]),
         ({"mesh.fsdp": -1}, ["only one axis"]),
         ({"mesh.tensor": 0}, ["mesh.tensor is 0"]),
+        (
+            {"mesh.weights": "fsdp_and_data", "mesh.num_slices": 2},
+            ["mesh.weights", "network between slices", "mesh.weights='fsdp'"],
+        ),
         ({"mesh.data": 3}, ["train.batch_rows (4)", "(3)"]),
     ],
 )

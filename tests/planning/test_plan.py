@@ -190,6 +190,23 @@ def test_activations_on_the_move_are_flagged_and_weights_are_not():
     assert not found(shapes=(("bf16", (7, 999, 32)),))
 
 
+def test_sums_of_whole_weights_are_flagged_where_a_torus_has_two_axes(known):
+    cfg = config(data=1, fsdp=8)
+    mesh = memory.abstract_mesh(cfg.mesh, 8)
+    weight = _collective(shapes=(("bf16", (7, 999)),))
+    small = _collective(kind="all-gather", bytes=1000)
+
+    def said(*found, two_axes=(2, 4)):
+        return flags.flags(cfg, mesh, known.boxed, 0, 1e9, 2e9, found, two_axes)
+
+    (text,) = said(weight, small)
+    for words in ("100% of the bytes", "data=2", "fsdp=4", "weights='fsdp_and_data'"):
+        assert words in text
+    gather = _collective(kind="all-gather", shapes=weight.shapes)
+    assert not said(gather) and not said(weight, gather, gather, gather)
+    assert not said(weight, two_axes=None)  # GPUs: nothing to lay axes along
+
+
 def test_flags_name_the_remedy(known):
     cfg = config(data=1, fsdp=8)
     mesh = memory.abstract_mesh(cfg.mesh, 8)
@@ -224,6 +241,16 @@ def test_the_data_axis_goes_over_the_network_between_slices():
     assert roofline.by_link(sent, nodes, shape) == {"links": 11.0, "network": 3.0}
     across = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
     assert roofline.by_link({("fsdp",): 10.0}, nodes, across) == {"links": 0.0, "network": 10.0}
+
+
+def test_on_a_torus_weights_lie_along_two_axes():
+    assert parse("v5p:4x4x4").two_axes == (4, 16) and parse("v5e-256").two_axes == (16, 16)
+    assert parse("v5p:2x2x1").two_axes == (2, 2) and parse("8xH100").two_axes is None
+    cfg = dataclasses.replace(config(data=1, fsdp=8), train=TrainConfig(batch_rows=64))
+    once = [c.mesh for c in candidates(cfg, parse("v5p:4x4x4")) if c.mesh.data * c.mesh.fsdp == 64]
+    assert {(m.data, m.fsdp) for m in once if m.weights == "fsdp_and_data"} == {(4, 16)}
+    assert all(m.data > 1 for m in once)  # in one step, over all of it, they are never gathered
+    assert {c.mesh.weights for c in candidates(cfg, GPUS)} == {"fsdp"}
 
 
 def test_candidates_keep_the_batch_and_fill_the_machine():

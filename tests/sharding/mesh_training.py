@@ -82,8 +82,12 @@ def vision_tower() -> EncoderParams:
     return EncoderParams({}, jax.device_get(params))
 
 
-def train(sizes: tuple[int, ...]):
-    """(losses float32[STEPS], parameters on the host) of a run on a mesh of these sizes."""
+def train(sizes: tuple[int, ...], weights: str = "fsdp"):
+    """(losses float32[STEPS], parameters on the host) of a run on a mesh of these sizes.
+
+    Args:
+      weights: what they are cut over, as config `mesh.weights` says.
+    """
     system, params, batch = case()
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     optimizer = make_optimizer(system.config.optimizer, STEPS)
@@ -96,11 +100,11 @@ def train(sizes: tuple[int, ...]):
 
         return jax.lax.scan(one, state, None, length=STEPS)
 
-    with rules.on_mesh(mesh):
+    with rules.on_mesh(mesh, weights):
         boxed = functools.partial(
             init_params, system.config, system.model, jax.random.key(0)
         )  # with the logical names of their axes
-        abstract = abstract_state(boxed, optimizer.transform, mesh)
+        abstract = abstract_state(boxed, optimizer.transform, mesh, weights=weights)
         placed = jax.device_put(params, shardings_of(abstract.params))
         state = state_from(placed, abstract, optimizer.transform)
         encoders = jax.device_put(vision_tower(), replicated(mesh))

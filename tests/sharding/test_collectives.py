@@ -45,7 +45,7 @@ def system():
 
 
 @functools.cache
-def communicated(*sizes: int) -> list[tuple[str, tuple[int, ...]]]:
+def communicated(*sizes: int, weights: str = "fsdp") -> list[tuple[str, tuple[int, ...]]]:
     """(operation, dimensions) of every array that a collective of the train step returns."""
     made = system()
     mesh = make_mesh(MeshConfig(*sizes))
@@ -59,9 +59,9 @@ def communicated(*sizes: int) -> list[tuple[str, tuple[int, ...]]]:
             tree,
         )
 
-    with rules.on_mesh(mesh):
+    with rules.on_mesh(mesh, weights):
         init = functools.partial(init_params, made.config, made.model, jax.random.key(0))
-        state = abstract_state(init, optimizer.transform, mesh, 0.99)
+        state = abstract_state(init, optimizer.transform, mesh, 0.99, weights)
         step = jax.jit(
             make_train_step(made, optimizer.transform),
             donate_argnums=0,
@@ -90,4 +90,12 @@ def of_tokens(dims: tuple[int, ...]) -> bool:
 def test_fsdp_sends_weights_and_their_gradients_alone():
     found = communicated(2, 4, 1, 1)
     assert ("all-gather", (1, 40, 72)) in found  # the search sees weights
+    assert [(kind, dims) for kind, dims in found if of_tokens(dims)] == []
+
+
+@pytest.mark.slow
+def test_weights_cut_over_data_too_are_gathered_in_two_steps():
+    found = communicated(2, 4, 1, 1, weights="fsdp_and_data")
+    gathered = {tuple(sorted({*dims} - {1})) for kind, dims in found if kind == "all-gather"}
+    assert {(10, 72), (40, 72)} <= gathered  # over data, then over fsdp
     assert [(kind, dims) for kind, dims in found if of_tokens(dims)] == []

@@ -21,6 +21,25 @@ def test_specs():
     assert rules.partition_spec(("embed", None)) == P("fsdp", None)
 
 
+def test_weights_cut_over_two_axes():
+    both = rules.WEIGHTS["fsdp_and_data"]
+    assert rules.partition_spec(("embed", "mlp"), both) == P(("fsdp", "data"), "tensor")
+    # Axes of activations stay as they were.
+    assert rules.partition_spec(("act_batch", None), both) == P(("data", "fsdp"), None)
+    cut = P(("fsdp", "data"), "tensor", None)
+    assert rules.without(cut, ("data",)) == P(("fsdp",), "tensor", None)
+    assert rules.without(cut, both) == P(None, "tensor", None)
+
+    mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    boxed = jax.eval_shape(_Layer().init, jax.random.key(0), jnp.ones((1, 8)))["params"]
+    kernel = rules.tree_shardings(boxed, mesh, "fsdp_and_data")["up"]["kernel"]
+    assert kernel.spec == P(("fsdp", "data"), "tensor")
+    with rules.on_mesh(mesh, "fsdp_and_data"):
+        assert rules.ambient_spec((8, 12), ("embed", "mlp")) == P(("fsdp", "data"), ("tensor",))
+    with rules.on_mesh(mesh):  # what was set inside a block ends with it
+        assert rules.ambient_spec((8, 12), ("embed", "mlp")) == P(("fsdp",), ("tensor",))
+
+
 def test_a_mesh_axis_is_used_once():
     assert rules.partition_spec(("embed", "embed")) == P("fsdp", None)
     assert rules.partition_spec(("embed", "act_batch")) == P("fsdp", "data")

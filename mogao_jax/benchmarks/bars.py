@@ -69,11 +69,10 @@ def with_rows(config: MogaoConfig, tokens: int) -> MogaoConfig:
     return dataclasses.replace(config, packing=packing)
 
 
-def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: int) -> MogaoConfig:
-    """The config on a mesh, one row per data x fsdp, one micro-step."""
+def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: Any) -> MogaoConfig:
+    """The config on a mesh (MeshConfig's fields), one row per data x fsdp, one micro-step."""
     fresh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, context=1, num_slices=1)
-    changed: dict[str, Any] = dict(axes)
-    mesh = dataclasses.replace(fresh, **changed)
+    mesh = dataclasses.replace(fresh, **axes)
     train = dataclasses.replace(config.train, batch_rows=mesh.data * mesh.fsdp, accumulate=1)
     model = config.model
     if remat is not None:
@@ -84,8 +83,7 @@ def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: int) -> Mo
 def on_torus(config: MogaoConfig, topology: topologies.Topology, remat: str) -> MogaoConfig:
     """The config on all chips of a slice, weights cut over all of them."""
     data, fsdp = topology.two_axes or (1, topology.num_chips)
-    cut = dataclasses.replace(config.mesh, weights="fsdp_and_data")
-    return on_mesh(dataclasses.replace(config, mesh=cut), remat=remat, data=data, fsdp=fsdp)
+    return on_mesh(config, remat=remat, data=data, fsdp=fsdp, weights="fsdp_and_data")
 
 
 # ------------------------------------------------------------------------------------ the bars

@@ -56,8 +56,7 @@ def state_bytes(boxed: TrainState, mesh: AnyMesh, weights: str = "fsdp") -> dict
 
 
 def _cut_bytes(boxed: Any, mesh: AnyMesh, weights: str) -> int:
-    cut = rules.tree_shardings(boxed, mesh, weights)  # type: ignore[arg-type]
-    shardings = jax.tree.leaves(cut)
+    shardings = jax.tree.leaves(rules.tree_shardings(boxed, mesh, weights))
     leaves = jax.tree.leaves(rules.unbox(boxed))
     return sum(
         math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize

@@ -100,10 +100,10 @@ def roofline(
 def sent_by_formula(config: MogaoConfig, mesh_shape: Mapping[str, int]) -> dict[str, dict]:
     """Bytes that each chip sends per step, by axis, where there is no program to read it from.
 
-    fsdp: weights gathered in bfloat16 for the forward and for the backward pass, gradients
-    scattered in the parameters' dtype, every micro-step. data: gradients' parts summed once per
-    micro-step. tensor: two sums of activations per layer and direction. context: keys and values
-    gathered per layer, and their gradients back.
+    fsdp (with data, where `mesh.weights` cuts over both): weights gathered in bfloat16 for the
+    forward and for the backward pass, gradients scattered in the parameters' dtype, every
+    micro-step. data: gradients' parts summed once per micro-step. tensor: two sums of activations
+    per layer and direction. context: keys and values gathered per layer, and their gradients back.
 
     Returns:
       {axis: {"sent": bytes, "what": words}} for axes of more than one device.

@@ -22,7 +22,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mogao_jax.sharding.ambient import SPARE_AXES, free_axes
 
@@ -117,7 +117,7 @@ def without(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
 
 
 def sharding_of(
-    shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh, name: str
+    shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh | AbstractMesh, name: str
 ) -> NamedSharding:
     """The spec on a mesh; an axis of the array that does not divide stays whole, with a warning.
 
@@ -171,7 +171,7 @@ def _is_box(x: Any) -> bool:
     return isinstance(x, nn.Partitioned)
 
 
-def tree_shardings(abstract: Any, mesh: Mesh, weights: str = "fsdp") -> Any:
+def tree_shardings(abstract: Any, mesh: Mesh | AbstractMesh, weights: str = "fsdp") -> Any:
     """A sharding for every array of a tree.
 
     Args:

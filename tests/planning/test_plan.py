@@ -253,6 +253,14 @@ def test_on_a_torus_weights_lie_along_two_axes():
     assert {c.mesh.weights for c in candidates(cfg, GPUS)} == {"fsdp"}
 
 
+@pytest.mark.parametrize("machine", ["v5e-256", "v5p-64", "v5p-512", "v6e-64"])
+def test_the_recipes_lay_weights_along_the_torus(machine):
+    flag = f"--config=configs/mogao_7b_stage1.py:{machine}"
+    mesh = parse_config_args([flag], checked=False)[0].mesh
+    assert (mesh.data, mesh.fsdp) == parse(machine).two_axes
+    assert mesh.weights == "fsdp_and_data"
+
+
 def test_candidates_keep_the_batch_and_fill_the_machine():
     cfg = dataclasses.replace(config(data=1, fsdp=8), train=TrainConfig(batch_rows=8, accumulate=4))
     found = list(candidates(cfg, GPUS))

@@ -49,7 +49,7 @@ def pallas_attention(
     """
     static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae)
     arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
-    return layout.from_blocks(_attend(static, interpret, *arrays), static.queries, queries)
+    return layout.from_blocks(attend_blocks(static, interpret, *arrays), static.queries, queries)
 
 
 # -------------------------------------------------------------------------------------- tile math
@@ -266,7 +266,8 @@ def _meta_columns(meta: TokenMeta) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(static: Static, interpret: bool, q, k, v, q_meta, k_meta) -> jax.Array:
+def attend_blocks(static: Static, interpret: bool, q, k, v, q_meta, k_meta) -> jax.Array:
+    """Attention of arrays that lie as the kernels read them (`layout.Blocked`); q's shape."""
     tiles = list_tiles(static, q_meta, k_meta)
     return _forward(static, interpret, tiles, q, k, v, q_meta, k_meta)[0]
 
@@ -331,4 +332,4 @@ def _attend_backward(static, interpret, residuals, d_out):
     return dq, dk, dv, None, None
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+attend_blocks.defvjp(_attend_forward, _attend_backward)

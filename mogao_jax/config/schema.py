@@ -58,10 +58,12 @@ class LayoutConfig:
     lay_out_everything: bool = _field(
         False, "also the copies that nothing reads (for comparison: same losses, more cost)"
     )
-    end_after_image: Literal["never", "interleaved", "always"] = _field(
+    end_after_image: Literal["never", "interleaved", "sometimes", "always"] = _field(
         "interleaved",
-        "whether an end token is trained after a document's last generated image: never, only "
-        "in documents that generate more than one image, or always (costs its ViT tokens)",
+        "whether an end token is trained after a document's last generated image (costs its ViT "
+        "tokens): never, only in documents that generate more than one image, sometimes: in these "
+        "and in a fourth of the others, or always. Without it, a model does not end by itself "
+        "after a single picture",
     )
     p_image_only: float = _field(
         0.1, "[choice] share of target images in image-only context", minimum=0.0, maximum=1.0

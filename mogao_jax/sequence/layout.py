@@ -66,7 +66,8 @@ def lay_out(
       document: the document; its images are loaded here, at native resolution.
       tokenizer: see TokenizerLike.
       images, layout, vit: the config's sections.
-      rng: draws the guidance context of each target image; nothing else is random.
+      rng: draws whether a single picture's end is trained (`layout.end_after_image`) and the
+        guidance context of each target image; nothing else is random.
       source: index of the data source, for metrics.
       ntp_weight, flow_weight: weights of the source's text and noised tokens.
       context: FULL, IMAGE_ONLY or EMPTY puts every target image into that context.
@@ -76,7 +77,7 @@ def lay_out(
     Raises:
       DocumentError: an image cannot be read, or nothing is learned.
     """
-    elements = render(document, tokenizer, end_after_image=layout.end_after_image)
+    elements = render(document, tokenizer, end_after_image=layout.end_after_image, rng=rng)
     items = [item for item in document.items if isinstance(item, Image)]
     contexts = draw_contexts(items, layout, rng, context)
     forms = make_forms(elements, contexts, layout)

@@ -11,7 +11,11 @@ import dataclasses
 import itertools
 from typing import Protocol
 
+import numpy as np
+
 from mogao_jax.sequence.document import Document, Image, Item, Text
+
+_SOMETIMES = 0.25  # [choice] of documents with one generated image: those whose end is trained
 
 
 class TokenizerLike(Protocol):
@@ -47,17 +51,24 @@ class Picture:
 Element = Token | Picture
 
 
-def render(document: Document, tokenizer: TokenizerLike, *, end_after_image: str) -> list[Element]:
+def render(
+    document: Document,
+    tokenizer: TokenizerLike,
+    *,
+    end_after_image: str,
+    rng: np.random.Generator | None = None,
+) -> list[Element]:
     """The document's elements in reading order.
 
     Args:
       document: what to render.
       tokenizer: encodes text (never yielding control tokens) and knows the special ids.
-      end_after_image: 'never', 'interleaved' or 'always', see config LayoutConfig.
+      end_after_image: 'never', 'interleaved', 'sometimes' or 'always', see config LayoutConfig.
+      rng: draws for 'sometimes', which needs it.
     """
     elements = _turns(document, tokenizer)
     last = document.items[-1]
-    if isinstance(last, Image) and not _ends_after_image(document, last, end_after_image):
+    if isinstance(last, Image) and not _ends_after_image(document, last, end_after_image, rng):
         return elements[:-1]  # without <|vision_end|>: nothing follows the picture
     if document.complete:
         end = tokenizer.endoftext if last.role is None else tokenizer.im_end
@@ -124,8 +135,13 @@ def _close_turn(tokenizer: TokenizerLike, *, trained: bool) -> list[Element]:
     return [Token(tokenizer.im_end, trained), *newline]
 
 
-def _ends_after_image(document: Document, last: Item, policy: str) -> bool:
+def _ends_after_image(
+    document: Document, last: Item, policy: str, rng: np.random.Generator | None
+) -> bool:
     if not document.complete or not last.loss or policy == "never":
         return False
     num_targets = sum(isinstance(item, Image) and item.loss for item in document.items)
+    if num_targets == 1 and policy == "sometimes":
+        assert rng is not None
+        return rng.random() < _SOMETIMES
     return policy == "always" or num_targets > 1

@@ -24,7 +24,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def laid_out(*items, layout=NO_DROP, images=IMAGES, complete=True, **kwargs):
+def laid_out(*items, layout=NO_DROP, images=IMAGES, complete=True, seed=0, **kwargs):
     document = Document(items, id="doc", complete=complete)
     return lay_out(
         document,
@@ -32,7 +32,7 @@ def laid_out(*items, layout=NO_DROP, images=IMAGES, complete=True, **kwargs):
         images=images,
         layout=layout,
         vit=VitConfig(),
-        rng=np.random.default_rng(0),
+        rng=np.random.default_rng(seed),
         **kwargs,
     )
 
@@ -128,6 +128,19 @@ def test_end_after_image(policy, num_images, ends):
     assert tokens.count("<V>") == num_images - (not ends)  # read by the end token
     trained = [s for s, w in zip(spelled(out.und.targets), out.und.loss_weights, strict=True) if w]
     assert ("<endoftext>" in trained) == ends
+
+
+def test_a_fourth_of_the_single_pictures_is_ended_sometimes():
+    layout = dataclasses.replace(NO_DROP, end_after_image="sometimes")
+    one, two = ([Image(pixels=picture(16, 16, i)) for i in range(n)] for n in (1, 2))
+    ended = [
+        spelled(laid_out(*one, layout=layout, seed=seed).und.tokens)[-1] == "<endoftext>"
+        for seed in range(400)
+    ]
+    assert 0.18 < np.mean(ended) < 0.32
+    for seed in range(20):
+        out = laid_out(*two, layout=layout, seed=seed)
+        assert spelled(out.und.tokens)[-1] == "<endoftext>"
 
 
 def test_cut_documents_have_no_end_token():

@@ -44,7 +44,7 @@ PEAKS = {"v5p:4x4x4": 12.0, "v6e:8x8": 11.0, "v5e:16x16": 9.0}
 LENGTHS = (4096, 8192, 16384, 32768, 65536)  # tokens per row that the kernel is compiled for
 KERNEL_CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 LONG_ROW = 262144
-LONG_MESHES = ((8, 8), (4, 16), (2, 32))  # fsdp, context
+LONG_MESHES = ((16, 4), (4, 16))  # fsdp, context
 
 
 class Row(NamedTuple):

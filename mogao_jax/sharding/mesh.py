@@ -68,17 +68,58 @@ def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) ->
       devices: default: all of them, of all processes.
     Raises:
       ConfigError: sizes that are impossible by themselves.
-      EnvironmentProblem: sizes that do not fit the number of devices, or their slices.
+      EnvironmentProblem: sizes that do not fit the number of devices, their slices, or the torus
+        in which a slice's TPUs are linked.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(config, len(devices))
     types = (AxisType.Auto,) * len(sizes)
     slices = _slices(devices, config.num_slices)
-    if len(slices) == 1:
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
     inside = (_data_per_slice(sizes[0], len(slices)), *sizes[1:])
-    arranged = [mesh_utils.create_device_mesh(inside, devices=group) for group in slices]
+    try:
+        if len(slices) == 1:
+            return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+        arranged = [mesh_utils.create_device_mesh(inside, devices=group) for group in slices]
+    except NotImplementedError:  # what JAX raises where an axis would take a part of a torus's
+        torus = _torus(slices[0])
+        near = nearest_on_torus(inside, torus)
+        raise EnvironmentProblem(
+            f"the mesh {_named(inside)} does not lie on the {'x'.join(map(str, torus))} torus of "
+            "these TPUs: each axis of a mesh takes whole axes of the torus. The nearest that does: "
+            f"{_named(near)}" + (" in each slice." if len(slices) > 1 else ".")
+        ) from None
     return Mesh(np.concatenate(arranged, axis=0), MESH_AXES, axis_types=types)
+
+
+def nearest_on_torus(sizes: Sequence[int], torus: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of mesh axes, each a product of whole axes of the torus, as near to `sizes` as can be.
+
+    Args:
+      sizes: of the mesh's axes.
+      torus: lengths of the torus's axes; all of them are shared out.
+    """
+
+    def sizes_of(shared: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(
+            math.prod(length for length, axis in zip(torus, shared, strict=True) if axis == i)
+            for i in range(len(sizes))
+        )
+
+    choices = {sizes_of(s) for s in itertools.product(range(len(sizes)), repeat=len(torus))}
+    return min(
+        sorted(choices),
+        key=lambda c: sum(abs(math.log(a / b)) for a, b in zip(c, sizes, strict=True)),
+    )
+
+
+def _torus(devices: Sequence[jax.Device]) -> tuple[int, ...]:
+    """How many TPUs lie along each axis of a slice, axes of one left out."""
+    places = [(*d.coords, getattr(d, "core_on_chip", 0)) for d in devices]
+    return tuple(n for n in (len(set(axis)) for axis in zip(*places, strict=True)) if n > 1)
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return " x ".join(f"{name}={n}" for name, n in zip(MESH_AXES, sizes, strict=True))
 
 
 def _slices(devices: Sequence[jax.Device], num_slices: int) -> list[list[jax.Device]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_attention import problem, reference
 
+from mogao_jax.errors import ConfigError
 from mogao_jax.ops.attention import layout, tile_lists, tiles
 from mogao_jax.ops.attention.pallas_tpu import pallas_attention
 from mogao_jax.ops.attention.parts import Parts
@@ -115,3 +116,32 @@ def test_lists_cover_what_attends_and_know_what_is_full(random_packing, seed, by
     last = np.concatenate([own[1:] != own[:-1], [True]])
     np.testing.assert_array_equal((flags & tile_lists.FIRST) != 0, first)
     np.testing.assert_array_equal((flags & tile_lists.LAST) != 0, last)
+
+
+def test_a_packed_tile_keeps_its_numbers():
+    most = tile_lists.MOST_BLOCKS - 1
+    query, key, flags = (
+        jnp.asarray(x, jnp.int32) for x in ([0, most, 5], [most, 0, 7], [0, 15, 9])
+    )
+    tiles = tile_lists.TileList(query, key, flags, jnp.asarray(3))
+    for found, given in zip(
+        tile_lists.unpack(tile_lists.pack(tiles)), (query, key, flags), strict=True
+    ):
+        np.testing.assert_array_equal(found, given)
+
+
+def test_rows_too_long_for_the_list_say_what_to_do():
+    def parts(length, heads):
+        return Parts(*(jax.ShapeDtypeStruct((1, n, heads, 128), jnp.float32) for n in length))
+
+    def meta(length):
+        return Parts(*(TokenMeta(*[jax.ShapeDtypeStruct((1, n), jnp.int32)] * 3) for n in length))
+
+    def trace(queries, keys):
+        q, k = parts(queries, 4), parts(keys, 2)
+        jax.eval_shape(pallas_attention, q, k, k, meta(queries), meta(keys))
+
+    whole = (65536, 65536, 131072)
+    with pytest.raises(ConfigError, match=r"mesh\.context.*block_q"):
+        trace(whole, whole)
+    trace(tuple(n // 4 for n in whole), whole)  # a fourth of the queries: context=4

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 
 import jax
@@ -197,3 +198,30 @@ def test_frozen_weights_may_be_cut_up():
     assert cut["b"].spec == P("fsdp") and cut["c"].spec == P()
     whole = mesh_lib.encoder_shardings(mesh, shapes, "replicated")
     assert {s.spec for s in whole.values()} == {P()}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "torus", "expected"),
+    [
+        ((1, 16, 1, 4), (4, 4, 4), (1, 16, 1, 4)),
+        ((1, 8, 1, 8), (4, 4, 4), (1, 4, 1, 16)),  # as near as (1, 16, 1, 4)
+        ((2, 32, 1, 1), (4, 4, 4), (1, 64, 1, 1)),
+        ((8, 8, 1, 1), (8, 8), (8, 8, 1, 1)),
+        ((1, 3, 1, 1), (2, 2), (1, 4, 1, 1)),
+    ],
+)
+def test_the_nearest_mesh_on_a_torus(sizes, torus, expected):
+    assert mesh_lib.nearest_on_torus(sizes, torus) == expected
+
+
+def test_a_mesh_that_splits_an_axis_of_the_torus_says_what_lies_on_it():
+    class Chip:
+        platform, device_kind, slice_index, core_on_chip = "tpu", "TPU v5p", 0, 0
+        process_index = 0
+
+        def __init__(self, number, coords):
+            self.id, self.coords = number, coords
+
+    chips = [Chip(n, coords) for n, coords in enumerate(itertools.product(range(4), repeat=3))]
+    with pytest.raises(EnvironmentProblem, match=r"4x4x4 torus.*fsdp=4 x tensor=1 x context=16"):
+        mesh_lib.make_mesh(MeshConfig(fsdp=8, context=8), chips)

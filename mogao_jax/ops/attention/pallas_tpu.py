@@ -1,8 +1,9 @@
 """Blockwise attention as Pallas kernels for TPUs (Mosaic): forward, dq, and dk with dv.
 
 The online softmax of FlashAttention over lists of active tiles (tile_lists.py), which the
-kernels prefetch as scalars: the grid is (kv heads, tiles), its second length known on the device
-only. The mask is `can_attend` on the tokens' metadata; tiles known to be full skip it.
+kernels prefetch as scalars, one for each tile: the grid is (kv heads, tiles), its second length
+known on the device only. The mask is `can_attend` on the tokens' metadata; tiles known to be full
+skip it.
 
 Scores stand with keys as rows, [block_kv, block_q]: what is kept per query (maximum, sum, lse,
 drift) is then a row of lanes for each query head, and the only thing laid out as a column is the
@@ -23,7 +24,17 @@ from jax.experimental.pallas import tpu as pltpu
 from mogao_jax.ops.attention import layout
 from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.ops.attention.tile_lists import EMPTY, FIRST, FULL, LAST, TileList, list_tiles
+from mogao_jax.ops.attention.tile_lists import (
+    EMPTY,
+    FIRST,
+    FULL,
+    LAST,
+    TileList,
+    check_size,
+    list_tiles,
+    pack,
+    unpack,
+)
 from mogao_jax.sequence.masking import TokenMeta, can_attend
 
 _LANES, _SUBLANES = 128, 8  # of a TPU's registers: metadata is padded to them
@@ -46,8 +57,11 @@ def pallas_attention(
     Args:
       block_q, block_kv: tokens per block; multiples of 128 on a TPU.
       interpret: run the kernels' Python on any backend, for tests.
+    Raises:
+      ConfigError: rows so long that the list of tiles has no room on a TPU.
     """
     static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae)
+    check_size(static, next(p.shape[0] for p in queries if p is not None))
     arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
     return layout.from_blocks(attend_blocks(static, interpret, *arrays), static.queries, queries)
 
@@ -86,11 +100,11 @@ def _on_tile(flags: jax.Array, compute) -> None:
 
 
 def _forward_kernel(
-    query_ids, key_ids, flags_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    tiles_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
     out_ref, lse_ref, acc_ref, top_ref, total_ref, *, static: Static,
 ):  # fmt: skip
     """Accumulators, per query head g: acc[g] float32[H, block_q], top[g] and total[g] rows."""
-    flags, size = flags_ref[pl.program_id(1)], static.queries.size
+    (_, _, flags), size = unpack(tiles_ref[pl.program_id(1)]), static.queries.size
 
     @pl.when((flags & FIRST) != 0)
     def _():
@@ -142,11 +156,11 @@ def _weights_and_gradient(
 
 
 def _dq_kernel(
-    query_ids, key_ids, flags_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    tiles_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
     d_out_ref, lse_ref, drift_ref, dq_ref, acc_ref, *, static: Static,
 ):  # fmt: skip
     """Accumulates dq[g], transposed: float32[H, block_q]."""
-    flags, size = flags_ref[pl.program_id(1)], static.queries.size
+    (_, _, flags), size = unpack(tiles_ref[pl.program_id(1)]), static.queries.size
 
     @pl.when((flags & FIRST) != 0)
     def _():
@@ -172,11 +186,11 @@ def _dq_kernel(
 
 
 def _dkv_kernel(
-    query_ids, key_ids, flags_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
+    tiles_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
     d_out_ref, lse_ref, drift_ref, dk_ref, dv_ref, dk_acc, dv_acc, *, static: Static,
 ):  # fmt: skip
     """Accumulates dk and dv of a key block, float32[block_kv, H], over queries and their heads."""
-    flags, size = flags_ref[pl.program_id(1)], static.queries.size
+    (_, _, flags), size = unpack(tiles_ref[pl.program_id(1)]), static.queries.size
 
     @pl.when((flags & FIRST) != 0)
     def _():
@@ -210,20 +224,28 @@ def _specs(static: Static, head_dim: int) -> dict[str, pl.BlockSpec]:
     """A block of each kind of array, by the tile at hand (grid: kv head, tile)."""
     rows = static.groups * static.queries.size
 
-    def at_query(head, step, query_ids, key_ids, flags):
-        return query_ids[step], head, 0, 0
+    def query_block(step, tiles):
+        return unpack(tiles[step])[0]
 
-    def at_key(head, step, query_ids, key_ids, flags):
-        return key_ids[step], head, 0, 0
+    def key_block(step, tiles):
+        return unpack(tiles[step])[1]
+
+    def at_query(head, step, tiles):
+        return query_block(step, tiles), head, 0, 0
+
+    def at_key(head, step, tiles):
+        return key_block(step, tiles), head, 0, 0
 
     return {
         "q": pl.BlockSpec((1, 1, rows, head_dim), at_query),
         "k": pl.BlockSpec((1, 1, static.keys.size, head_dim), at_key),
         "row": pl.BlockSpec((1, 1, static.groups, static.queries.size), at_query),
         "q_meta": pl.BlockSpec(
-            (1, _SUBLANES, static.queries.size), lambda h, s, q, k, f: (q[s], 0, 0)
+            (1, _SUBLANES, static.queries.size), lambda h, s, t: (query_block(s, t), 0, 0)
         ),
-        "k_meta": pl.BlockSpec((1, static.keys.size, _LANES), lambda h, s, q, k, f: (k[s], 0, 0)),
+        "k_meta": pl.BlockSpec(
+            (1, static.keys.size, _LANES), lambda h, s, t: (key_block(s, t), 0, 0)
+        ),
     }
 
 
@@ -237,7 +259,7 @@ def _call(kernel, static: Static, tiles: TileList, arguments, names, out, scratc
     head_dim = arguments[0].shape[-1]
     specs = _specs(static, head_dim)
     grid = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=3,
+        num_scalar_prefetch=1,
         grid=(static.kv_heads, tiles.num_tiles),
         in_specs=[specs[name] for name in names],
         out_specs=[specs[kind] for kind, _, _ in out],
@@ -250,7 +272,7 @@ def _call(kernel, static: Static, tiles: TileList, arguments, names, out, scratc
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name=kernel.__name__.strip("_"),
-    )(tiles.query, tiles.key, tiles.flags, *arguments)
+    )(pack(tiles), *arguments)
 
 
 def _meta_rows(meta: TokenMeta) -> jax.Array:

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from mogao_jax.errors import ConfigError
 from mogao_jax.ops.attention import tiles as tiling
 from mogao_jax.ops.attention.layout import Static
 from mogao_jax.sequence.masking import TokenMeta
@@ -22,6 +24,10 @@ from mogao_jax.sequence.masking import TokenMeta
 FIRST, LAST = 1, 2  # of its owner's tiles
 FULL = 4  # every pair attends: no mask is needed
 EMPTY = 8  # nothing is computed
+
+# What a kernel's list may hold: 1,000 KiB of the 1 MiB of scalars that a TPU's core can prefetch.
+MOST_TILES = 256_000
+MOST_BLOCKS = 1 << 14  # of either side, the blocks of all rows taken together
 
 
 class TileList(NamedTuple):
@@ -77,6 +83,37 @@ def list_tiles(
         first * FIRST + last * LAST + full[row, tile] * FULL + stands_in[row, tile] * EMPTY
     ).astype(jnp.int32)
     return TileList(query, key, flags, count)
+
+
+def pack(tiles: TileList) -> jax.Array:
+    """Each tile as one int32: 14 bits of its query block, 14 of its key block, 4 of flags."""
+    return tiles.query << 18 | tiles.key << 4 | tiles.flags
+
+
+def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(query block, key block, flags) of packed tiles."""
+    query = lax.shift_right_logical(packed, 18)
+    return query, lax.shift_right_logical(packed, 4) & (MOST_BLOCKS - 1), packed & 15
+
+
+def check_size(static: Static, rows: int) -> None:
+    """Refuses what the kernels' list of tiles has no room for.
+
+    Raises:
+      ConfigError: with what makes the list shorter.
+    """
+    most = rows * len(tiling.readable_tiles(static.queries, static.keys, static.text_reads_vae))
+    blocks = rows * max(static.queries.total, static.keys.total)
+    if most <= MOST_TILES and blocks <= MOST_BLOCKS:
+        return
+    raise ConfigError(
+        f"attention of {rows} x {sum(static.queries.lengths)} queries to "
+        f"{sum(static.keys.lengths)} keys on a device, in blocks of {static.queries.size} x "
+        f"{static.keys.size}, may take {most} tiles of {blocks} blocks; a TPU's memory for scalars "
+        f"has room for {MOST_TILES} tiles of {MOST_BLOCKS} blocks. Split the rows over more "
+        "devices (a larger mesh.context, or fewer rows on each), or set larger "
+        "model.attention.block_q and block_kv."
+    )
 
 
 class TileRanges(NamedTuple):

@@ -75,7 +75,7 @@ class VitMerger(nn.Module):
         kwargs: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kwargs["use_bias"] = True
         width = block * channels
-        x = Linear((width, width), (None, "mlp"), name="in", **kwargs)(x)
+        x = Linear((width, width), ("embed", "mlp"), name="in", **kwargs)(x)
         x = nn.gelu(x, approximate=False)
         return Linear((width, self.embed_dim), ("mlp", "embed"), name="out", **kwargs)(x)
 

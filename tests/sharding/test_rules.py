@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 
 import flax.linen as nn
 import jax
@@ -8,9 +9,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from mogao_jax.config import load_config
 from mogao_jax.config.schema import MeshConfig
+from mogao_jax.models.system import init_params, make_model
 from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.sharding import rules
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 
 def test_specs():
@@ -82,6 +87,23 @@ def test_tree_shardings_and_what_does_not_divide(caplog):
         shardings = rules.tree_shardings(boxed, mesh)
     assert shardings["up"]["kernel"].spec == P("fsdp", None)  # 12 columns on 8 devices
     assert "kernel" in caplog.text and "size 12" in caplog.text
+
+
+def test_no_large_array_of_the_7b_is_whole_on_every_device():
+    config = load_config(CONFIGS / "mogao_7b_stage3.py")
+    model = make_model(config, 151936)
+    boxed = jax.eval_shape(lambda: init_params(config, model, jax.random.key(0)))
+    mesh = mesh_lib.make_mesh(MeshConfig(data=1, fsdp=8))
+    arrays, shardings = rules.unbox(boxed), rules.tree_shardings(boxed, mesh)
+    large = [
+        (jax.tree_util.keystr(path), sharding.spec)
+        for (path, array), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(arrays), jax.tree.leaves(shardings), strict=True
+        )
+        if array.size > 2**20
+    ]
+    assert len(large) > 10
+    assert [name for name, spec in large if "fsdp" not in jax.tree.leaves(tuple(spec))] == []
 
 
 def test_constraints_on_activations_work_on_the_mesh():

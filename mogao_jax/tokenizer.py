@@ -1,7 +1,8 @@
 """Text to ids and back: Qwen2.5's BPE, the embedded BPE, or plain bytes.
 
 `encode` is for what people write, so it never yields a control token: "<|im_start|>" in a user's
-text is eleven or so ordinary characters. Control tokens come from `layout.py` alone, by id.
+text is eleven or so ordinary characters. Control tokens come from `layout.py` alone, by id, and
+from a chat template's own text.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import abc
 import importlib.resources
 import json
 import pathlib
+import re
 from collections.abc import Iterable
 
+from mogao_jax.chat import ChatTemplate, read_template
 from mogao_jax.config.schema import TokenizerConfig
 from mogao_jax.errors import ConfigError
 
@@ -35,6 +38,7 @@ class Tokenizer(abc.ABC):
       special_ids: those six.
       control_ids: those, and what else the vocabulary marks as special (Qwen's <|video_pad|>,
         <|object_ref_start|>, ...): none of them is text.
+      chat: what stands around the turns of a conversation.
     """
 
     vocab_size: int
@@ -46,12 +50,27 @@ class Tokenizer(abc.ABC):
     image_pad: int
     special_ids: frozenset[int]
     control_ids: frozenset[int]
+    chat: ChatTemplate = ChatTemplate()
 
     def _set_special(self, ids: dict[str, int]) -> None:
         for name in SPECIAL_TOKENS:
             setattr(self, name, ids[name])
         self.special_ids = self.control_ids = frozenset(ids.values())
         self._names = {ids[name]: content for name, content in SPECIAL_TOKENS.items()}
+        self._set_control({content: ids[name] for name, content in SPECIAL_TOKENS.items()})
+
+    def _set_control(self, ids: dict[str, int]) -> None:
+        self._control = ids
+        longest_first = sorted(ids, key=len, reverse=True)
+        self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def split_template(self, text: str) -> list[int | str]:
+        """A chat template's own text: ids of the control tokens in it, and what is in between.
+
+        What people write must never come here.
+        """
+        pieces = self._control_pattern.split(text)
+        return [self._control.get(piece, piece) for piece in pieces if piece]
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -139,7 +158,10 @@ class BpeTokenizer(Tokenizer):
         self.vocab_size = max(whole.get_vocab(with_added_tokens=True).values()) + 1
         self._set_special(ids)
         marked = {t["content"] for t in spec.get("added_tokens", []) if t.get("special")}
-        self.control_ids |= {i for i in map(whole.token_to_id, marked) if i is not None}
+        control = {name: whole.token_to_id(name) for name in marked | set(SPECIAL_TOKENS.values())}
+        self._set_control({name: i for name, i in control.items() if i is not None})
+        self.control_ids |= frozenset(self._control.values())
+        self.chat = read_template(file)
 
     def encode(self, text: str) -> list[int]:
         text = text.encode("utf-8", errors="replace").decode("utf-8")  # no lone surrogates

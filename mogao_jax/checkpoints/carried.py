@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from mogao_jax.chat import SETTINGS, TEMPLATE, read_template
 from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.checkpoints.exported import tokenizer_digest
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
@@ -87,7 +89,7 @@ def changed_encoders(saved: Mapping[str, str] | None, now: Mapping[str, str]) ->
 
 
 def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
-    """Copies the tokenizer's file into a folder, unless it is there.
+    """Copies the tokenizer's file into a folder, unless it is there; its chat template with it.
 
     Raises:
       CheckpointError: another tokenizer is there.
@@ -105,17 +107,23 @@ def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
                     f"own is {here.path}): ids would change their meaning. Set tokenizer.path back."
                 )
         return
-    temporary = folder / f".{TOKENIZER}-{uuid.uuid4().hex}"
+    file = tokenizer_file(config)
+    for name in (TEMPLATE, SETTINGS):
+        if file.with_name(name).is_file():
+            _copy(file.with_name(name), folder / name)
+    _copy(file, folder / TOKENIZER)  # last: where it is, all of it is
+
+
+def _copy(source: pathlib.Path, to: pathlib.Path) -> None:
+    temporary = to.with_name(f".{to.name}-{uuid.uuid4().hex}")
     try:
         try:
-            shutil.copyfile(tokenizer_file(config), temporary)
-            os.replace(temporary, folder / TOKENIZER)
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, to)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as e:
-        raise EnvironmentProblem(
-            f"{str(folder / TOKENIZER)!r} cannot be written ({e.strerror or e})."
-        ) from e
+        raise EnvironmentProblem(f"{str(to)!r} cannot be written ({e.strerror or e}).") from e
 
 
 def tokenizer_file(config: TokenizerConfig) -> pathlib.Path:
@@ -125,7 +133,11 @@ def tokenizer_file(config: TokenizerConfig) -> pathlib.Path:
 
 
 def file_digest(config: TokenizerConfig) -> str:
-    """sha256 of the tokenizer's file; "" where there is none."""
+    """sha256 of the tokenizer's file, and its chat template; "" where there is none."""
     if config.kind != "file":
         return ""
-    return hashlib.sha256(tokenizer_file(config).read_bytes()).hexdigest()
+    found = hashlib.sha256(tokenizer_file(config).read_bytes())
+    chat = read_template(tokenizer_file(config))
+    if chat.source is not None:
+        found.update(json.dumps([chat.source, chat.tokens]).encode())
+    return found.hexdigest()

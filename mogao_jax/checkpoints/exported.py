@@ -70,10 +70,14 @@ class Header:
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Names a vocabulary: equal for tokenizers that give the same ids to the same text."""
+    """Names a vocabulary: equal for tokenizers that give the same ids to the same conversation."""
     tokens = [tokenizer.decode([i], keep_special=True) for i in range(tokenizer.vocab_size)]
     # Their text as ids again, which tells how words are put together from shorter ones.
-    what = [tokens, sorted(tokenizer.special_ids), [tokenizer.encode(t) for t in tokens]]
+    what: list[Any] = [
+        tokens, sorted(tokenizer.special_ids), [tokenizer.encode(t) for t in tokens]
+    ]  # fmt: skip
+    if tokenizer.chat.source is not None:
+        what += [tokenizer.chat.source, tokenizer.chat.tokens]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 

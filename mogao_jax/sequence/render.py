@@ -1,8 +1,8 @@
 """From a document's items to the sequence that the model reads: tokens and pictures in order.
 
-Chat turns are wrapped as Qwen2.5 wraps them (`<|im_start|>role\\n ... <|im_end|>\\n`); images
-stand between `<|vision_start|>` and `<|vision_end|>` (paper, section 3). Which tokens are
-*trained* is decided here, what exists of each picture is decided in layout.py.
+Turns are wrapped as the tokenizer's chat template says (chat.py); images stand between
+`<|vision_start|>` and `<|vision_end|>` (paper, section 3). Which tokens are *trained* is decided
+here, what exists of each picture is decided in layout.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mogao_jax.chat import ChatTemplate
 from mogao_jax.sequence.document import Document, Image, Item, Text
 
 _SOMETIMES = 0.25  # [choice] of documents with one generated image: those whose end is trained
@@ -28,7 +29,12 @@ class TokenizerLike(Protocol):
     vision_end: int
     image_pad: int
 
+    @property
+    def chat(self) -> ChatTemplate: ...
+
     def encode(self, text: str) -> list[int]: ...
+
+    def split_template(self, text: str) -> list[int | str]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,34 +89,60 @@ def render_prompt(document: Document, tokenizer: TokenizerLike) -> list[Element]
     with the assistant, or that has no roles, goes on where it ends. The last element is always
     a token: the one after which something is to be predicted.
     """
-    elements = _turns(document, tokenizer)
-    if document.items[-1].role in ("user", "system"):
-        elements += _close_turn(tokenizer, trained=False)
-        elements += _open_turn("assistant", tokenizer)
-    return elements
+    return _turns(document, tokenizer, continues=document.items[-1].role in ("user", "system"))
 
 
-def _turns(document: Document, tokenizer: TokenizerLike) -> list[Element]:
-    """All items; every turn but the last is closed. A last image has its <|vision_end|>."""
+def _turns(
+    document: Document, tokenizer: TokenizerLike, *, continues: bool = False
+) -> list[Element]:
+    """All items; every turn but the last is closed. A last image has its <|vision_end|>.
+
+    Args:
+      continues: the last turn is closed too, and the assistant's next one opened.
+    """
     elements: list[Element] = []
     num_pictures = 0
-    turns = [list(g) for _, g in itertools.groupby(document.items, key=lambda item: item.role)]
-    for turn in turns:
-        role = turn[0].role
-        joined = "" if role is None else _joined_text(turn[0])
-        if role is not None:
-            elements += _open_turn(role, tokenizer, joined)
-        for item in turn[1:] if joined else turn:
-            if isinstance(item, Image):
-                elements.append(Token(tokenizer.vision_start, item.loss, num_pictures))
-                elements.append(Picture(num_pictures, item.loss))
-                elements.append(Token(tokenizer.vision_end, False, num_pictures))
-                num_pictures += 1
-            else:
-                elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
-        if role is not None and turn is not turns[-1]:
-            elements += _close_turn(tokenizer, trained=turn[-1].loss)
+    # Conversations, which have roles, and what stands outside of any.
+    parts = [
+        (has_roles, [list(turn) for _, turn in itertools.groupby(items, key=lambda i: i.role)])
+        for has_roles, items in itertools.groupby(document.items, lambda i: i.role is not None)
+    ]
+    for part, (has_roles, turns) in enumerate(parts, start=1):
+        is_last = part == len(parts)
+        around: tuple[str, ...] = ("",) * (len(turns) + 1)
+        if has_roles:
+            roles = [str(turn[0].role) for turn in turns]
+            around = tokenizer.chat.pieces(roles, continues=continues and is_last)
+        for number, turn in enumerate(turns):
+            joined = _joined_text(turn[0]) if has_roles else ""
+            closes = turns[number - 1][-1].loss if number else False
+            elements += _template(around[number], joined, tokenizer, closes)
+            for item in turn[1:] if joined else turn:
+                if isinstance(item, Image):
+                    elements.append(Token(tokenizer.vision_start, item.loss, num_pictures))
+                    elements.append(Picture(num_pictures, item.loss))
+                    elements.append(Token(tokenizer.vision_end, False, num_pictures))
+                    num_pictures += 1
+                else:
+                    elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
+        if has_roles and (continues or not is_last):
+            elements += _template(around[-1], "", tokenizer, turns[-1][-1].loss and not is_last)
     return elements
+
+
+def _template(text: str, said: str, tokenizer: TokenizerLike, closes: bool) -> list[Element]:
+    """A piece of the chat template.
+
+    Args:
+      said: what the next turn begins with, where it is read together with the template's end.
+      closes: the first token ends a turn that is learned, and is learned with it.
+    """
+    parts = tokenizer.split_template(text)
+    if said:
+        last = parts.pop() if parts and isinstance(parts[-1], str) else ""
+        parts.append(f"{last}{said}")
+    ids = [i for p in parts for i in ([p] if isinstance(p, int) else tokenizer.encode(p))]
+    return [Token(id, trained=closes and number == 0) for number, id in enumerate(ids)]
 
 
 def _joined_text(item: Item) -> str:
@@ -123,16 +155,6 @@ def _joined_text(item: Item) -> str:
         return ""
     blank = item.text[: len(item.text) - len(item.text.lstrip())]
     return item.text if "\n" in blank or "\r" in blank else ""
-
-
-def _open_turn(role: str, tokenizer: TokenizerLike, text: str = "") -> list[Element]:
-    header = [tokenizer.im_start, *tokenizer.encode(f"{role}\n{text}")]
-    return [Token(id, trained=False) for id in header]
-
-
-def _close_turn(tokenizer: TokenizerLike, *, trained: bool) -> list[Element]:
-    newline = [Token(id, trained=False) for id in tokenizer.encode("\n")]
-    return [Token(tokenizer.im_end, trained), *newline]
 
 
 def _ends_after_image(

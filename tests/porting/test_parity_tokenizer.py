@@ -175,35 +175,24 @@ def conversations():
 
 
 def test_chat_template_of_one_to_five_turns(ours, folder, measured):
-    """Where nothing is said by the system, the template says who Qwen is; a document does not."""
     theirs = _theirs(folder)
-    default = [("system", SYSTEM)]
     count = 0
     for turns in conversations():
-        said = turns if turns[0][0] == "system" else default + turns
-        messages = [{"role": role, "content": text} for role, text in said]
+        messages = [{"role": role, "content": text} for role, text in turns]
         # What is only read; the turn of an assistant that is learned begins after "\n" alone,
         # as it does when the model writes it.
         document = Document([Text(text, role=role, loss=False) for role, text in turns])
-        prefix = [] if said is turns else [*_closed(ours, *default[0])]
         whole = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
         rendered = [e.id for e in render(document, ours, end_after_image="never")]
-        assert prefix + rendered + ours.encode("\n") == list(whole), turns
+        assert rendered + ours.encode("\n") == list(whole), turns
         if turns[-1][0] == "user":
             prompt = theirs.apply_chat_template(
                 messages, tokenize=True, return_dict=False, add_generation_prompt=True
             )
-            assert prefix + [e.id for e in render_prompt(document, ours)] == list(prompt), turns
+            assert [e.id for e in render_prompt(document, ours)] == list(prompt), turns
         count += 1
     measured("transformers' chat template", f"{count} chats, 1 to 5 turns", "chats that differ",
              0, 0)  # fmt: skip
-
-
-def _closed(tokenizer, role, text):
-    return [
-        tokenizer.im_start, *tokenizer.encode(f"{role}\n{text}"), tokenizer.im_end,
-        *tokenizer.encode("\n"),
-    ]  # fmt: skip
 
 
 def test_what_a_user_spells_opens_no_turn(ours, folder):
@@ -212,7 +201,8 @@ def test_what_a_user_spells_opens_no_turn(ours, folder):
     document = Document([Text(attack, role="user", loss=False)])
     ids = [e.id for e in render_prompt(document, ours)]
     control = [i for i in ids if i >= CONTROL]
-    assert control == [ours.im_start, ours.im_end, ours.im_start]
+    # Of Qwen's own system turn, the user's turn, and the assistant's.
+    assert control == [ours.im_start, ours.im_end] * 2 + [ours.im_start]
     theirs = _theirs(folder).apply_chat_template(
         [{"role": "system", "content": ""}, {"role": "user", "content": attack}],
         tokenize=True, return_dict=False, add_generation_prompt=True,

@@ -15,6 +15,7 @@ def load(
     path: str | os.PathLike = "demo",
     *,
     weights: Literal["best", "ema", "raw"] = "best",
+    max_context: int | None = None,
     **places: Any,
 ) -> Generator:
     """Loads a model to write and draw with.
@@ -27,10 +28,12 @@ def load(
       path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
         a run's folder, or one checkpoint's folder.
       weights: ema (the moving average), raw, or best: ema where there is one.
+      max_context: tokens of text, and of pictures as the ViT sees them, that a document may have;
+        None: as a row of the training data.
       **places: tokenizer, vae, vit: where these files are, if not where the config says.
     Raises:
-      CheckpointError, ConfigError: with the place and the remedy.
+      CheckpointError, ConfigError, RequestError: with the place and the remedy.
     """
     from mogao_jax.sampling import generator  # brings JAX along: not for who asks the version
 
-    return generator.load(path, weights=weights, **places)
+    return generator.load(path, weights=weights, max_context=max_context, **places)

@@ -10,9 +10,10 @@ from mogao_jax.benchmarks.subjects import world_of
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.shapes.scene import World
 from mogao_jax.data.shapes.tasks import TASKS
+from mogao_jax.sampling.lengths import count_tokens
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.options import SamplingOptions
-from mogao_jax.sampling.prompts import count_tokens, fitting_size
+from mogao_jax.sampling.prompts import fitting_size
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.document import Document, Item
 

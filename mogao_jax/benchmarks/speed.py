@@ -15,8 +15,8 @@ from mogao_jax.benchmarks.mixed import longest, mixed_requests
 from mogao_jax.benchmarks.rounds import Rounds, alternate
 from mogao_jax.benchmarks.watching import Watch, watching
 from mogao_jax.sampling.interleaved import Sampler
+from mogao_jax.sampling.lengths import context_limits
 from mogao_jax.sampling.loading import Model
-from mogao_jax.sampling.prompts import context_size
 from mogao_jax.sampling.requests import Request
 
 BATCH = 8
@@ -250,7 +250,7 @@ def compilations(model: Model, setting: Setting) -> Measured:
         mixed_requests(model.config, MIXED, seed=seed, num_steps=4, max_tokens=32)
         for seed in (1, 2)
     ]
-    usual, needed = context_size(model.config), longest(model, [*sets[0], *sets[1]]) + 32
+    usual, needed = context_limits(model.config).und, longest(model, [*sets[0], *sets[1]]) + 32
     sampler = _sampler(model, max(usual, needed))
     if model.weights == subjects.RANDOM:
         subjects.write_few_tokens(sampler, model.tokenizer)

@@ -73,7 +73,7 @@ def stage(model: Model, sampler: Sampler, request: Request) -> Staged:
         engine.encoders.encode([native_pixels(item, config.images) for item in given]),
         config=config,
         tokenizer=model.tokenizer,
-        max_context=sampler.max_context,
+        limits=sampler.limits,
         tell=lambda event: None,
     )
     contexts, weights = session.start_picture()

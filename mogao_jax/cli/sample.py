@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
 
     from mogao_jax.sampling.generator import Generator
 
-    generator = Generator(model, batch_size=arguments.batch_size)
+    generator = Generator(model, batch_size=arguments.batch_size, max_context=arguments.max_context)
     _Session(generator, folder, arguments, refused).run(prompts)
     if refused:
         print(f"mogao: {prompts_lib.summary(refused, len(prompts))}", file=sys.stderr)
@@ -214,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", choices=("best", "ema", "raw"), default="best")
     for part in ("tokenizer", "vae", "vit"):
         add(f"--{part}", metavar="PATH", help=f"where the {part}'s file is, if it was moved")
+
+    add("--max-context", type=int, metavar="N",
+        help="tokens that a document may have (default: a row of the training data)")  # fmt: skip
 
     add = parser.add_argument_group("pictures").add_argument
     add("--size", metavar="HxW", help="height x width, or one number for a square")

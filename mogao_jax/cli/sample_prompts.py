@@ -23,7 +23,7 @@ from typing import Any
 from mogao_jax.cli import sample_options
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import DocumentError, MogaoError, RequestError
-from mogao_jax.sampling import prompts
+from mogao_jax.sampling import lengths, prompts
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text, from_json
 from mogao_jax.tokenizer import Tokenizer
@@ -211,12 +211,13 @@ def prepare_all(
       RequestError, DocumentError: for arguments, or a prompt that is not of a batch.
     """
     sample_options.make_options(arguments, config)
+    limits = lengths.context_limits(config, arguments.max_context)
     good, refused, notes = [], [], []
     for prompt in found:
         try:
             options = sample_options.make_options(prompt.arguments, config)
             document, remarks = prompts.prepare(prompt.document, config)
-            prompts.check_length(document, config, tokenizer)
+            lengths.check_length(document, config, tokenizer, limits, may_draw=options.may_draw)
         except MogaoError as e:
             if not prompt.line:
                 raise

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.sampling import prompts
-from mogao_jax.sampling.loading import DEMO, Model, Weights, load_model
+from mogao_jax.sampling import lengths, prompts
+from mogao_jax.sampling.loading import DEMO, Model, Weights, open_checkpoint
 from mogao_jax.sampling.requests import Event, OnEvent, Picture, Request, Result, TextChunk
 from mogao_jax.sequence.document import Document, Image
 from mogao_jax.tokenizer import Tokenizer
@@ -35,9 +35,16 @@ def load(
     tokenizer: str | os.PathLike | None = None,
     vae: str | os.PathLike | None = None,
     vit: str | os.PathLike | None = None,
+    max_context: int | None = None,
 ) -> Generator:
-    """Loads a model to write and draw with; see `sampling.loading.open_checkpoint`."""
-    return Generator(load_model(path, weights=weights, tokenizer=tokenizer, vae=vae, vit=vit))
+    """Loads a model to write and draw with; see `sampling.loading.open_checkpoint`.
+
+    Args:
+      max_context: text and ViT tokens of a document; None: as a row of the training data.
+    """
+    opened = open_checkpoint(path, weights=weights, tokenizer=tokenizer, vae=vae, vit=vit)
+    lengths.context_limits(opened.config, max_context)  # refused before parameters are read
+    return Generator(opened.load(), max_context=max_context)
 
 
 class Generator:
@@ -45,12 +52,19 @@ class Generator:
 
     Attributes:
       model: what was loaded (parameters, step, where from).
+      limits: tokens that a document may have.
     """
 
-    def __init__(self, model: Model, *, batch_size: int = 8):
-        """A sampler for the model; `batch_size` requests are served together."""
+    def __init__(self, model: Model, *, batch_size: int = 8, max_context: int | None = None):
+        """A sampler for the model.
+
+        Args:
+          batch_size: requests that are served together.
+          max_context: see `load`.
+        """
         self.model = model
-        self._sampler = make_sampler(model, batch_size)
+        self.limits = lengths.context_limits(model.config, max_context)
+        self._sampler = make_sampler(model, batch_size, max_context)
         self._lock = threading.Lock()
 
     @property
@@ -93,12 +107,13 @@ class Generator:
         """The request with its pictures loaded; raises where it cannot be served."""
         prompts.check_options(request.options, self.config)
         document, _ = prompts.prepare(request.document, self.config)
-        prompts.check_length(document, self.config, self.tokenizer)
+        may_draw = request.options.may_draw
+        lengths.check_length(document, self.config, self.tokenizer, self.limits, may_draw=may_draw)
         return dataclasses.replace(request, document=document)
 
 
-def make_sampler(model: Model, batch_size: int) -> Sampler:
-    """The sampler of a model; its context is as long as a row of the training data."""
+def make_sampler(model: Model, batch_size: int, max_context: int | None = None) -> Sampler:
+    """The sampler of a model; its context is by default as long as a row of the training data."""
     from mogao_jax.sampling.interleaved import Sampler
 
     return Sampler(
@@ -106,7 +121,7 @@ def make_sampler(model: Model, batch_size: int) -> Sampler:
         model.params,
         model.encoders,
         model.tokenizer,
-        max_context=prompts.context_size(model.config),
+        max_context=max_context,
         batch_size=batch_size,
     )
 

@@ -23,7 +23,7 @@ import numpy as np
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import RequestError
 from mogao_jax.models.system import EncoderParams, System
-from mogao_jax.sampling import prompts
+from mogao_jax.sampling import lengths, prompts
 from mogao_jax.sampling.engine import Engine
 from mogao_jax.sampling.phases import Batch
 from mogao_jax.sampling.probing import Probe
@@ -39,7 +39,8 @@ class Sampler:
 
     Attributes:
       engine: the compiled programs.
-      max_context, batch_size: see below.
+      limits: tokens that a history may have.
+      batch_size: see below.
     """
 
     def __init__(
@@ -59,14 +60,14 @@ class Sampler:
 
         Args:
           system, params, encoders, tokenizer: the model.
-          max_context: text and ViT tokens that a history may have, and likewise clean VAE
-            tokens; None: as many text and ViT tokens as a row of the training data.
+          max_context: text and ViT tokens that a history may have (clean VAE tokens in
+            proportion, see `lengths.context_limits`); None: as a row of the training data.
           batch_size: requests that are served together.
           text_chunk: tokens written between two looks at them.
           step_chunk: steps of the solver between two reports.
           probe: is told every prediction; slow, for tests.
         """
-        self.max_context = max_context or prompts.context_size(system.config)
+        self.limits = lengths.context_limits(system.config, max_context)
         self.batch_size = batch_size
         self._config, self._tokenizer = system.config, tokenizer
         self.engine = Engine(
@@ -106,9 +107,7 @@ class Sampler:
         for k in range(num_batches):  # of nearly equal sizes: fewer programs
             first, last = (len(requests) * i // num_batches for i in (k, k + 1))
             sessions = self._open(requests[first:last], first, on_event)
-            Batch(
-                self.engine, sessions, batch_size=self.batch_size, max_context=self.max_context
-            ).run()
+            Batch(self.engine, sessions, batch_size=self.batch_size, limits=self.limits).run()
             results += [session.result() for session in sessions]
         return results
 
@@ -127,7 +126,7 @@ class Sampler:
                 [next(encoded) for _ in group],
                 config=self._config,
                 tokenizer=self._tokenizer,
-                max_context=self.max_context,
+                limits=self.limits,
                 tell=functools.partial(on_event or _ignore, first + i),
             )
             for i, (request, group) in enumerate(zip(requests, pixels, strict=True))

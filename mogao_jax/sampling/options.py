@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions:
-    """Options of one request. `sampling.checking` judges them.
+    """Options of one request. `sampling.prompts.check_options` judges them.
 
     Attributes:
       num_steps: of the ODE solver, per picture.
@@ -43,3 +43,8 @@ class SamplingOptions:
     max_tokens: int = 512
     draw_first: bool = False
     allow_images: bool = True
+
+    @property
+    def may_draw(self) -> bool:
+        """Whether a picture may come of it."""
+        return self.allow_images and self.max_images > 0

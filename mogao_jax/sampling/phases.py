@@ -17,6 +17,7 @@ from mogao_jax.sampling import image, kv_cache, prefill, text
 from mogao_jax.sampling.buckets import all_or_few, fine, halved, power
 from mogao_jax.sampling.engine import Engine
 from mogao_jax.sampling.history import Context, Piece
+from mogao_jax.sampling.lengths import Limits
 from mogao_jax.sampling.requests import PictureProgress
 from mogao_jax.sampling.session import Mode, Session
 from mogao_jax.sequence.batch import CONTEXTS, EMPTY, FULL, IMAGE_ONLY
@@ -32,18 +33,20 @@ class Batch:
     """Sessions that are served together, and their cache: a row per session and context."""
 
     def __init__(
-        self, engine: Engine, sessions: Sequence[Session], *, batch_size: int, max_context: int
+        self, engine: Engine, sessions: Sequence[Session], *, batch_size: int, limits: Limits
     ):
         """Rows are computed for `batch_size` sessions, or for it halved while all of them fit.
 
         Args:
           batch_size: the most sessions of any batch.
-          max_context: the most tokens of a history: up to a power of two, the largest cache.
+          limits: the most tokens of a history: up to a power of two, the largest cache.
         """
         self._engine, self._sessions = engine, sessions
         self._size = halved(len(sessions), batch_size)
-        longest = power(max_context, 1)
-        self._least = {"und": min(MIN_CAPACITY, longest), "clean": min(MIN_CLEAN, longest)}
+        self._least = {
+            "und": min(MIN_CAPACITY, power(limits.und, 1)),
+            "clean": min(MIN_CLEAN, power(limits.clean, 1)),
+        }
         num_contexts = len(CONTEXTS) if any(s.may_draw for s in sessions) else 1
         self._num_rows = self._size * num_contexts
         self._cache = Parts()

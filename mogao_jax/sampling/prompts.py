@@ -1,4 +1,4 @@
-"""Requests are judged here, before any heavy work: options, pictures, lengths.
+"""Requests are judged here, before any heavy work: options and pictures (lengths: lengths.py).
 
 Everything is a RequestError or a DocumentError that names the value and the remedy.
 """
@@ -16,9 +16,8 @@ from mogao_jax.config.schema import ImageConfig, MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.sequence.pictures import VAE_GRID, native_pixels, vae_grid
-from mogao_jax.sequence.render import Picture, render_prompt
-from mogao_jax.tokenizer import SPECIAL_TOKENS, Tokenizer
+from mogao_jax.sequence.pictures import VAE_GRID, native_pixels
+from mogao_jax.tokenizer import SPECIAL_TOKENS
 
 MAX_STEPS = 10_000
 MAX_GUIDANCE = 1000
@@ -186,46 +185,3 @@ def _spelled_tokens(document: Document) -> list[str]:
         f"the text spells {', '.join(spelled)}: read as plain letters, which mean nothing. Give "
         "pictures and speakers as items of a JSON document (with a role each) instead."
     ]
-
-
-def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Tokens of a prepared document that is to be continued: (text and ViT, clean VAE)."""
-    pictures = [item.pixels for item in document.items if isinstance(item, Image)]
-    images, unit = config.images, config.vit.patch_size * config.vit.merge_size
-    und = clean = 0
-    for element in render_prompt(document, tokenizer):
-        if not isinstance(element, Picture):
-            und += 1
-            continue
-        pixels = pictures[element.index]
-        assert pixels is not None  # the document is prepared
-        clean += math.prod(vae_grid(pixels))
-        if config.layout.understanding_encoder == "vit":
-            height, width = image_ops.vit_size(
-                pixels.shape[0],
-                pixels.shape[1],
-                mode=images.vit_resize,
-                vit_max_pixels=images.vit_max_pixels,
-            )
-            und += height * width // unit**2
-    return und, clean
-
-
-def context_size(config: MogaoConfig) -> int:
-    """Text and ViT tokens that a document may have: as many as one of the training data.
-
-    Clean VAE tokens, which are counted for themselves, may be as many.
-    """
-    return config.packing.und_tokens
-
-
-def check_length(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> None:
-    """Raises DocumentError for a prepared document that leaves no room in the context."""
-    und, clean = count_tokens(document, config, tokenizer)
-    limit = context_size(config)
-    if und >= limit or clean > limit:
-        need = f"{und} tokens" if und >= limit else f"{clean} tokens of pictures"
-        raise DocumentError(
-            f"document {document.id!r} has {need}, and this model's context holds {limit}, what "
-            "it writes included. Shorten the text, or use fewer or smaller pictures."
-        )

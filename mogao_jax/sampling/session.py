@@ -9,8 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.errors import DocumentError
-from mogao_jax.sampling import guidance
+from mogao_jax.sampling import guidance, lengths
 from mogao_jax.sampling.history import Context, Drawn, History
 from mogao_jax.sampling.requests import (
     Event,
@@ -72,7 +71,7 @@ class Session:
         *,
         config: MogaoConfig,
         tokenizer: Tokenizer,
-        max_context: int,
+        limits: lengths.Limits,
         tell: Callable[[Event], None],
     ):
         self.request = request
@@ -80,7 +79,7 @@ class Session:
         self.mode = Mode.WRITING
         self.stop: Stop | None = None
         self._config, self._tokenizer, self._tell = config, tokenizer, tell
-        self._max_context = max_context
+        self._limits = limits
         self._items: list[Item] = []
         self._text = TextStream(tokenizer)
         self._tokens_left = self.options.max_tokens
@@ -95,21 +94,11 @@ class Session:
                 self.history.add_token(element.id, is_vision=element.picture is not None)
             else:
                 self.history.add_picture(pictures[element.index])
-        self._check_length()
+        counts = lengths.Limits(self.history.full.und_length, self._num_clean)
+        lengths.check_counts(request.document.id, counts, limits)
         if self.options.draw_first:
             self.history.add_token(tokenizer.vision_start, is_vision=True)
             self.mode = Mode.DRAWING
-
-    def _check_length(self) -> None:
-        full = self.history.full
-        lengths = {"text and ViT tokens": full.und_length, "clean VAE tokens": self._num_clean}
-        for what, length in lengths.items():
-            if length > self._max_context:
-                raise DocumentError(
-                    f"document {self.request.document.id!r}: the prompt has {length} {what}, and "
-                    f"the context holds {self._max_context}. Shorten the text, use fewer or "
-                    "smaller pictures, or give the sampler a larger max_context."
-                )
 
     @property
     def _num_clean(self) -> int:
@@ -125,7 +114,7 @@ class Session:
     @property
     def token_limit(self) -> int:
         """Tokens that may still be written."""
-        return min(self._tokens_left, self._max_context - self.history.full.und_length)
+        return min(self._tokens_left, self._limits.und - self.history.full.und_length)
 
     def check_limits(self) -> None:
         """Ends a session that is to write and may not."""
@@ -214,7 +203,7 @@ class Session:
         full = self.history.full
         num_vit = picture.vit_grid[0] * picture.vit_grid[1] if picture.features is not None else 0
         und, clean = full.und_length + num_vit + 1, self._num_clean + len(picture.latents)
-        if max(und, clean) > self._max_context:
+        if und > self._limits.und or clean > self._limits.clean:
             self._end("cache_full")
             return
         self.history.add_picture(picture)

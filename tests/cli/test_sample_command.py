@@ -30,7 +30,7 @@ def file(tmp_path_factory):
 @pytest.fixture
 def sampler(monkeypatch):
     fake = FakeSampler()
-    monkeypatch.setattr(generator_lib, "make_sampler", lambda model, batch_size: fake)
+    monkeypatch.setattr(generator_lib, "make_sampler", lambda *arguments: fake)
     monkeypatch.setattr(loading.Opened, "load", _load_once)
     monkeypatch.setattr(compile_cache, "keep_compiled_programs", lambda: None)
     return fake
@@ -201,6 +201,11 @@ def test_options_reach_the_sampler(sample, sampler):
     assert not options.draw_first and options.allow_images
 
 
+def test_longer_contexts(sample, sampler):
+    assert sample("x" * 2000, "--max-context", "3000") == 0
+    assert len(sampler.batches[0][0].document.items[0].text) == 2000
+
+
 def test_tasks(sample, sampler, tmp_path):
     picture = save(tmp_path / "a.png")
     seen = []
@@ -302,7 +307,8 @@ def test_pictures_cut_short_or_missing(refused, tmp_path):
         (["go", "--seed", "-1"], ["--seed"]),
         (["go", "--task", "edit"], ["--task edit", "--image"]),
         (["go", "--task", "t2i", "--max-images", "0"], ["draw_first", "max_images"]),
-        (["x" * 2000], ["tokens", "112", "Shorten"]),
+        (["x" * 2000], ["tokens", "112", "Shorten", "--max-context 20"]),
+        (["go", "--max-context", "0"], ["max_context", "0", "from 1"]),
         (["go", "--document", "none.json"], ["none.json"]),
         (["go", "--batch", "none.jsonl"], ["--batch", "PROMPT"]),
         (["--batch", "none.jsonl"], ["none.jsonl"]),

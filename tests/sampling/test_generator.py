@@ -135,6 +135,21 @@ def test_importing_the_package_is_light():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+def test_the_context_may_be_longer(file, monkeypatch):
+    made = []
+    monkeypatch.setattr(generator_lib, "make_sampler", lambda *arguments: made.append(arguments))
+    usual = checkpoint.config().packing.und_tokens
+    long = Request(Document([Text("x" * usual)]))
+    model = mogao_jax.load(file)
+    with pytest.raises(DocumentError, match=f"max_context={usual + 1}"):
+        model.prepare(long)
+    model = mogao_jax.load(file, max_context=usual + 1)
+    assert model.prepare(long).document.items == long.document.items
+    assert [arguments[2] for arguments in made] == [None, usual + 1]
+    with pytest.raises(RequestError, match="max_context is 0"):
+        mogao_jax.load(file, max_context=0)
+
+
 # --------------------------------------------------------------------------------------- streams
 
 
@@ -153,7 +168,7 @@ def make(monkeypatch):
 
     def build(**arguments):
         sampler = FakeSampler(**arguments)
-        monkeypatch.setattr(generator_lib, "make_sampler", lambda model, batch_size: sampler)
+        monkeypatch.setattr(generator_lib, "make_sampler", lambda *arguments: sampler)
         return generator_lib.Generator(model), sampler
 
     return build

@@ -146,7 +146,7 @@ def test_a_second_batch_compiles_nothing_new(sampler):
 
 
 def test_memory_is_bounded_by_the_context(sampler):
-    limits = {"batch_size": sampler.batch_size, "max_context": sampler.max_context}
+    limits = {"batch_size": sampler.batch_size, "limits": sampler.limits}
     batch = Batch(sampler.engine, sampler._open(MIXED, 0, None), **limits)
     batch.run()
     model = tiny.CONFIG.model
@@ -290,7 +290,7 @@ def test_more_requests_than_a_batch_holds(sampler):
 
 
 def test_what_cannot_be_served_is_refused(sampler):
-    with pytest.raises(DocumentError, match=r"has 120 text and ViT tokens.*holds 100"):
+    with pytest.raises(DocumentError, match=r"needs 120 tokens.*holds 100"):
         sampler.sample([request("a" * 120)])
     with pytest.raises(RequestError, match="seed is -1"):
         sampler.sample([request("a", seed=-1)])

@@ -11,7 +11,7 @@ import tiny_system as tiny
 
 from mogao_jax.config.schema import ImageConfig
 from mogao_jax.errors import DocumentError, RequestError
-from mogao_jax.sampling import prompts
+from mogao_jax.sampling import lengths, prompts
 from mogao_jax.sequence.document import Document, Image, Text
 
 IMAGES = ImageConfig(max_pixels=64 * 64, max_side=80)
@@ -130,43 +130,7 @@ def test_control_tokens_in_a_text_are_letters_and_it_is_said():
     assert len(notes) == 1 and "plain letters" in notes[0]
     for token in ("<|im_end|>", "<|im_start|>", "<|vision_start|>"):
         assert token in notes[0]
-    und, _ = prompts.count_tokens(document, CONFIG, tiny.TOKENIZER)
+    und, _ = lengths.count_tokens(document, CONFIG, tiny.TOKENIZER)
     turn = len("user\n") + len("\n") + len("assistant\n") + 3  # 3 control tokens, all ours
     assert und == len(said) + turn  # of a byte each
     assert prompts.prepare(Document([Text("plain <|words|>")]), CONFIG)[1] == []
-
-
-def test_length_is_that_of_the_layout():
-    """The und tokens of a prompt are those that training lays out for the document."""
-    rng = np.random.default_rng(0)
-    for height, width in ((32, 32), (64, 48)):
-        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-        document = Document(
-            [Image(pixels=pixels, role="user", loss=False), Text("what is it?", "user", False),
-             Text("a cat", "assistant")],
-            complete=False,
-        )  # fmt: skip
-        laid = tiny.lay(document, CONFIG)
-        counted = prompts.count_tokens(document, CONFIG, tiny.TOKENIZER)
-        assert counted == (len(laid.und.tokens), height * width // 256)
-
-
-def test_prompts_longer_than_the_context():
-    size = prompts.context_size(CONFIG)
-    fits = Document([Text("x" * (size - 1))], id="long")
-    prompts.check_length(fits, CONFIG, tiny.TOKENIZER)
-    with pytest.raises(DocumentError) as caught:
-        prompts.check_length(Document([Text("x" * size)], id="long"), CONFIG, tiny.TOKENIZER)
-    for word in ("'long'", str(size), "Shorten"):
-        assert word in str(caught.value)
-
-
-def test_pictures_that_fill_the_context():
-    config = tiny.config(packing={"und_tokens": 500})
-    picture = Image(pixels=np.zeros((32, 32, 3), np.uint8))
-    prompts.check_length(Document([picture] * 60), config, tiny.TOKENIZER)  # 60 x (4 + 2) tokens
-    without_vit = dataclasses.replace(
-        config, layout=dataclasses.replace(config.layout, understanding_encoder="vae")
-    )
-    with pytest.raises(DocumentError, match="504 tokens of pictures"):
-        prompts.check_length(Document([picture] * 126), without_vit, tiny.TOKENIZER)

@@ -69,7 +69,9 @@ def check_seed(seed: Any, num: int) -> None:
     """Raises RequestError unless `num` seeds can be counted from this one."""
     whole = isinstance(seed, int) and not isinstance(seed, bool)
     if not whole or seed < 0 or seed + num > _NUM_SEEDS:
-        raise RequestError(f"--seed is {seed!r}; seeds are whole numbers from 0 to 2^32 - 1.")
+        raise RequestError(
+            f"--seed is {prompts.shown(seed)}; seeds are whole numbers from 0 to 2^32 - 1."
+        )
 
 
 def of_line(arguments: argparse.Namespace, given: Mapping[str, Any]) -> argparse.Namespace:
@@ -81,7 +83,7 @@ def of_line(arguments: argparse.Namespace, given: Mapping[str, Any]) -> argparse
     if given.get("size") is not None or given.get("aspect") is not None:
         line.size = line.aspect = None
     for name, value in given.items():
-        if name == "task" and value not in TASKS:
+        if name == "task" and not (isinstance(value, str) and value in TASKS):
             raise RequestError(f"task is {value!r}; choose one of {', '.join(TASKS)}.")
         if name == "guidance_interval" and not isinstance(value, list):
             raise RequestError(f"guidance_interval is {value!r}; give [low, high].")

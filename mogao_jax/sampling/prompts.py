@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mogao_jax import images as image_ops
@@ -21,6 +21,10 @@ from mogao_jax.tokenizer import SPECIAL_TOKENS
 
 MAX_STEPS = 10_000
 MAX_GUIDANCE = 1000
+MAX_COUNT = 2**31 - 1  # of tokens, pictures and the like: they become int32
+# Beyond these, float32 has nothing left: time grids become NaN, or all logits equal or infinite.
+TEMPERATURES = (1e-3, 1e3)  # besides 0
+SHIFTS = (1e-3, 1e3)
 _AREA_WEIGHT = 0.25  # a size of half the area is as bad as one that is 19% too wide
 
 
@@ -54,23 +58,26 @@ def make_options(fields: Mapping[str, Any], config: MogaoConfig) -> SamplingOpti
 def check_options(options: SamplingOptions, config: MogaoConfig) -> None:
     """Raises RequestError for a value that cannot be, or a size that the model cannot draw."""
     _whole(options.num_steps, "num_steps", 1, MAX_STEPS)
-    _whole(options.max_images, "max_images", 0)
-    _whole(options.max_tokens, "max_tokens", 0)
-    _whole(options.top_k, "top_k", 0)
+    for name in ("max_images", "max_tokens", "top_k"):
+        _whole(getattr(options, name), name, 0, MAX_COUNT)
     if options.solver not in ("euler", "heun"):
-        raise RequestError(f"solver is {options.solver!r}; choose euler or heun.")
+        raise RequestError(f"solver is {shown(options.solver)}; choose euler or heun.")
     for name in ("guidance_scale", "image_guidance_scale"):
         wanted = f"from 0 to {MAX_GUIDANCE}"
         _number(getattr(options, name), name, wanted, lambda x: 0 <= x <= MAX_GUIDANCE)
-    _number(options.temperature, "temperature", "0 or more", lambda x: x >= 0)
+    low, high = TEMPERATURES
+    wanted = f"0 (the likeliest token), or from {low:g} to {high:g}"
+    _number(options.temperature, "temperature", wanted, lambda x: x == 0 or low <= x <= high)
     _number(options.top_p, "top_p", "above 0 and at most 1", lambda x: 0 < x <= 1)
     if options.timestep_shift is not None:
-        _number(options.timestep_shift, "timestep_shift", "above 0", lambda x: x > 0)
+        least, most = SHIFTS
+        wanted = f"from {least:g} to {most:g}"
+        _number(options.timestep_shift, "timestep_shift", wanted, lambda x: least <= x <= most)
     interval = options.guidance_interval
     if not _is_interval(interval):
         raise RequestError(
-            f"guidance_interval is {interval}; it must be (low, high) with 0 <= low < high <= 1. "
-            "To draw without guidance, set guidance_scale and image_guidance_scale to 1."
+            f"guidance_interval is {shown(interval)}; it must be (low, high) with 0 <= low < high "
+            "<= 1. To draw without guidance, set guidance_scale and image_guidance_scale to 1."
         )
     if options.draw_first and not (options.allow_images and options.max_images):
         raise RequestError(
@@ -88,17 +95,28 @@ def _is_interval(value: Any) -> bool:
     return numbers and 0 <= value[0] < value[1] <= 1  # nan is not
 
 
-def _whole(value: Any, name: str, least: int, most: int | None = None) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not good or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise RequestError(f"{name} is {value!r}; it must be a whole number, {limit}.")
+def _whole(value: Any, name: str, least: int, most: int) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or not least <= value <= most:
+        raise RequestError(
+            f"{name} is {shown(value)}; it must be a whole number, from {least} to {most}."
+        )
 
 
-def _number(value: Any, name: str, wanted: str, holds: Any) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Any, name: str, wanted: str, holds: Callable[[Any], bool]) -> None:
+    # Compared as it is: whole numbers of any size are no floats yet. NaN fails every bound.
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not good or not holds(value):
-        raise RequestError(f"{name} is {value!r}; it must be a number, {wanted}.")
+        raise RequestError(f"{name} is {shown(value)}; it must be a number, {wanted}.")
+
+
+def shown(value: Any) -> str:
+    """The value for a message: Python refuses to print whole numbers of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -106,15 +124,18 @@ def _number(value: Any, name: str, wanted: str, holds: Any) -> None:
 
 def check_size(size: tuple[int, int], images: ImageConfig) -> None:
     """Raises RequestError unless pictures of (height, width) can be drawn; names the nearest."""
-    if len(size) != 2 or any(not isinstance(x, int) or isinstance(x, bool) for x in size):
-        raise RequestError(f"size is {size!r}; it must be two whole numbers: (height, width).")
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not is_pair or any(not isinstance(x, int) or isinstance(x, bool) for x in size):
+        raise RequestError(f"size is {shown(size)}; it must be two whole numbers: (height, width).")
     height, width = size
+    name = f"{shown(height)}x{shown(width)}"
     if height < 1 or width < 1:
-        raise RequestError(f"size {height}x{width} has no pixels; sides are multiples of 16.")
-    largest = fitting_size(height, width, images)
+        raise RequestError(f"size {name} has no pixels; sides are multiples of 16.")
+    # A side of any length is judged, not computed with.
+    largest = fitting_size(min(height, MAX_COUNT), min(width, MAX_COUNT), images)
     if max(size) > images.max_side or height * width > images.max_pixels:
         raise RequestError(
-            f"size {height}x{width} is over what this model draws ({images.max_pixels} pixels, "
+            f"size {name} is over what this model draws ({images.max_pixels} pixels, "
             f"sides up to {images.max_side}); the largest of this shape is "
             f"{largest[0]}x{largest[1]}."
         )

@@ -72,13 +72,14 @@ def choose(logits: jax.Array, index: jax.Array, choice: Choice) -> jax.Array:
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw(logits, key, index, temperature, top_p, top_k):
-        scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+        # Of the likeliest: a low temperature then makes nothing infinite but what is unlikely.
+        scaled = (logits - jnp.max(logits)) / jnp.where(temperature > 0, temperature, 1.0)
         order = jnp.argsort(-scaled, stable=True)
         ranked = scaled[order]
         among = jnp.arange(ranked.shape[0]) < jnp.where(top_k > 0, top_k, ranked.shape[0])
         probabilities = jax.nn.softmax(jnp.where(among, ranked, -jnp.inf))
         before = jnp.cumsum(probabilities) - probabilities  # of likelier tokens
-        kept = among & ((before < top_p) | (top_p >= 1))
+        kept = among & ((before < top_p) | (top_p >= 1)) & (logits[order] > -jnp.inf)
         stream = jax.random.wrap_key_data(key, impl="threefry2x32")
         noise = jax.random.gumbel(jax.random.fold_in(stream, index), ranked.shape)
         return order[jnp.argmax(jnp.where(kept, ranked + noise[order], -jnp.inf))]

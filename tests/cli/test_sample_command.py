@@ -355,6 +355,11 @@ def _batch(tmp_path) -> pathlib.Path:
         b"[1, 2]",
         b'{"prompt": "go", "task": "edit"}',
         b'{"prompt": "go", "guidance_interval": [0, "x"]}',
+        b'{"prompt": "go", "task": ["edit"]}',
+        b'{"prompt": "go", "guidance": 1' + b"0" * 400 + b"}",
+        b'{"prompt": "go", "top_k": 2147483648}',
+        b'{"prompt": "go", "temperature": 1e-37}',
+        b'{"prompt": "go", "seed": 1' + b"0" * 400 + b"}",
     ]
     path = tmp_path / "b.jsonl"
     path.write_bytes(b"\n".join(lines))
@@ -365,7 +370,8 @@ def _batch(tmp_path) -> pathlib.Path:
 _BROKEN = (
     (2, "JSON"), (3, "none.png"), (4, "tokens"), (5, "JSON"), (6, "empty"), (8, "30x32"),
     (9, "num_steps"), (10, "task"), (11, "colour"), (12, "leaves the folder"), (13, "--seed"),
-    (14, "text in quotes"), (15, "--image"), (16, "guidance_interval"),
+    (14, "text in quotes"), (15, "--image"), (16, "guidance_interval"), (17, "task"),
+    (18, "guidance_scale"), (19, "top_k"), (20, "temperature"), (21, "--seed"),
 )
 # fmt: on
 
@@ -379,7 +385,7 @@ def test_the_other_lines_of_a_batch_are_served(sample, sampler, tmp_path, capsys
         lines = [line for line in said.splitlines() if line.startswith(f"  line {number}: ")]
         assert len(lines) == 1 and word in lines[0], said
     last = said.strip().splitlines()[-1]
-    assert "served 2 prompts, refused 14 (lines 2-6, 8-16;" in last
+    assert "served 2 prompts, refused 19 (lines 2-6, 8-21;" in last
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [d["file"] for d in run["documents"]] == ["001.json", "002.json"]
     assert [r["line"] for r in run["refused"]] == [number for number, _ in _BROKEN]

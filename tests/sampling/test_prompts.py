@@ -11,7 +11,7 @@ import tiny_system as tiny
 
 from mogao_jax.config.schema import ImageConfig
 from mogao_jax.errors import DocumentError, RequestError
-from mogao_jax.sampling import lengths, prompts
+from mogao_jax.sampling import image, lengths, prompts
 from mogao_jax.sequence.document import Document, Image, Text
 
 IMAGES = ImageConfig(max_pixels=64 * 64, max_side=80)
@@ -40,6 +40,7 @@ CONFIG = dataclasses.replace(tiny.CONFIG, images=IMAGES)
         ({"guidance_interval": (0.5, 0.5)}, ["guidance_interval", "low < high"]),
         ({"guidance_interval": (-0.1, 1.0)}, ["guidance_interval"]),
         ({"guidance_interval": (0.0, math.nan)}, ["guidance_interval"]),
+        ({"guidance_interval": (0, 10**400)}, ["guidance_interval"]),
         ({"timestep_shift": 0.0}, ["timestep_shift"]),
         ({"solver": "rk4"}, ["rk4", "euler", "heun"]),
         ({"draw_first": True, "allow_images": False}, ["draw_first", "allow_images"]),
@@ -49,6 +50,17 @@ CONFIG = dataclasses.replace(tiny.CONFIG, images=IMAGES)
         ({"size": (64, 80)}, ["64x80", "4096 pixels"]),
         ({"size": (16, 96)}, ["16x96", "up to 80", "16x80"]),
         ({"size": (64.0, 64)}, ["size", "whole"]),
+        ({"size": 5}, ["size", "5", "two whole numbers"]),
+        ({"size": (10**400, 16)}, ["is over what this model draws"]),
+        ({"temperature": 1e-37}, ["temperature", "1e-37", "from 0.001 to 1000"]),
+        ({"temperature": 1e39}, ["temperature", "from 0.001"]),
+        ({"temperature": math.inf}, ["temperature", "inf"]),
+        ({"timestep_shift": 1e39}, ["timestep_shift", "from 0.001 to 1000"]),
+        ({"timestep_shift": 1e-300}, ["timestep_shift", "1e-300"]),
+        ({"top_k": 2**31}, ["top_k", "2147483648", "from 0 to 2147483647"]),
+        ({"max_tokens": 2**31}, ["max_tokens"]),
+        ({"max_images": 10**400}, ["max_images", "10000"]),
+        ({"top_k": 10**5000}, ["top_k", "thousands of digits"]),
         ({"nm_steps": 3}, ["nm_steps", "num_steps"]),
     ],
 )
@@ -66,11 +78,27 @@ def test_impossible_options(fields, named):
         {"guidance_scale": 0, "image_guidance_scale": 0.0, "num_steps": 1},
         {"size": (64, 64)},
         {"size": (48, 80), "solver": "heun", "guidance_interval": (0.25, 1)},
-        {"max_images": 0, "max_tokens": 0},
+        {"max_images": 0, "max_tokens": 0, "top_k": 2**31 - 1},
+        {"temperature": 1e-3, "timestep_shift": 1e-3},
+        {"temperature": 1000, "timestep_shift": 1000},
     ],
 )
 def test_possible_options(fields):
+    if shift := fields.get("timestep_shift"):
+        grid = image.time_grid(50, 16, CONFIG.objective, shift)
+        assert (np.diff(grid) > 0).all() and (grid[0], grid[-1]) == (0, 1)
     prompts.check_options(prompts.make_options(fields, CONFIG), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["guidance_scale", "image_guidance_scale", "temperature", "top_p", "timestep_shift",
+     "num_steps", "top_k"],
+)  # fmt: skip
+def test_whole_numbers_beyond_every_float(name):
+    for value in (10**400, -(10**400)):
+        with pytest.raises(RequestError, match=f"^{name} is -?1000"):
+            prompts.check_options(prompts.make_options({name: value}, CONFIG), CONFIG)
 
 
 @pytest.mark.parametrize(

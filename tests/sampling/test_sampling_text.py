@@ -57,6 +57,17 @@ def test_frequencies(temperature, top_p, top_k):
     assert (error < 4.5 * np.sqrt(expected * (1 - expected) / DRAWS) + 1e-9).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-37, 1e-3, 1.0, 1e3, 1e38])
+def test_forbidden_tokens_are_never_chosen(temperature):
+    logits = np.array([[-np.inf, -50.0, -60.0, -3e38, -np.inf]], np.float32)
+    for seed in range(20):
+        row = Choice(*(np.array([x], d) for x, d in (
+            (seed_key(seed), np.uint32), (temperature, np.float32), (1.0, np.float32),
+            (0, np.int32), (True, bool))))  # fmt: skip
+        token = int(choose(logits, np.array([seed]), row)[0])
+        assert token in (1, 2, 3) and (temperature > 1e-3 or token == 1)
+
+
 def test_greedy_and_rows_of_both_kinds():
     assert (drawn(temperature=0.0) == 1).all()
     choice = Choice(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import warnings
 
 import numpy as np
@@ -20,6 +21,7 @@ MAX_DECODED_PIXELS = 64 * 2**20  # 192 MiB of RGB
 MAX_ENCODED_BYTES = 256 * 2**20
 # Pillow can open formats that run other programs (EPS) or that nobody trains on.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_ROWS = 64  # converted at a time
 VIT_MIN_PIXELS = 56 * 56  # Qwen2-VL's image processor, default
 
 
@@ -33,7 +35,8 @@ def encoded_bytes(item: Image) -> bytes:
     """The image as an encoded file: as it is, or as PNG when it was given as pixels.
 
     Raises:
-      DocumentError: the file is missing, unreadable or larger than MAX_ENCODED_BYTES.
+      DocumentError: the file is missing, unreadable, no regular file (a pipe, a device) or larger
+        than MAX_ENCODED_BYTES.
     """
     if item.pixels is not None:
         buffer = io.BytesIO()
@@ -45,8 +48,17 @@ def encoded_bytes(item: Image) -> bytes:
     else:
         assert item.path is not None
         try:
-            size = item.path.stat().st_size
-            data = item.path.read_bytes() if size <= MAX_ENCODED_BYTES else b""
+            status = item.path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe blocks, a device may have no end
+                raise DocumentError(
+                    f"{_name(item)} cannot be read: it is a folder, a pipe or a device; name a "
+                    "picture's file."
+                )
+            data, size = b"", status.st_size
+            if size <= MAX_ENCODED_BYTES:
+                with item.path.open("rb") as file:  # it may have grown since
+                    data = file.read(MAX_ENCODED_BYTES + 1)
+                size = len(data)
         except FileNotFoundError:
             raise DocumentError(f"{_name(item)} does not exist; check its path.") from None
         except OSError as e:
@@ -99,14 +111,21 @@ def _to_rgb(image: PIL.Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise DocumentError("has floating-point pixels, whose range is unknown; use 8 or 16 bits.")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.int64)
-        grey = ((np.clip(grey, 0, 65535) + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return _grey16_to_rgb(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = PIL.Image.alpha_composite(white, image)
     return np.array(image.convert("RGB"))
+
+
+def _grey16_to_rgb(grey: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3] of integer[H, W] from 0 to 65535; some rows at a time, to spare memory."""
+    rgb = np.empty((*grey.shape, 3), np.uint8)
+    for start in range(0, len(grey), _ROWS):
+        rows = np.clip(grey[start : start + _ROWS].astype(np.int32), 0, 65535)
+        rgb[start : start + _ROWS] = ((rows + 128) // 257)[:, :, None]
+    return rgb
 
 
 def target_size(

@@ -2,7 +2,11 @@
 
 import io
 import math
+import os
+import pathlib
 import struct
+import tracemalloc
+import types
 import zlib
 
 import numpy as np
@@ -68,6 +72,20 @@ def test_grey_16_bit_cmyk_one_bit():
     np.testing.assert_array_equal(load(bits)[..., 1], (grey > 127) * np.uint8(255))
 
 
+def test_16_bits_need_little_memory():
+    pixels = np.arange(1000 * 1000, dtype=np.uint32).astype(np.uint16).reshape(1000, 1000)
+    image = Image(data=encode(PIL.Image.fromarray(pixels)))
+    tracemalloc.start()
+    try:
+        rgb = images.load_pixels(image)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    expected = (pixels.astype(np.int64) + 128) // 257
+    np.testing.assert_array_equal(rgb, np.repeat(expected[..., None], 3, 2))
+    assert peak < 12 * pixels.size  # bytes: 3 are returned, 2 and 4 are Pillow's and ours
+
+
 def test_exif_orientation_and_first_frame():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
@@ -106,10 +124,24 @@ def test_broken_images_name_the_file_and_the_reason(tmp_path):
     refused(bomb(9000, 9000), "has 9000 x 9000 pixels")
     refused(bomb(60000, 60000), "is far too large")
     refused(encode(PIL.Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"), "has floating")
-    with pytest.raises(DocumentError, match="cannot be read"):
-        images.load_pixels(Image(path=tmp_path))
+    os.mkfifo(tmp_path / "pipe.png")
+    for place in (tmp_path, tmp_path / "pipe.png", pathlib.Path("/dev/zero")):
+        with pytest.raises(DocumentError, match="cannot be read: it is a folder, a pipe or a dev"):
+            images.load_pixels(Image(path=place))
     with pytest.raises(DocumentError, match="image given as bytes is not an image"):
         images.load_pixels(Image(data=b"GIF"))
+
+
+def test_files_that_grow_while_they_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "some.png"
+    path.write_bytes(bytes(5000))
+    monkeypatch.setattr(images, "MAX_ENCODED_BYTES", 1000)
+    with pytest.raises(DocumentError, match="is a file of"):
+        images.load_pixels(Image(path=path))
+    status = types.SimpleNamespace(st_mode=path.stat().st_mode, st_size=10)
+    monkeypatch.setattr(pathlib.Path, "stat", lambda self: status)
+    with pytest.raises(DocumentError, match="is a file of"):
+        images.load_pixels(Image(path=path))
 
 
 def test_target_size_by_brute_force():

@@ -45,7 +45,7 @@ echo "Installed ($(elapsed)). Training a small Mogao on the embedded world of sh
 echo
 echo "Trained ($(elapsed)). It draws and answers the prompts of $prompts ..."
 .venv/bin/mogao sample --checkpoint "$workdir" --batch "$prompts" --out "$workdir/samples" \
-    --steps "$steps" --batch-size 16
+    --steps "$steps" --batch-size 16 --overwrite
 
 echo
 echo "=== The model you have just trained ($(elapsed)) ==="

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from mogao_jax.sampling.requests import (
+    Finished,
     Picture,
     PictureProgress,
     PictureStarted,
@@ -64,4 +65,6 @@ class FakeSampler:
         document = dataclasses.replace(
             request.document, items=(*request.document.items, *items), complete=True
         )
-        return Result(tuple(items), "end", document)
+        result = Result(tuple(items), "end", document)
+        tell(index, Finished(result))
+        return result

@@ -24,6 +24,7 @@ PACKAGE = ROOT / "mogao_jax"
 
 RANK = {
     "errors": 0,
+    "paths": 0,
     "sharding": 1,
     "config": 1,
     "tokenizer": 2,
@@ -49,7 +50,7 @@ RANK = {
     "demo": 9,
 }
 # Rooms of one rank that may import each other (a document holds images, images read documents).
-NEIGHBOURS = [{"tokenizer", "images", "sequence"}]
+NEIGHBOURS = [{"tokenizer", "images", "sequence"}, {"errors", "paths"}]
 # Lower in rank, and still not to be imported: the loop is handed its data and its evaluators.
 FORBIDDEN = {
     "ops": {"data", "tokenizer", "images"},

@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mogao_jax.cli import sample_prompts as prompts_lib
 from mogao_jax.cli.logs import configure_logging
@@ -16,10 +16,13 @@ from mogao_jax.cli.parser import Parser
 from mogao_jax.cli.sample_options import TASKS
 from mogao_jax.cli.sample_progress import Progress
 from mogao_jax.cli.sample_prompts import Prompt, Refused
-from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.errors import EnvironmentProblem, RequestError
 from mogao_jax.gallery import page
 from mogao_jax.gallery.folder import PAGE, Folder, default_folder
 from mogao_jax.sequence.document import Image, Text
+
+if TYPE_CHECKING:
+    from mogao_jax.sampling.requests import Result
 
 _EXAMPLES = """examples:
   mogao sample "a red circle left of a blue square"
@@ -48,6 +51,7 @@ def main(argv: list[str]) -> int:
         vae=arguments.vae,
         vit=arguments.vit,
     )
+    sources = prompts_lib.sources(prompts, arguments)
     prompts, more, notes = prompts_lib.prepare_all(
         prompts, arguments, opened.config, opened.tokenizer
     )
@@ -55,16 +59,30 @@ def main(argv: list[str]) -> int:
     prompts_lib.say_refused(refused, len(prompts), arguments)
     for note in notes:
         print(note, file=sys.stderr)
-    folder = Folder(arguments.out or default_folder(prompts[0].title))
+    folder = Folder(
+        arguments.out or default_folder(prompts[0].title), overwrite=arguments.overwrite
+    )
+    _spare_inputs(folder, sources)
     model = opened.load()
 
     from mogao_jax.sampling.generator import Generator
 
     generator = Generator(model, batch_size=arguments.batch_size, max_context=arguments.max_context)
+    folder.clear()  # as --overwrite allows; not before all that can be checked is checked
     _Session(generator, folder, arguments, refused).run(prompts)
     if refused:
         print(f"mogao: {prompts_lib.summary(refused, len(prompts))}", file=sys.stderr)
     return 2 if refused else 0
+
+
+def _spare_inputs(folder: Folder, sources: Sequence[pathlib.Path]) -> None:
+    """Raises RequestError if the folder's files, which are to be removed, are read as well."""
+    for path in sources:
+        if folder.holds(path):
+            raise RequestError(
+                f"{str(path)!r} is what to go on with, and lies in the folder of --out, whose "
+                "files --overwrite removes; give another folder with --out."
+            )
 
 
 @dataclasses.dataclass
@@ -76,16 +94,24 @@ class _Sample:
     number: int
 
 
+@dataclasses.dataclass
+class _Kept:
+    """What is said about a document that is done, in run.json and on the page."""
+
+    record: dict[str, Any]
+    options: dict[str, Any]
+    conversation: page.Conversation
+    pictures: int
+    tokens: int
+
+
 class _Session:
     """Samples everything, batch by batch; what is done is on disk whatever happens later."""
 
     def __init__(self, generator: Any, folder: Folder, arguments: Any, refused: Sequence[Refused]):
         self._generator, self._folder = generator, folder
         self._arguments, self._refused = arguments, refused
-        self._conversations: list[page.Conversation] = []
-        self._records: list[dict[str, Any]] = []
-        self._options: list[dict[str, Any]] = []
-        self._pictures = self._tokens = 0
+        self._kept: dict[int, _Kept] = {}  # by the document's number
 
     def run(self, prompts: Sequence[Prompt]) -> None:
         samples = [
@@ -100,52 +126,72 @@ class _Session:
                 self._sample(samples[start : start + batch_size], len(samples))
         finally:
             seconds = time.monotonic() - began
-            if self._records:
+            if self._kept:
                 self._write_summary(seconds)
+        pictures, tokens = self._produced()
         print(
-            f"{seconds:.1f} s, {_count(self._pictures, 'picture')}, "
-            f"{_count(self._tokens, 'token')} of text, "
+            f"{seconds:.1f} s, {_count(pictures, 'picture')}, {_count(tokens, 'token')} of text, "
             f"{_count(self._generator.num_compilations, 'compilation')}; {self._folder.path}",
             file=sys.stderr,
         )
 
     def _sample(self, samples: Sequence[_Sample], total: int) -> None:
-        from mogao_jax.sampling.requests import Request
+        from mogao_jax.sampling.requests import Event, Finished, Request
 
         requests = [Request(s.prompt.document, s.seed, s.prompt.options) for s in samples]
         names = [f"{s.number:03d}" if total > 1 else "" for s in samples]
         progress = Progress(self._folder, [s.number for s in samples], names)
         with progress:
             given = [[i for i in s.prompt.document.items if isinstance(i, Image)] for s in samples]
-            results = self._generator.sample(requests, progress.start([len(g) for g in given]))
-        for sample, result in zip(samples, results, strict=True):
-            path = self._folder.write_document(sample.number, result.document)
-            texts = [i.text for i in result.items if isinstance(i, Text)]
-            self._tokens += sum(len(self._generator.tokenizer.encode(t)) for t in texts)
-            self._pictures += sum(isinstance(i, Image) for i in result.items)
-            self._records.append(
-                {"file": path.name, "id": sample.prompt.document.id, "seed": sample.seed,
-                 "given": len(sample.prompt.document.items), "stop": result.stop}
-            )  # fmt: skip
-            self._options.append(dataclasses.asdict(sample.prompt.options))
-            self._conversations.append(
-                page.Conversation(
-                    result.document,
-                    len(sample.prompt.document.items),
-                    _short(sample.prompt.title),
-                    f"{path.name}, seed {sample.seed}, ended by {_STOPS[result.stop]}",
-                )
-            )
+            show = progress.start([len(g) for g in given])
+
+            def on_event(index: int, event: Event) -> None:
+                show(index, event)
+                if isinstance(event, Finished):
+                    self._keep(samples[index], event.result)
+
+            self._generator.sample(requests, on_event)
+
+    def _keep(self, sample: _Sample, result: Result) -> None:
+        """Writes the document of one request that has come to its end."""
+        path = self._folder.write_document(sample.number, result.document)
+        texts = [i.text for i in result.items if isinstance(i, Text)]
+        tokens = sum(len(self._generator.tokenizer.encode(t)) for t in texts)
+        record = {
+            "file": path.name,
+            "id": sample.prompt.document.id,
+            "seed": sample.seed,
+            "given": len(sample.prompt.document.items),
+            "stop": result.stop,
+        }
+        conversation = page.Conversation(
+            result.document,
+            len(sample.prompt.document.items),
+            _short(sample.prompt.title),
+            f"{path.name}, seed {sample.seed}, ended by {_STOPS[result.stop]}",
+        )
+        pictures = sum(isinstance(i, Image) for i in result.items)
+        options = dataclasses.asdict(sample.prompt.options)
+        self._kept[sample.number] = _Kept(record, options, conversation, pictures, tokens)
+
+    def _produced(self) -> tuple[int, int]:
+        """Pictures and tokens of text, in all."""
+        kept = self._kept.values()
+        return sum(k.pictures for k in kept), sum(k.tokens for k in kept)
 
     def _write_summary(self, seconds: float) -> None:
         model = self._generator.model
+        kept = [self._kept[number] for number in sorted(self._kept)]
         shared = {
             name: value
-            for name, value in self._options[0].items()
-            if all(o[name] == value for o in self._options)
+            for name, value in kept[0].options.items()
+            if all(k.options[name] == value for k in kept)
         }
-        for record, options in zip(self._records, self._options, strict=True):
-            record.update({k: v for k, v in options.items() if k not in shared})
+        records = [
+            {**k.record, **{name: v for name, v in k.options.items() if name not in shared}}
+            for k in kept
+        ]
+        pictures, tokens = self._produced()
         facts = {
             "checkpoint": model.name,
             "config": model.config.name,
@@ -153,15 +199,16 @@ class _Session:
             "weights": model.weights,
             **shared,
             "seconds": round(seconds, 2),
-            "pictures": self._pictures,
-            "text tokens": self._tokens,
+            "pictures": pictures,
+            "text tokens": tokens,
             "compilations": self._generator.num_compilations,
         }
         refused = [dataclasses.asdict(r) for r in self._refused]
-        self._folder.write_run({**facts, "documents": self._records, "refused": refused})
-        name = self._conversations[0].title if len(self._conversations) == 1 else "Samples"
+        self._folder.write_run({**facts, "documents": records, "refused": refused})
+        conversations = [k.conversation for k in kept]
+        name = conversations[0].title if len(conversations) == 1 else "Samples"
         try:
-            text = page.render(name, self._conversations, facts)
+            text = page.render(name, conversations, facts)
         except EnvironmentProblem as e:
             print(f"No page was written: {e}", file=sys.stderr)
         else:
@@ -249,5 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num", type=int, default=1, metavar="N", help="documents per prompt, seeds counted on")
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, default=8, metavar="N", help="documents at a time (8)")
-    add("--out", type=pathlib.Path, metavar="DIR", help="default: samples/<prompt>")
+    add("--out", type=pathlib.Path, metavar="DIR",
+        help="a folder without samples (default: samples/<prompt>)")  # fmt: skip
+    add("--overwrite", action="store_true", help="remove what was sampled into --out before")
     return parser

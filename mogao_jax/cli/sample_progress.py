@@ -12,6 +12,7 @@ import tqdm
 from mogao_jax.gallery.folder import Folder
 from mogao_jax.sampling.requests import (
     Event,
+    Finished,
     OnEvent,
     Picture,
     PictureProgress,
@@ -90,6 +91,8 @@ class Progress:
                 self._numbers[index], self._num_pictures[index], event.image
             )
             self._line(index, str(path))
+        elif isinstance(event, Finished):
+            self._flush(index)
 
     # ------------------------------------------------------------------------------------ stdout
 

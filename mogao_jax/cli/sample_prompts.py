@@ -196,6 +196,13 @@ def _said_in_line(
     return from_json(document, base_dir=folder, place=place)
 
 
+def sources(found: Sequence[Prompt], arguments: argparse.Namespace) -> list[pathlib.Path]:
+    """The files that prompts are read from, their pictures' included."""
+    named = [pathlib.Path(name) for name in (arguments.document, arguments.batch) if name]
+    items = [item for prompt in found for item in prompt.document.items]
+    return named + [i.path for i in items if isinstance(i, Image) and i.path is not None]
+
+
 # --------------------------------------------------------------------------------------- judging
 
 

@@ -2,7 +2,8 @@
 
     001.json  001-1.png  001-2.png  002.json ...  index.html  run.json
 
-Each JSON document can be fed back in: its pictures are named by relative paths.
+Each JSON document can be fed back in: its pictures are named by relative paths. A folder holds one
+run: the files of two would not belong together, though their names are the same.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 
 from mogao_jax import images as image_ops
 from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.paths import expanded
 from mogao_jax.sequence.document import Document, Image, Text
 
 PAGE, RUN = "index.html", "run.json"
 _DEFAULT_ROOT = "samples"
+_OURS = re.compile(r"\d{3,}(-\d+\.png|\.json)|index\.html|run\.json")
 
 
 def default_folder(name: str) -> pathlib.Path:
@@ -37,10 +40,23 @@ def default_folder(name: str) -> pathlib.Path:
 class Folder:
     """Writes what was sampled. Every file is whole under its name, or not there."""
 
-    def __init__(self, path: str | os.PathLike):
-        """Makes the folder and sees that it can be written; raises EnvironmentProblem if not."""
-        self.path = pathlib.Path(path).expanduser()
+    def __init__(self, path: str | os.PathLike, *, overwrite: bool = False):
+        """Makes the folder and sees that it can be written.
+
+        Args:
+          overwrite: accept a folder that holds a run, whose files `clear` removes.
+        Raises:
+          EnvironmentProblem: it cannot be written; it holds a run.
+        """
+        self.path = expanded(path)
         try:
+            earlier = self.files() if self.path.exists() else []
+            if earlier and not overwrite:
+                raise EnvironmentProblem(
+                    f"the folder {str(self.path)!r} holds what was sampled before "
+                    f"({len(earlier)} files, such as {earlier[0].name}); give another one with "
+                    "--out, or --overwrite, which removes these files."
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-test-{uuid.uuid4().hex}"
             probe.write_bytes(b"")
@@ -50,6 +66,26 @@ class Folder:
                 f"the folder {str(self.path)!r} cannot be written ({e.strerror or e}); give "
                 "another one with --out."
             ) from e
+
+    def files(self) -> list[pathlib.Path]:
+        """The files of a run that lie in the folder, by name."""
+        return sorted(path for path in self.path.iterdir() if _OURS.fullmatch(path.name))
+
+    def clear(self) -> None:
+        """Removes the files of a run; nothing else of the folder."""
+        try:
+            for path in self.files():
+                path.unlink()
+        except OSError as e:
+            raise EnvironmentProblem(
+                f"{e.filename!r} cannot be removed ({e.strerror or e}); give another folder with "
+                "--out."
+            ) from e
+
+    def holds(self, path: pathlib.Path) -> bool:
+        """Whether a file is one of those that `clear` would remove."""
+        path = path.resolve()
+        return path.parent == self.path.resolve() and bool(_OURS.fullmatch(path.name))
 
     def write_picture(self, number: int, index: int, image: Image) -> pathlib.Path:
         """Saves picture `index` of document `number` (both count from 1); returns its path."""

@@ -59,5 +59,12 @@ class Picture:
     image: Image
 
 
-Event = TextChunk | PictureStarted | PictureProgress | Picture
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+    """The last event of a request; others of its batch may still be served."""
+
+    result: Result
+
+
+Event = TextChunk | PictureStarted | PictureProgress | Picture | Finished
 OnEvent = Callable[[int, Event], None]  # (index of the request, what happened)

@@ -13,6 +13,7 @@ from mogao_jax.sampling import guidance, lengths
 from mogao_jax.sampling.history import Context, Drawn, History
 from mogao_jax.sampling.requests import (
     Event,
+    Finished,
     Picture,
     PictureStarted,
     Request,
@@ -218,6 +219,7 @@ class Session:
     def _end(self, stop: Stop) -> None:
         self._finish_text()
         self.mode, self.stop = Mode.DONE, stop
+        self._tell(Finished(self.result()))
 
     def result(self) -> Result:
         assert self.stop is not None

@@ -17,8 +17,10 @@ from fake_sampler import FakeSampler
 from mogao_jax import images as image_ops
 from mogao_jax.cli import compile_cache
 from mogao_jax.cli.main import main
+from mogao_jax.errors import CheckpointError
 from mogao_jax.sampling import generator as generator_lib
 from mogao_jax.sampling import loading
+from mogao_jax.sampling.requests import Picture
 from mogao_jax.sequence.document import Image, Text, from_json
 
 
@@ -184,6 +186,83 @@ def test_done_batches_stay_when_a_later_one_fails(sample, sampler, tmp_path, mon
     assert len(json.loads((tmp_path / "out" / "run.json").read_text())["documents"]) == 1
 
 
+def test_what_is_finished_is_kept_when_its_batch_is_interrupted(
+    sample, sampler, tmp_path, monkeypatch
+):
+    whole = FakeSampler._one
+
+    def third_is_cut(self, index, request, tell):
+        def interrupt(index, event):
+            tell(index, event)
+            if index == 2 and isinstance(event, Picture):
+                raise KeyboardInterrupt
+
+        return whole(self, index, request, interrupt)
+
+    monkeypatch.setattr(FakeSampler, "_one", third_is_cut)
+    assert sample("go", "--num", "4", "--seed", "5") == 130
+    out = tmp_path / "out"
+    assert {p.name for p in out.glob("*.json")} == {"001.json", "002.json", "run.json"}
+    assert [i for i in read(out / "002.json") if isinstance(i, Image)]
+    run = json.loads((out / "run.json").read_text())
+    assert [(d["file"], d["seed"]) for d in run["documents"]] == [("001.json", 5), ("002.json", 6)]
+    assert run["pictures"] == 2
+
+
+def files(folder) -> dict:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_folder_holds_one_run(sample, sampler, tmp_path, capsys):
+    assert sample("a red circle", "--num", "3") == 0
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    before = files(tmp_path / "out")
+    assert sample("a star") == 2
+    said = capsys.readouterr().err
+    assert "'out'" in said and "--out" in said and "--overwrite" in said
+    assert files(tmp_path / "out") == before and len(sampler.batches) == 1
+    assert sample("a star", "--overwrite") == 0
+    assert set(files(tmp_path / "out")) == {
+        "001.json", "001-1.png", "index.html", "run.json", "notes.txt"
+    }  # fmt: skip
+    assert read(tmp_path / "out" / "001.json")[0].text == "a star"
+
+
+def test_pictures_alone_are_what_an_earlier_run_left(sample, sampler, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    save(tmp_path / "out" / "001-1.png")
+    assert sample("go") == 2 and not sampler.batches
+    assert "001-1.png" in capsys.readouterr().err
+
+
+def test_what_is_read_is_not_overwritten(sample, sampler, tmp_path, capsys):
+    assert sample("a red circle") == 0
+    before = files(tmp_path / "out")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "go", "image": "out/001-1.png"}\n"other"\n')
+    for given in (
+        ["--document", "out/001.json", "more"],
+        ["--image", "out/001-1.png", "what is it?"],
+        ["--batch", "b.jsonl"],
+    ):
+        assert sample(*given, "--overwrite") == 2
+        assert "give another folder with --out" in capsys.readouterr().err
+        assert files(tmp_path / "out") == before
+    assert len(sampler.batches) == 1
+
+
+def test_nothing_is_removed_for_a_run_that_cannot_begin(sample, tmp_path, monkeypatch):
+    assert sample("a red circle") == 0
+    before = files(tmp_path / "out")
+    assert sample("x" * 2000, "--overwrite") == 2
+    monkeypatch.setattr(loading.Opened, "load", _damaged)
+    assert sample("a star", "--overwrite") == 2
+    assert files(tmp_path / "out") == before
+
+
+def _damaged(opened):
+    raise CheckpointError("the parameters are damaged.")
+
+
 # --------------------------------------------------------------------------------------- options
 
 
@@ -231,7 +310,7 @@ def test_tasks(sample, sampler, tmp_path):
 def test_aspects_are_sizes_of_the_model(sample, sampler):
     assert sample("go", "--aspect", "4:3") == 0
     assert sampler.batches[0][0].options.size == (32, 48)
-    assert sample("go", "--size", "16") == 0
+    assert sample("go", "--size", "16", out="second") == 0
     assert sampler.batches[1][0].options.size == (16, 16)
 
 

@@ -15,6 +15,7 @@ from mogao_jax.sampling import kv_cache
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.phases import Batch
 from mogao_jax.sampling.requests import (
+    Finished,
     Picture,
     PictureProgress,
     PictureStarted,
@@ -271,6 +272,10 @@ def test_events_tell_what_the_result_has(sampler):
         own = [e for i, e in events if i == k]
         said = "".join(e.text for e in own if isinstance(e, TextChunk))
         assert said == "".join(texts(result))
+        (finished,) = [e for e in own if isinstance(e, Finished)]
+        assert finished is own[-1] and finished.result.stop == result.stop
+        same = zip(finished.result.document.items, result.document.items, strict=True)
+        assert all(a is b for a, b in same)
         shown = [e.image for e in own if isinstance(e, Picture)]
         assert [x.pixels is y for x, y in zip(shown, pictures(result), strict=True)]
         sizes = [e.size for e in own if isinstance(e, PictureStarted)]

@@ -21,6 +21,7 @@ from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.checkpoints.exported import tokenizer_digest
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import CheckpointError, EnvironmentProblem
+from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZER, VAE, VIT = "tokenizer.json", "vae.safetensors", "vit.safetensors"
@@ -128,7 +129,7 @@ def _copy(source: pathlib.Path, to: pathlib.Path) -> None:
 
 def tokenizer_file(config: TokenizerConfig) -> pathlib.Path:
     """The tokenizer.json of a config of kind "file"."""
-    path = pathlib.Path(config.path).expanduser()
+    path = expanded(config.path)
     return path / TOKENIZER if path.is_dir() else path
 
 

@@ -38,6 +38,7 @@ import mogao_jax
 from mogao_jax.config.convert import from_dict, to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
+from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer
 
 FORMAT, VERSION = "mogao_jax.model", "1"
@@ -108,7 +109,7 @@ def write_exported(
       CheckpointError: values that are not finite, or too large for `dtype`.
       EnvironmentProblem: the file cannot be written.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"an exported model is a .safetensors file; {str(path)!r} is not.")
     tensors = {name: _rounded(name, x, dtype) for name, x in _flatten(params).items()}

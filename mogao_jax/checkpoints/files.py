@@ -23,6 +23,7 @@ from etils import epath
 from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.checkpoints.fingerprint import fingerprint, path_name
 from mogao_jax.errors import CheckpointError
+from mogao_jax.paths import expanded
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ class Damaged(Exception):
 
 def find_checkpoints(path: str | os.PathLike) -> list[pathlib.Path]:
     """Checkpoint folders at or below a path, newest first; raises CheckpointError for none."""
-    path = pathlib.Path(path).expanduser().absolute()
+    path = expanded(path).absolute()
     if (path / "meta").is_dir():
         return [path]
     found = step_folders(path / CHECKPOINTS) or step_folders(path)

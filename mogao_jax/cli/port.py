@@ -11,6 +11,7 @@ from mogao_jax.cli.parser import Parser
 from mogao_jax.config.convert import from_dict, parse_config_args
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError, RequestError
+from mogao_jax.paths import expanded
 
 USAGE = """usage: mogao port ACTION ...
 
@@ -163,12 +164,11 @@ def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConf
 
 def _config_of(llm: str | None) -> MogaoConfig:
     """The config that a whole Mogao of to-hf carries."""
-    import pathlib
 
     from mogao_jax.porting.own import is_mogao_folder
     from mogao_jax.porting.safetensors_folder import read_json
 
-    folder = pathlib.Path(llm or "").expanduser()
+    folder = expanded(llm or "")
     if llm is None or not is_mogao_folder(folder):
         raise ConfigError(
             "--config=FILE is required: it says what the model around the LLM looks like, for "

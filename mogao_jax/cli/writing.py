@@ -5,14 +5,18 @@ from __future__ import annotations
 import pathlib
 
 from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.paths import expanded
 
 
-def make_folder(folder: pathlib.Path) -> None:
+def make_folder(folder: pathlib.Path) -> pathlib.Path:
     """Makes the folder of --out, and a file in it for a moment.
 
+    Returns:
+      the folder, with the home folder in place of `~`.
     Raises:
       EnvironmentProblem: it cannot be written to.
     """
+    folder = expanded(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".mogao_probe"
@@ -22,6 +26,7 @@ def make_folder(folder: pathlib.Path) -> None:
         raise EnvironmentProblem(
             f"--out: {str(folder)!r} cannot be written to ({e.strerror}); give another folder."
         ) from e
+    return folder
 
 
 def write_text(path: pathlib.Path, text: str, mode: str = "w") -> None:
@@ -30,6 +35,7 @@ def write_text(path: pathlib.Path, text: str, mode: str = "w") -> None:
     Raises:
       EnvironmentProblem: it cannot be written.
     """
+    path = expanded(path)
     try:
         with path.open(mode, encoding="utf-8") as file:
             file.write(text)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
+from mogao_jax.paths import expanded
 
 SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe", "state")
 _GENERATING = ("t2i", "edit", "story", "clip")
@@ -101,7 +101,7 @@ def _check_sources(config: MogaoConfig) -> None:
             )
     if config.tokenizer.kind == "file":
         path = config.tokenizer.path
-        if not path or not pathlib.Path(path).expanduser().exists():
+        if not path or not expanded(path).exists():
             raise ConfigError(
                 f"config.tokenizer.path is {path!r}, where nothing is; kind 'file' needs a "
                 "tokenizer.json or the folder that holds one."

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mogao_jax.errors import DataError
+from mogao_jax.paths import expanded
 from mogao_jax.sequence.batch import PackedBatch
 
 FORMAT = "mogao_jax encoded pictures 1"
@@ -121,7 +122,7 @@ def open_encoded(path: str) -> EncodedPictures:
     Raises:
       DataError: nothing of the kind is there, or its files are damaged.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = expanded(path)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:

@@ -22,6 +22,7 @@ import numpy as np
 
 from mogao_jax.config.schema import ImageConfig, SourceConfig
 from mogao_jax.errors import DataError, DocumentError
+from mogao_jax.paths import expanded
 from mogao_jax.sequence.document import Document, Image, Text, from_json
 
 Split = Literal["train", "validation"]
@@ -116,7 +117,7 @@ class DocumentsSource:
         """Raises DataError if there is nothing at `path`, or no document in it."""
         if not str(path):
             raise DataError("its path is empty; give a JSONL file or a folder.")
-        root = pathlib.Path(path).expanduser()
+        root = expanded(path)
         try:
             self._parts, own_split = _scan(root, split)
         except OSError as e:
@@ -308,7 +309,7 @@ class TfdsSource:
                 "reading tfds datasets needs the package tensorflow-datasets "
                 "(without TensorFlow): pip install tensorflow-datasets"
             ) from None
-        folder = pathlib.Path(path).expanduser()
+        folder = expanded(path)
         if not (folder / "dataset_info.json").is_file():
             raise DataError(f"no prepared tfds dataset in {str(folder)!r} (no dataset_info.json).")
         try:

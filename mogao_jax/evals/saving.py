@@ -11,6 +11,7 @@ from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.evals import grid
 from mogao_jax.evals.cards import sections
 from mogao_jax.evals.scores import Scores, to_json
+from mogao_jax.paths import expanded
 
 
 def save(
@@ -26,7 +27,7 @@ def save(
     Raises:
       EnvironmentProblem: the folder or a file cannot be written.
     """
-    root = pathlib.Path(folder).expanduser()
+    root = expanded(folder)
     picture = f"grid{suffix}.png"
     small = sections(scores.outcomes, grid.PNG_PER_CATEGORY)
     large = sections(scores.outcomes, grid.HTML_PER_CATEGORY)

@@ -15,6 +15,7 @@ import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig, SourceConfig, TokenizerConfig
 from mogao_jax.errors import ConfigError, DocumentError, MogaoError
+from mogao_jax.paths import expanded
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.layout import lay_out
@@ -60,7 +61,7 @@ def packed_rows(config: MogaoConfig, num_rows: int, seed: int = 0) -> Rows:
 
 def _tokenizer_is_here(config: MogaoConfig) -> bool:
     kind = config.tokenizer.kind
-    return kind != "file" or pathlib.Path(config.tokenizer.path).expanduser().exists()
+    return kind != "file" or expanded(config.tokenizer.path).exists()
 
 
 def _own_rows(config: MogaoConfig, num_rows: int) -> PackedBatch:

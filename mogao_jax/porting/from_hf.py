@@ -7,7 +7,6 @@ either in memory (here) or piece by piece into a checkpoint (`streaming.py`).
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
 from mogao_jax.porting.initialising import Initialiser, unflatten
 from mogao_jax.porting.safetensors_folder import SafetensorsFolder, require_floats
@@ -142,7 +142,7 @@ def open_llm(place: Place | TensorSource, **options: Any) -> TensorSource:
 def open_vae(place: Place | TensorSource, **options: Any) -> TensorSource:
     """As `open_tensors`; TAEF1's folder of two files is one source."""
     if isinstance(place, str | os.PathLike):
-        folder = pathlib.Path(place).expanduser()
+        folder = expanded(place)
         halves = {half: folder / file for half, file in taef1.FILES.items()}
         if folder.is_dir() and any(file.is_file() for file in halves.values()):
             parts = [

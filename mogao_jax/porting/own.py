@@ -21,6 +21,7 @@ from mogao_jax.checkpoints.carried import with_carried
 from mogao_jax.checkpoints.load_params import best_weights
 from mogao_jax.config.convert import from_dict
 from mogao_jax.errors import CheckpointError
+from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
 from mogao_jax.porting.safetensors_folder import SafetensorsFolder
 from mogao_jax.porting.slots import Slot, slots
@@ -56,7 +57,7 @@ class OwnModel:
           CheckpointError: nothing there that can be read.
         """
         self.place = str(path)
-        path = pathlib.Path(path).expanduser().absolute()
+        path = expanded(path).absolute()
         self.porting: dict[str, Any] = {}
         self.fingerprint: dict[str, str] = {}
         self._checkpoint: PartReader | None = None
@@ -156,7 +157,7 @@ class OwnModel:
 
 def is_own(path: str | os.PathLike) -> bool:
     """Whether a path holds a model of ours, rather than others' safetensors."""
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     if path.is_file():
         try:
             return SafetensorsFolder(path).metadata.get("format") == exported.FORMAT

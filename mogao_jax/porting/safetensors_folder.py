@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mogao_jax.errors import CheckpointError
+from mogao_jax.paths import expanded
 from mogao_jax.porting.safetensors_file import (
     FLOATS,
     Entry,
@@ -45,7 +46,7 @@ class SafetensorsFolder:
           CheckpointError: nothing there, a pickle, a damaged file, or an index that contradicts
             the shards; what is wrong in every shard is in one message.
         """
-        path = pathlib.Path(path).expanduser()
+        path = expanded(path)
         _refuse_pickles(path)
         self.place = str(path)
         self.allow_non_finite = allow_non_finite

@@ -33,6 +33,7 @@ from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.system import count_parameters
+from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
 from mogao_jax.porting.formats import flux_vae, taef1
 from mogao_jax.porting.from_hf import ModelPlan, Place
@@ -267,7 +268,7 @@ def _settle_tokenizer(
 
 
 def _exists(path: str) -> bool:
-    return bool(path) and pathlib.Path(path).expanduser().exists()
+    return bool(path) and expanded(path).exists()
 
 
 def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[Encoder]) -> MogaoConfig:

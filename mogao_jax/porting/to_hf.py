@@ -22,6 +22,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.system import part_of
+from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
 from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
 from mogao_jax.porting.from_hf import ROWS_BYTES, Place
@@ -116,7 +117,7 @@ def export(
             for w in work:
                 written += _write(folder, w, shard_bytes, bar.update)
         model.verify()
-    return [pathlib.Path(out).expanduser().absolute() / name for name in written]
+    return [expanded(out).absolute() / name for name in written]
 
 
 # --------------------------------------------------------------------------------- what to write

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 from mogao_jax.errors import CheckpointError, EnvironmentProblem
+from mogao_jax.paths import expanded
 
 _LOCK = ".in-progress"
 _SPARE = 64 * 2**20
@@ -59,7 +60,7 @@ def unfinished(
 
 def absent(out: str | os.PathLike) -> pathlib.Path:
     """The absolute path; raises CheckpointError if something is there."""
-    out = pathlib.Path(out).expanduser().absolute()
+    out = expanded(out).absolute()
     if os.path.lexists(out):
         raise CheckpointError(
             f"{str(out)!r} exists already; nothing is overwritten. Give another --out, or remove "

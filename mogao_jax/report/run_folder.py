@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from mogao_jax.errors import DataError
+from mogao_jax.paths import expanded
 from mogao_jax.report import data_view, run_facts
 from mogao_jax.training.metrics import read_metrics
 
@@ -64,7 +65,7 @@ def load_run(workdir: str | os.PathLike) -> Run:
     Raises:
       DataError: there is no such folder, or nothing of a run in it.
     """
-    folder = pathlib.Path(workdir).expanduser()
+    folder = expanded(workdir)
     if not folder.is_dir():
         raise DataError(f"there is no run folder {str(folder)!r}; give --workdir of a run.")
     notes: list[str] = []

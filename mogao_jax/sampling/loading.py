@@ -17,6 +17,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.models.system import EncoderParams, System, make_system, param_shapes
+from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 Weights = Literal["best", "ema", "raw"]
@@ -176,7 +177,7 @@ def _find(path: str | os.PathLike) -> pathlib.Path:
                 "launch/demo.sh` and give runs/demo.safetensors instead, or another checkpoint."
             )
         return _DEMO_FILE
-    place = pathlib.Path(path).expanduser().absolute()
+    place = expanded(path).absolute()
     if not place.exists():
         raise CheckpointError(
             f"there is no checkpoint {str(path)!r}: give 'demo', a file written by `mogao export`, "

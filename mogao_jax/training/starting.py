@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.models.encoder_weights import file_digests
+from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer
 from mogao_jax.training import compatibility
 
@@ -44,7 +44,7 @@ def load_start(
       CheckpointError: nothing there that can be read; of another model, with the fields or
         arrays that differ; or made with another tokenizer.
     """
-    place = pathlib.Path(config.train.init_from).expanduser().absolute()
+    place = expanded(config.train.init_from).absolute()
     if not place.exists():
         raise CheckpointError(
             f"train.init_from: there is no checkpoint {config.train.init_from!r}; give one that "

@@ -14,6 +14,7 @@ from typing import Any
 
 from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.paths import expanded
 
 CONFIG, METRICS, TENSORBOARD = "config.json", "metrics.jsonl", "tensorboard"
 _SPARE = 64 * 2**20  # for logs, metrics and the report
@@ -31,7 +32,7 @@ def prepare(workdir: str | os.PathLike, needed_bytes: int = 0) -> pathlib.Path:
     Raises:
       EnvironmentProblem: the folder cannot be made or written, or the disk is too full.
     """
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = expanded(workdir).absolute()
     probe = path / f".write-test-{uuid.uuid4().hex}"
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import pathlib
 import zipfile
 
 from mogao_jax.errors import DataError
+from mogao_jax.paths import expanded
 
 
 class SafeZip:
@@ -17,7 +18,7 @@ class SafeZip:
 
     def __init__(self, path: str | pathlib.Path, *, max_members: int = 100_000):
         """Raises DataError if it is missing, not a zip file, or has too many members."""
-        self.path = pathlib.Path(path).expanduser()
+        self.path = expanded(path)
         try:
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError:

@@ -28,6 +28,7 @@ import numpy as np
 from mogao_jax.data.builders.archive import SafeZip
 from mogao_jax.data.sources import write_jsonl
 from mogao_jax.errors import DataError, EnvironmentProblem
+from mogao_jax.paths import expanded
 
 KINDS = ("captions", "names", "edits", "series")
 VALIDATION_EVERY = 20
@@ -95,7 +96,7 @@ def convert(zip_path: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, 
       DataError: the archive is missing, damaged, or not of this form.
       EnvironmentProblem: `out` cannot be written.
     """
-    out = pathlib.Path(out).expanduser()
+    out = expanded(out)
     with SafeZip(zip_path) as archive:
         emojis = read_index(archive.read("index.jsonl", MAX_INDEX_BYTES).decode("utf-8", "replace"))
         try:

@@ -28,22 +28,23 @@ _EXAMPLES = """examples:
 """
 
 
+# Of what a table of guidance scales, or a check of the scorer, has no use for.
+_USELESS = {
+    "guidance_table": ("validate", "tasks", "guidance", "image_guidance", "beside"),
+    "validate": ("tasks", "beside", "checkpoint", "weights", "untrained", "steps", "solver",
+                 "guidance", "image_guidance", "draw_first", "seed", "batch_size"),
+}  # fmt: skip
+_MAX_SEED = 2**32 - 1
+
+
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status (1: the scorer did not pass its validation)."""
-    arguments = _parser().parse_args(argv)
-    tasks = tuple(t.strip() for t in arguments.tasks.split(",") if t.strip())
-    unknown = [t for t in tasks if t not in TASKS]
-    if unknown or not tasks:
-        name = unknown[0] if unknown else arguments.tasks
-        raise DataError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}.")
-    for name in ("per_category", "batch_size"):
-        if getattr(arguments, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
-    if not re.fullmatch(r"\w{0,40}", arguments.suffix):
-        raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
-    _check_options(arguments)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    tasks = _check(arguments, parser)
     configure_logging()
+    if arguments.out:
+        arguments.out = make_folder(arguments.out)  # before time is spent
     if arguments.validate:
         return _validate(arguments)
     if arguments.guidance_table:
@@ -51,46 +52,115 @@ def main(argv: list[str]) -> int:
     return _score(arguments, tasks)
 
 
+def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """The tasks; raises DataError or RequestError for what cannot be."""
+    tasks = tuple(t.strip() for t in arguments.tasks.split(",") if t.strip())
+    unknown = [t for t in tasks if t not in TASKS]
+    if unknown or not tasks:
+        name = unknown[0] if unknown else arguments.tasks
+        raise DataError(f"--tasks: there is no task {name!r}; the tasks are {', '.join(TASKS)}.")
+    for what, useless in _USELESS.items():
+        given = [n for n in useless if getattr(arguments, n) != parser.get_default(n)]
+        if getattr(arguments, what) and given:
+            raise DataError(
+                f"{_flag(what)} has no use for {', '.join(map(_flag, given))}: drop it."
+            )
+    for name in ("per_category", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise DataError(f"{_flag(name)} must be 1 or more, got {getattr(arguments, name)}.")
+    for name in ("seed", "data_seed"):
+        if not 0 <= getattr(arguments, name) <= _MAX_SEED:
+            raise DataError(
+                f"{_flag(name)} is {getattr(arguments, name)}; seeds are whole numbers from 0 to "
+                "2^32 - 1."
+            )
+    if not re.fullmatch(r"\w{0,40}", arguments.suffix):
+        raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
+    _check_options(arguments)
+    return tasks
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _score(arguments: argparse.Namespace, tasks: tuple[str, ...]) -> int:
+    """Scores task after task; what is done is kept, and shown if the rest is interrupted."""
     from mogao_jax.evals import saving, scores, shapes
 
     beside = scores.read(arguments.beside) if arguments.beside else None
-    if arguments.out:
-        make_folder(arguments.out)  # before time is spent
     model = _model(arguments)
-    found = shapes.run(
-        model.sampler,
-        tasks=tasks,
-        options=picture_options(arguments, model.config),
-        draw_first=arguments.draw_first,
-        name=model.name,
-        role=model.role,
-        **_common(arguments, model),
-    )
-    facts = {"parameters": model.facts, "compilations": model.sampler.num_compilations}
-    found = dataclasses.replace(found, settings={**facts, **found.settings})
-    print(scores.as_text(found, beside))
-    if arguments.out:
-        for path in saving.save(found, arguments.out, arguments.suffix, beside):
-            print(f"Written: {path}", file=sys.stderr)
+    latest: list[scores.Scores] = []
+
+    def keep(found: scores.Scores) -> list[pathlib.Path]:
+        facts = {"parameters": model.facts, "compilations": model.sampler.num_compilations}
+        latest[:] = [dataclasses.replace(found, settings={**facts, **found.settings})]
+        if not arguments.out:
+            return []
+        return saving.save(latest[0], arguments.out, arguments.suffix, beside)
+
+    try:
+        found = shapes.run(
+            model.sampler,
+            tasks=tasks,
+            options=picture_options(arguments, model.config),
+            name=model.name,
+            role=model.role,
+            keep=keep,
+            **_common(arguments, model),
+        )
+    except KeyboardInterrupt:
+        if latest:
+            print(scores.as_text(latest[0], beside))
+        raise
+    files = keep(found)
+    print(scores.as_text(latest[0], beside))
+    for path in files:
+        print(f"Written: {path}", file=sys.stderr)
     return 0
 
 
 def _guidance_table(arguments: argparse.Namespace) -> int:
     from mogao_jax.evals import guidance
 
-    if arguments.out:
-        make_folder(arguments.out)
     model = _model(arguments)
-    settings = guidance.guidance_table(
-        model.sampler,
-        options=picture_options(arguments, model.config),
-        **_common(arguments, model),
-    )
-    print(f"Guidance of {model.name}, {model.facts}\n\n{guidance.as_text(settings)}")
-    if arguments.out:
-        _write(arguments.out / "guidance.json", guidance.as_json(settings))
+    options = picture_options(arguments, model.config)
+    path = arguments.out and arguments.out / f"guidance{arguments.suffix}.json"
+    made: list[guidance.Setting] = []
+
+    def keep(settings: list[guidance.Setting]) -> None:
+        made[:] = settings
+        if path:
+            _write(path, _guidance_record(arguments, model, options, guidance.as_json(settings)))
+
+    try:
+        guidance.guidance_table(
+            model.sampler, options=options, keep=keep, **_common(arguments, model)
+        )
+    finally:  # also of an interrupted one
+        if made:
+            print(f"Guidance of {model.name}, {model.facts}\n\n{guidance.as_text(made)}")
+    if path:
+        print(f"Written: {path}", file=sys.stderr)
     return 0
+
+
+def _guidance_record(
+    arguments: argparse.Namespace, model: _Scored, options: Any, table: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The table with what it was made with."""
+    return {
+        "name": model.name,
+        "role": model.role,
+        "parameters": model.facts,
+        "cases per category": arguments.per_category,
+        "steps": options.num_steps,
+        "solver": options.solver,
+        "draws first": arguments.draw_first,
+        "seed": arguments.seed,
+        "data seed": arguments.data_seed,
+        "table": table,
+    }
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -99,8 +169,6 @@ def _validate(arguments: argparse.Namespace) -> int:
     from mogao_jax.evals import validation
 
     bar, passed, records = 0.99, True, []
-    if arguments.out:
-        make_folder(arguments.out)
     distortions = validation.distortions()
     print(f"{'':27} {'right judged right':>28}   {'wrong judged wrong':>28}")
     for (which, world), task in itertools.product(WORLDS.items(), ("t2i", "edit", "story")):
@@ -113,7 +181,9 @@ def _validate(arguments: argparse.Namespace) -> int:
             records.append({"world": which, **dataclasses.asdict(found)})
     print("passed" if passed else f"FAILED: below {bar}")
     if arguments.out:
-        _write(arguments.out / "validation.json", records)
+        path = arguments.out / f"validation{arguments.suffix}.json"
+        _write(path, records)
+        print(f"Written: {path}", file=sys.stderr)
     return 0 if passed else 1
 
 
@@ -183,6 +253,7 @@ def _common(arguments: argparse.Namespace, model: _Scored) -> dict[str, Any]:
         "seed": arguments.seed,
         "data_seed": arguments.data_seed,
         "batch_size": arguments.batch_size,
+        "draw_first": arguments.draw_first,
         "world": model.world,
         "own_sizes": model.own_sizes,
         "say": lambda message: print(f"... {message}", file=sys.stderr, flush=True),
@@ -204,7 +275,6 @@ def _write(path: pathlib.Path, record: Any) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except OSError as e:
         raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror}).") from e
-    print(f"Written: {path}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

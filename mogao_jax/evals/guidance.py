@@ -42,11 +42,13 @@ def guidance_table(
     scales: Sequence[float] = SCALES,
     image_scales: Sequence[float] = IMAGE_SCALES,
     say: Callable[[str], None] | None = None,
+    keep: Callable[[list[Setting]], object] | None = None,
     **arguments: Any,
 ) -> list[Setting]:
     """Scores t2i, edit and story at every pair of scales.
 
     Args:
+      keep: is given the settings so far, after each.
       options, **arguments: as of `shapes.run`; every setting has the same cases and seeds.
     """
     made = []
@@ -71,6 +73,8 @@ def guidance_table(
                 assert row is not None
                 shares[task, metric] = (row.share.value, *row.share.interval, row.share.total)
             made.append(Setting(scale, image_scale, shares))
+            if keep:
+                keep(made)
     return made
 
 

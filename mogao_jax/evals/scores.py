@@ -11,6 +11,7 @@ from typing import Any
 
 from mogao_jax.errors import DataError
 from mogao_jax.evals.shares import Share
+from mogao_jax.paths import expanded
 
 FORMAT = "mogao_jax scores 1"
 OVERALL = "overall"
@@ -140,22 +141,29 @@ def from_json(record: Any, place: str) -> Scores:
                 str(r["task"]),
                 str(r["group"]),
                 str(r["metric"]),
-                Share(int(r["right"]), int(r["total"])),
+                _share(r["right"], r["total"]),
                 None if r["chance"] is None else float(r["chance"]),
             )
             for r in record["rows"]
         )
         settings, grid = dict(record["settings"]), str(record["grid"])
         return Scores(str(record["name"]), str(record["role"]), rows, settings, grid=grid)
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise DataError(f"{place} holds no scores (field {e}).") from None
+
+
+def _share(right: Any, total: Any) -> Share:
+    share = Share(int(right), int(total))
+    if not 0 <= share.right <= share.total:
+        raise ValueError(f"'right' or 'total': {share.right} of {share.total}")
+    return share
 
 
 def read(path: pathlib.Path) -> Scores:
     """Scores that were saved; raises DataError."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        record = json.loads(expanded(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
         raise DataError(f"scores {str(path)!r} cannot be read ({e}).") from None
     return from_json(record, str(path))
 

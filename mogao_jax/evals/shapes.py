@@ -56,6 +56,7 @@ _LIMITS: dict[str, dict[str, Any]] = {
 }
 
 DEFAULTS = SamplingOptions()
+INCOMPLETE = "incomplete"
 
 
 class Samples(Protocol):
@@ -91,6 +92,7 @@ def run(
     role: str = "own",
     with_chance: bool = True,
     say: Callable[[str], None] | None = None,
+    keep: Callable[[Scores], object] | None = None,
 ) -> Scores:
     """Samples and scores a model.
 
@@ -109,6 +111,8 @@ def run(
       name, role: of the model, for the tables.
       with_chance: whether to simulate chance levels too.
       say: is told about progress.
+      keep: is given the scores so far after each task but the last; their settings name the
+        tasks that are missing, under INCOMPLETE.
     Raises:
       ConfigError: an unknown task, or numbers below 1.
     """
@@ -124,15 +128,6 @@ def run(
     began = time.monotonic()
     rows: list[Row] = []
     outcomes: dict[str, list[Judged]] = {}
-    for task in tasks:
-        chosen = cases(task, GROUPS[task], per_category, seed=data_seed, world=world)
-        sizes = [c.canvas if own_sizes else None for c in chosen]
-        task_options = options_for(task, options, draw_first)
-        outcomes[task] = _sample(
-            sampler, chosen, sizes, task_options, seed, batch_size, world, tell
-        )
-        luck = chance(task, chosen, world, data_seed) if with_chance else {}
-        rows += task_rows(task, outcomes[task], luck)
     settings = {
         "cases per category": per_category,
         "steps": options.num_steps,
@@ -142,9 +137,26 @@ def run(
         "draws first": "at once (t2i, edit, clip)" if draw_first else "as the model decides",
         "seed": seed,
         "data seed": data_seed,
-        "seconds": round(time.monotonic() - began, 1),
     }
-    return Scores(name, role, tuple(rows), settings, outcomes)
+
+    def so_far(missing: Sequence[str]) -> Scores:
+        more: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
+        if missing:
+            more[INCOMPLETE] = f"without {', '.join(missing)}"
+        return Scores(name, role, tuple(rows), {**settings, **more}, dict(outcomes))
+
+    for number, task in enumerate(tasks, start=1):
+        chosen = cases(task, GROUPS[task], per_category, seed=data_seed, world=world)
+        sizes = [c.canvas if own_sizes else None for c in chosen]
+        task_options = options_for(task, options, draw_first)
+        outcomes[task] = _sample(
+            sampler, chosen, sizes, task_options, seed, batch_size, world, tell
+        )
+        luck = chance(task, chosen, world, data_seed) if with_chance else {}
+        rows += task_rows(task, outcomes[task], luck)
+        if keep and number < len(tasks):
+            keep(so_far(tasks[number:]))
+    return so_far(())
 
 
 def _sample(

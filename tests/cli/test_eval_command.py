@@ -92,9 +92,66 @@ def test_guidance_table(loaded, tmp_path, capsys):
     assert main(["eval", "shapes", "--guidance-table", "--per-category", "1", "--out",
                  str(tmp_path)]) == 0  # fmt: skip
     assert "story repeats" in capsys.readouterr().out
-    settings = json.loads((tmp_path / "guidance.json").read_text())
+    record = json.loads((tmp_path / "guidance.json").read_text())
+    settings = record.pop("table")
+    assert record == {
+        "name": "demo", "role": "demo", "parameters": "ema parameters after 12 steps",
+        "cases per category": 1, "steps": 50, "solver": "euler", "draws first": False,
+        "seed": 0, "data seed": 0,
+    }  # fmt: skip
+    assert not any(r.options.draw_first for r in loaded.sampler.requests)
     scales = [(s["guidance"], s["image_guidance"]) for s in settings]
     assert scales == [(a, b) for a in (1, 3, 7.5) for b in (1, 1.5, 7.5)]
+
+
+class Interrupted(Oracle):
+    """Ctrl-C when so many requests have been served."""
+
+    num_compilations = 0
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def sample(self, requests, *arguments):
+        if len(self.requests) >= self.after:
+            raise KeyboardInterrupt
+        return super().sample(requests, *arguments)
+
+
+def test_finished_tasks_outlive_an_interrupt(loaded, tmp_path, capsys):
+    loaded.sampler = Interrupted(after=6)
+    assert main(["eval", "shapes", "--tasks", "t2i,qa", "--per-category", "1", "--out",
+                 str(tmp_path)]) == 130  # fmt: skip
+    said = capsys.readouterr().out
+    assert "color attribution" in said and "without qa" in said and "Questions" not in said
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["settings"]["incomplete"] == "without qa"
+    assert {r["task"] for r in record["rows"]} == {"t2i"} and (tmp_path / "grid.png").is_file()
+
+
+def test_an_interrupted_guidance_table(loaded, tmp_path, capsys, monkeypatch):
+    loaded.sampler = Interrupted(after=1)
+    arguments = ["eval", "shapes", "--guidance-table", "--per-category", "1", "--suffix", "_x",
+                 "--draw-first", "--seed", "3", "--out", str(tmp_path)]  # fmt: skip
+    assert main(arguments) == 130 and not list(tmp_path.iterdir())
+    loaded.sampler.after = 40  # of the second setting
+    assert main(arguments) == 130
+    assert "story repeats" in capsys.readouterr().out
+    record = json.loads((tmp_path / "guidance_x.json").read_text())
+    assert (record["draws first"], record["seed"]) == (True, 3)
+    assert len(record["table"]) < 9
+    first = loaded.sampler.requests[0]
+    assert first.options.draw_first and first.seed == 3 * 2**20
+
+
+def test_home_folders(loaded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", "shapes", "--tasks", "qa", "--per-category", "1"]
+    assert main([*arguments, "--out", "~/scores"]) == 0
+    assert (tmp_path / "scores" / "scores.json").is_file() and not (tmp_path / "~").exists()
+    assert main([*arguments, "--beside", "~/scores/scores.json"]) == 0
 
 
 @pytest.mark.parametrize("refused, status", [(100, 0), (98, 1)])
@@ -123,6 +180,15 @@ def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
         (["--suffix", "../x"], "--suffix is '../x'"),
         (["--beside", "/nowhere/scores.json"], "cannot be read"),
         (["--out", "/proc/scores"], "--out"),
+        (["--out", "~nosuchuser/x"], "'~nosuchuser/x': there is no such home folder"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--data-seed", "-1"], "--data-seed is -1"),
+        (["--guidance-table", "--tasks", "qa"], "--guidance-table has no use for --tasks"),
+        (["--guidance-table", "--guidance", "2"], "has no use for --guidance"),
+        (["--guidance-table", "--beside", "x.json"], "has no use for --beside"),
+        (["--validate", "--guidance-table"], "has no use for --validate"),
+        (["--validate", "--checkpoint", "x", "--draw-first"], "--checkpoint, --draw-first"),
+        (["--validate", "--seed", "2"], "has no use for --seed"),
     ],
 )
 def test_refusals(loaded, capsys, arguments, message):

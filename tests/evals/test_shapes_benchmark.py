@@ -234,13 +234,43 @@ def test_scores_as_json_and_text(oracle):
             scores.from_json(broken, "here")
 
 
+def test_broken_scores(oracle, tmp_path):
+    """A file of somebody else's is refused with its name, whatever is in it."""
+    record = scores.to_json(oracle[1])
+    path = tmp_path / "scores.json"
+    for field, value in (("right", math.inf), ("right", -1), ("total", 0), ("chance", "x")):
+        rows = [{**record["rows"][0], field: value}]
+        path.write_text(json.dumps({**record, "rows": rows}))
+        with pytest.raises(DataError, match="scores.json"):
+            scores.read(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="scores.json"):
+        scores.read(path)
+
+
+def test_what_is_scored_so_far_can_be_kept():
+    kept = []
+    tasks = ("qa", "clip", "t2i")
+    found = run(Oracle(), tasks=tasks, per_category=1, with_chance=False, keep=kept.append)
+    assert [list(s.outcomes) for s in (*kept, found)] == [["qa"], ["qa", "clip"], list(tasks)]
+    said = [s.settings.get("incomplete") for s in (*kept, found)]
+    assert said == ["without clip, t2i", "without t2i", None]
+    assert kept[1].rows == found.rows[: len(kept[1].rows)]
+    assert {r.task for r in kept[1].rows} == {"qa", "clip"}
+
+
 def test_guidance_table():
     sampler = Oracle()
+    kept = []
     settings = guidance.guidance_table(
-        sampler, scales=(1.0, 7.5), image_scales=(1.5,), per_category=1
-    )
+        sampler, scales=(1.0, 7.5), image_scales=(1.5,), per_category=1,
+        keep=lambda made: kept.append(len(made)),
+    )  # fmt: skip
+    assert kept == [1, 2]
     assert [(s.guidance, s.image_guidance) for s in settings] == [(1.0, 1.5), (7.5, 1.5)]
-    assert {(r.options.guidance_scale, r.options.image_guidance_scale) for r in sampler.requests}
+    asked = [(r.options.guidance_scale, r.options.image_guidance_scale) for r in sampler.requests]
+    half = len(asked) // 2  # of each setting, in this order
+    assert asked == [(1.0, 1.5)] * half + [(7.5, 1.5)] * half and half > 10
     assert settings[0].shares["edit", "done"][0] == 1
     assert settings[0].shares["story", "repeated"][0] == 0
     text = guidance.as_text(settings)

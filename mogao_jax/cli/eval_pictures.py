@@ -15,6 +15,8 @@ from mogao_jax.cli.picture_options import add_picture_flags, picture_options
 from mogao_jax.cli.writing import make_folder
 from mogao_jax.errors import DataError, DocumentError, EnvironmentProblem
 
+_NAMED = 20  # documents that are left out, before the rest is only counted
+_MAX_SEED = 2**32 - 1
 _EXAMPLES = """examples:
   mogao eval pictures --checkpoint runs/emoji --documents data/emoji/captions.jsonl
   mogao eval pictures --checkpoint runs/emoji --documents data/emoji/edits.jsonl \\
@@ -29,9 +31,11 @@ def main(argv: list[str]) -> int:
         if getattr(arguments, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
+    if not 0 <= arguments.seed <= _MAX_SEED:
+        raise DataError(f"--seed is {arguments.seed}; seeds are whole numbers from 0 to 2^32 - 1.")
     configure_logging()
     if arguments.out:
-        make_folder(arguments.out)
+        arguments.out = make_folder(arguments.out)
     return _run(arguments)
 
 
@@ -39,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from mogao_jax.cli.compile_cache import keep_compiled_programs
     from mogao_jax.data.sources import DocumentsSource
     from mogao_jax.evals import retrieval
+    from mogao_jax.sampling import lengths
     from mogao_jax.sampling.generator import make_sampler
     from mogao_jax.sampling.loading import load_model
 
@@ -49,7 +54,16 @@ def _run(arguments: argparse.Namespace) -> int:
     images = model.config.images
     # Evenly over the file: neighbours are often about the same picture.
     step = max(1, len(asked) // arguments.num)
-    tasks = retrieval.tasks_of(_readable(asked, range(0, len(asked), step)), images, arguments.num)
+    left_out = _LeftOut()
+    limits = lengths.context_limits(model.config)
+    tasks = retrieval.tasks_of(
+        _readable(asked, range(0, len(asked), step), left_out),
+        images,
+        arguments.num,
+        check=lambda prompt: lengths.check_length(prompt, model.config, model.tokenizer, limits),
+        leave_out=left_out,
+    )
+    left_out.say()
     everything = [DocumentsSource(arguments.documents, s) for s in ("train", "validation")]
     gallery = retrieval.gallery_of(
         (d for source in everything for d in _readable(source, range(len(source)))), images
@@ -69,13 +83,31 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _readable(source: Any, indices: Any) -> Any:
+class _LeftOut:
+    """Names documents that are left out, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, error: DocumentError) -> None:
+        self.count += 1
+        if self.count <= _NAMED:
+            print(f"left out: {error}", file=sys.stderr)
+
+    def say(self) -> None:
+        if self.count:
+            documents = "1 document" if self.count == 1 else f"{self.count} documents"
+            print(f"{documents} left out of what is asked for.", file=sys.stderr)
+
+
+def _readable(source: Any, indices: Any, leave_out: Any = None) -> Any:
     """Documents at these places; broken ones are left out, as in training."""
     for index in indices:
         try:
             yield source[index]
         except DocumentError as e:
-            print(f"left out: {e}", file=sys.stderr)
+            if leave_out:
+                leave_out(e)
 
 
 def _as_text(found: Any, model: Any, arguments: argparse.Namespace) -> str:

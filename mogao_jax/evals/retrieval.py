@@ -25,7 +25,7 @@ from mogao_jax.evals.cards import Card, Picture
 from mogao_jax.evals.shares import Share, count
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
-from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.document import Document, Image, Item, Text
 from mogao_jax.sequence.pictures import native_pixels
 
 BLOCK = 4
@@ -100,11 +100,25 @@ class Retrieval:
         return float(np.mean(drawn)) if drawn else math.nan
 
 
-def tasks_of(documents: Iterable[Document], images: ImageConfig, number: int) -> list[Task]:
+def tasks_of(
+    documents: Iterable[Document],
+    images: ImageConfig,
+    number: int,
+    *,
+    check: Callable[[Document], object] | None = None,
+    leave_out: Callable[[DocumentError], object] | None = None,
+) -> list[Task]:
     """The first `number` documents that ask for a picture, each up to its last such picture.
 
+    Documents with a picture that cannot be read are left out (training skips them too), and so
+    are those whose prompt `check` refuses.
+
+    Args:
+      check: is given every prompt, with pixels in place of files; raises DocumentError for one
+        that cannot be served.
+      leave_out: is told why a document is left out.
     Raises:
-      DataError: none of them does.
+      DataError: none of them asks for a picture.
     """
     tasks: list[Task] = []
     for document in documents:
@@ -113,20 +127,35 @@ def tasks_of(documents: Iterable[Document], images: ImageConfig, number: int) ->
         places = [i for i, x in enumerate(document.items) if isinstance(x, Image) and x.loss]
         if not places or not places[-1]:
             continue
-        before = document.items[: places[-1]]
-        given = [x for x in before if isinstance(x, Image)]
-        wanted = document.items[places[-1]]
-        assert isinstance(wanted, Image)
-        tasks.append(
-            Task(
-                Document(before, id=document.id),
-                native_pixels(wanted, images),
-                native_pixels(given[-1], images) if given else None,
-            )
-        )
+        try:
+            task = _task(document, places[-1], images)
+            if check:
+                check(task.prompt)
+        except DocumentError as e:
+            if leave_out:
+                leave_out(e)
+        else:
+            tasks.append(task)
     if not tasks:
-        raise DataError("no document asks for a picture: one with loss true, after something else.")
+        raise DataError(
+            "no document asks for a picture that can be read: one with loss true, after something "
+            "else."
+        )
     return tasks
+
+
+def _task(document: Document, place: int, images: ImageConfig) -> Task:
+    """The task of drawing the item at `place`; raises DocumentError for unreadable pictures."""
+    items: list[Item] = []
+    given = None
+    for item in document.items[:place]:
+        if isinstance(item, Image):
+            given = native_pixels(item, images)
+            item = dataclasses.replace(item, path=None, data=None, pixels=given)
+        items.append(item)
+    wanted = document.items[place]
+    assert isinstance(wanted, Image)
+    return Task(Document(tuple(items), id=document.id), native_pixels(wanted, images), given)
 
 
 def gallery_of(documents: Iterable[Document], images: ImageConfig) -> list[np.ndarray]:

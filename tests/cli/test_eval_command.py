@@ -8,6 +8,7 @@ import types
 import flax.linen as nn
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import tiny_checkpoint
 import tiny_system as tiny
@@ -19,6 +20,8 @@ from mogao_jax.evals import validation
 from mogao_jax.evals.shares import Share
 from mogao_jax.models import system
 from mogao_jax.sampling import generator, loading
+from mogao_jax.sampling.requests import Result
+from mogao_jax.sequence.document import Image
 
 
 @pytest.fixture
@@ -215,6 +218,40 @@ def test_a_real_model(tmp_path, monkeypatch, capsys):
     overall = next(r for r in record["rows"] if r["group"] == "overall")
     assert overall["total"] == 6 and overall["right"] == 0 and record["grid"] == "grid.png"
     assert np.isfinite(overall["high"])
+
+
+class Draws:
+    """White pictures, of requests that a sampler could serve."""
+
+    def sample(self, requests):
+        pixels = [np.full((*r.options.size, 3), 255, np.uint8) for r in requests]
+        return [
+            Result((Image(pixels=p),), "max_images", r.document)
+            for r, p in zip(requests, pixels, strict=True)
+        ]
+
+
+def test_unreadable_pictures_and_long_prompts_are_left_out(loaded, tmp_path, capsys):
+    loaded.sampler = Draws()
+    PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    lines = []
+    for number in range(40):
+        path = "gone.png" if number % 4 == 0 else "a.png"
+        text = "x" * 5000 if number % 4 == 1 else f"picture {number}"
+        items = [{"type": "text", "text": text, "role": "user"},
+                 {"type": "image", "path": path, "role": "assistant"}]  # fmt: skip
+        lines.append(json.dumps({"id": str(number), "items": items}))
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    command = ["eval", "pictures", "--documents", str(tmp_path / "d.jsonl"), "--checkpoint", "x",
+               "--num", "400"]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr()
+    counted = int(said.err.split(" documents left out of what is asked for")[0].split()[-1])
+    served = int(said.out.split(" pictures of ")[0].split()[-1])
+    assert counted > 10 and served > 10 and counted + served <= 40
+    assert "gone.png" in said.err and "--max-context" in said.err
+    assert main([*command, "--seed", "-1"]) == 2
+    assert "--seed is -1" in capsys.readouterr().err
 
 
 def test_benchmarks_are_shown_and_unknown_ones_named(capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from mogao_jax.config.schema import ImageConfig
-from mogao_jax.errors import DataError
+from mogao_jax.errors import DataError, DocumentError
 from mogao_jax.evals import retrieval
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Result
@@ -108,6 +109,33 @@ def test_nothing_drawn_is_no_success():
     found, _ = run([caption(0), edit(1, 2)], lambda n: None)
     assert [j.rank for j in found.judged] == [0, 0] and found.within(5).right == 0
     assert math.isnan(found.psnr) and found.changed.right == 0 and found.changed.total == 1
+
+
+def test_what_cannot_be_served_is_left_out(tmp_path):
+    gone = Image(path=tmp_path / "gone.png", role="user", loss=False)
+    say, wanted = Text("change it", "user", False), Image(pixels=picture(1), loss=True)
+    documents = [
+        caption(0),
+        Document((say, dataclasses.replace(gone, loss=True)), id="nothing to compare with"),
+        Document((gone, say, wanted), id="nothing to change"),
+        Document((gone, edit(2, 3).items[0], say, wanted), id="an earlier one is gone"),
+        Document((Text("x" * 99), wanted), id="long"),
+        edit(4, 5),
+        caption(6),
+    ]
+    reasons = []
+
+    def check(prompt):
+        assert all(i.path is None for i in prompt.items if isinstance(i, Image))
+        if any(isinstance(i, Text) and len(i.text) > 50 for i in prompt.items):
+            raise DocumentError("too long")
+
+    tasks = retrieval.tasks_of(documents, IMAGES, 2, check=check, leave_out=reasons.append)
+    assert [t.prompt.id for t in tasks] == ["c0", "e4-5"]
+    np.testing.assert_array_equal(tasks[1].given, picture(4))
+    assert len(reasons) == 4 and ["gone.png" in str(e) for e in reasons] == [True] * 3 + [False]
+    with pytest.raises(DataError, match="can be read"):
+        retrieval.tasks_of(documents[1:3], IMAGES, 2)
 
 
 def test_documents_that_ask_for_nothing():

@@ -23,6 +23,10 @@ _EXAMPLES = {
     "v6e": ("2x2", "4x4", "8x8", "16x16"),
     "tpu7x": ("2x2x1", "4x4x4"),
 }
+# Chips whose two cores the compiler counts as devices of their own: planned by formulas alone, and
+# so proposed to nobody.
+_TWO_CORES = ("v4", "tpu7x")
+_PROPOSED = {chip: shapes for chip, shapes in _EXAMPLES.items() if chip not in _TWO_CORES}
 # By the number of chips, as the recipes name them.
 _ALIASES = {
     f"{chip}-{math.prod(map(int, shape.split('x')))}": f"{chip}:{shape}"
@@ -76,6 +80,13 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     by_name = {c.lower(): chip for c, chip in CHIPS.items()}
     if gpu and (chip := by_name.get(gpu[2].lower())) and chip.platform == "gpu":
         count = int(gpu[1] or 1)
+        if num_slices > 1:
+            nodes = max(1, math.ceil(count / GPUS_PER_NODE)) * num_slices
+            raise EnvironmentProblem(
+                f"--num-slices is {num_slices}, but it joins slices of TPUs: name all GPUs in the "
+                f"topology, such as --topology {nodes * GPUS_PER_NODE}x{chip.name}, whose nodes of "
+                f"{GPUS_PER_NODE} are joined by the network."
+            )
         if not count or (count > GPUS_PER_NODE and count % GPUS_PER_NODE):
             near = max(1, round(count / GPUS_PER_NODE)) * GPUS_PER_NODE
             raise EnvironmentProblem(
@@ -87,12 +98,14 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     tpu = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", full)
     chip = CHIPS.get(tpu[1]) if tpu else None
     if not tpu or chip is None or chip.name not in _EXAMPLES:
-        known = [*_ALIASES.values(), *_ALIASES, "8xH100", "64xH100", "8xH200", "1xH200"]
+        gpus = ["8xH100", "64xH100", "8xH200", "1xH200"]
+        slices = [x for pair in _ALIASES.items() for x in reversed(pair)]
+        known = [x for x in slices if not x.startswith(_TWO_CORES)] + gpus
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f" Did you mean {close[0]!r}?" if close else ""
         raise EnvironmentProblem(
             f"--topology is {name!r}, which is not known.{guess} There are slices of TPUs, "
-            f"{', '.join(f'{c}:{s[-1]}' for c, s in _EXAMPLES.items())} (a chip and the shape of "
+            f"{', '.join(f'{c}:{s[-1]}' for c, s in _PROPOSED.items())} (a chip and the shape of "
             "the slice), and GPUs, such as 8xH100, 64xH100, 1xH200."
         )
     num_chips = math.prod(int(n) for n in tpu[2].split("x"))
@@ -137,7 +150,8 @@ def devices(topology: Topology) -> list[Any]:
     if len(found) != topology.num_chips:
         raise EnvironmentProblem(
             f"the topology {topology} shows {len(found)} devices instead of "
-            f"{topology.num_chips} (chips with two cores each are not planned for yet)."
+            f"{topology.num_chips}: chips with two cores each are planned by formulas alone "
+            "(--no-compile)."
         )
     return found
 

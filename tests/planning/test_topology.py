@@ -37,12 +37,20 @@ def test_names_of_machines(name, slices, chip, chips, num_slices):
         ("12xH100", "whole nodes of 8, such as 16xH100"),
         ("8xA1", "GPUs, such as 8xH100"),
         ("v5e:0x4", "without chips"),
+        ("v9z:2x2", r"slices of TPUs, v5e:16x16, v5p:8x8x8, v6e:16x16 \("),  # not v4, tpu7x
         ("", "not known"),
     ],
 )
 def test_names_that_are_not_known_name_those_that_are(name, message):
     with pytest.raises(EnvironmentProblem, match=message):
         parse(name)
+
+
+def test_slices_of_gpus_are_refused_with_the_name_of_as_many():
+    with pytest.raises(EnvironmentProblem, match="--num-slices is 2.*such as --topology 16xH100"):
+        parse("8xH100", 2)
+    with pytest.raises(EnvironmentProblem, match="--topology 32xH200"):
+        parse("16xH200", 2)
 
 
 def _versions(monkeypatch, libtpu):

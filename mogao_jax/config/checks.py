@@ -18,7 +18,13 @@ MAX_B2_BFLOAT16 = 0.99  # see training/optimizer.py: _stored_as
 
 def check(config: MogaoConfig) -> None:
     """Raises ConfigError where two fields contradict each other; says which to change."""
-    _check_sources(config)
+    _check_files(config)
+    check_without_files(config)
+
+
+def check_without_files(config: MogaoConfig) -> None:
+    """As `check`, for a config whose data and tokenizer are not here, nor named yet."""
+    _check_mixture(config)
     _check_images(config)
     _check_packing(config)
     _check_model(config)
@@ -76,14 +82,9 @@ def check_on_mesh(config: MogaoConfig, sizes: Mapping[str, int]) -> None:
             )
 
 
-def _check_sources(config: MogaoConfig) -> None:
+def _check_mixture(config: MogaoConfig) -> None:
     sources = config.data.sources
-    if not sources:
-        raise ConfigError(
-            "config.data.sources is empty: add at least one, for example "
-            "config.data.sources.t2i = source(kind='shapes', task='t2i')."
-        )
-    if not any(s.weight > 0 for s in sources.values()):
+    if sources and not any(s.weight > 0 for s in sources.values()):
         raise ConfigError(
             "config.data.sources: every weight is 0, so nothing would be trained on; "
             "give at least one source a weight above 0."
@@ -94,6 +95,16 @@ def _check_sources(config: MogaoConfig) -> None:
                 f"config.data.sources.{name}.task is {s.task!r}; a source of kind 'shapes' needs "
                 f"one of {', '.join(SHAPES_TASKS)}."
             )
+
+
+def _check_files(config: MogaoConfig) -> None:
+    sources = config.data.sources
+    if not sources:
+        raise ConfigError(
+            "config.data.sources is empty: add at least one, for example "
+            "config.data.sources.t2i = source(kind='shapes', task='t2i')."
+        )
+    for name, s in sources.items():
         if s.kind != "shapes" and s.weight > 0 and not s.path:
             raise ConfigError(
                 f"config.data.sources.{name}.path is empty; a source of kind {s.kind!r} needs it: "

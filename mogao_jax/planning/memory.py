@@ -91,11 +91,14 @@ def tokens_per_chip(config: MogaoConfig, mesh: AnyMesh) -> float:
     return row * rows_per_chip(config, mesh) / mesh.shape["context"]
 
 
-def estimate(config: MogaoConfig, boxed: TrainState, mesh: AnyMesh) -> dict[str, float]:
+def estimate(
+    config: MogaoConfig, boxed: TrainState, mesh: AnyMesh, vocab_size: int
+) -> dict[str, float]:
     """Bytes per chip by part; the sum is near what the compiler finds, not equal to it.
 
     Args:
       boxed: of `state_shapes`.
+      vocab_size: rows of the embedding.
     """
     m, p = config.model, config.packing
     state = state_bytes(boxed, mesh, config.mesh.weights)
@@ -114,8 +117,8 @@ def estimate(config: MogaoConfig, boxed: TrainState, mesh: AnyMesh) -> dict[str,
     layer = tokens * (4 * m.mlp_dim / tensor + 10 * m.embed_dim) * width
     branches = 2 if m.fusion == "deep" else 1
     gathered = 2 * branches * branch_weights(m) / m.num_layers / tensor * width
-    vocab = m.vocab_size or 1
-    head = vocab * m.embed_dim * (width + 4) + 3 * rows * m.cross_entropy_chunk * vocab * 4
+    chunk = 3 * rows * m.cross_entropy_chunk * 4  # logits and what comes of them, per token
+    head = vocab_size * (m.embed_dim * (width + 4) + chunk)
     channels = config.vae.block_channels[0] if config.vae.kind == "flux" else 64
     canvas = rows * p.images * config.images.max_side**2
     vae = canvas * channels * 4 * 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mogao_jax.config.checks import check_on_mesh
+from mogao_jax.config.checks import check_on_mesh, check_without_files
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError, EnvironmentProblem
 from mogao_jax.models.encoder_weights import vae_template
@@ -162,6 +162,7 @@ def check(config: MogaoConfig, topology: Topology) -> jax.sharding.AbstractMesh:
         )
     check_rows(mesh, config.train.batch_rows)  # type: ignore[arg-type]
     check_on_mesh(config, mesh.shape)
+    check_without_files(config)  # what training would refuse is not planned
     return mesh
 
 
@@ -188,7 +189,7 @@ def make_plan(
     known = known or subject(config, topology, say)
     state = memory.state_bytes(known.boxed, mesh, config.mesh.weights)
     held = {k: float(v) for k, v in state.items()}
-    estimated = memory.estimate(config, known.boxed, mesh)
+    estimated = memory.estimate(config, known.boxed, mesh, known.vocab_size)
     always = held | {k: estimated[k] for k in ("frozen encoders", "batch")}
     memory.check_fits_at_all(always, topology.chip.memory, topology.name, topology.num_chips)
 
@@ -214,7 +215,7 @@ def make_plan(
     else:
         sent_rows = [
             (row["what"], axis, 0.0, 0.0, row["sent"])
-            for axis, row in sent_by_formula(config, shape).items()
+            for axis, row in sent_by_formula(config, shape, known.vocab_size).items()
         ]
     per_axes: dict[tuple[str, ...], float] = {}
     for _, axes, _, _, sent in sent_rows:
@@ -227,6 +228,7 @@ def make_plan(
         sum(e["executed"] for e in encoders.values()),
         by_link(per_axes, topology, shape),
         sum(held.values()),
+        shape["tensor"],
     )
     peak = compiled.peak if compiled else sum(estimated.values())
     said = flags(

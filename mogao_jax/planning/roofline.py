@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.planning.topology import Topology
 from mogao_jax.profiling.flops import branch_weights
+from mogao_jax.sharding.rules import MESH_AXES
 
 # Shares of a chip's published peaks that are taken to be reached: assumptions, printed with
 # every estimate. Matmuls as MaxText reports of dense models (docs/performance.md); attention's
@@ -64,6 +65,7 @@ def roofline(
     encoder_flops: float,
     sent: Mapping[str, float],
     state_bytes: float,
+    tensor: int = 1,
 ) -> Roofline:
     """The estimate.
 
@@ -72,6 +74,7 @@ def roofline(
       encoder_flops: executed by the encoders per step, all chips.
       sent: bytes that each chip sends per step, "links" and "network".
       state_bytes: of the training state per chip.
+      tensor: devices that a layer's weights stay cut over while they are used.
     """
     chip = topology.chip
     peak = chip.flops * topology.num_chips
@@ -86,7 +89,7 @@ def roofline(
     branches = 2 if m.fusion == "deep" else 1
     # Gathered weights are read in the forward pass, its repetition and twice in the backward.
     passes = 3 + (m.remat != "none")
-    weights = 2.0 * branches * branch_weights(m) * passes * config.train.accumulate
+    weights = 2.0 * branches * branch_weights(m) / tensor * passes * config.train.accumulate
     memory = chip.bandwidth * EFFICIENCY["memory"]
     return Roofline(
         compute=compute,
@@ -97,22 +100,29 @@ def roofline(
     )
 
 
-def sent_by_formula(config: MogaoConfig, mesh_shape: Mapping[str, int]) -> dict[str, dict]:
+def sent_by_formula(
+    config: MogaoConfig, mesh_shape: Mapping[str, int], vocab_size: int
+) -> dict[str, dict]:
     """Bytes that each chip sends per step, by axis, where there is no program to read it from.
 
     fsdp (with data, where `mesh.weights` cuts over both): weights gathered in bfloat16 for the
     forward and for the backward pass, gradients scattered in the parameters' dtype, every
     micro-step. data: gradients' parts summed once per micro-step. tensor: two sums of activations
-    per layer and direction. context: keys and values gathered per layer, and their gradients back.
+    per layer and direction. context: keys and values gathered per layer, and their gradients back;
+    and gradients' parts summed, since every device has seen some of the tokens only.
 
+    Args:
+      mesh_shape: devices per axis.
+      vocab_size: rows of the embedding.
     Returns:
-      {axis: {"sent": bytes, "what": words}} for axes of more than one device.
+      {axis: {"sent": bytes, "what": words}} for axes of more than one device; axes that are used
+      together are joined by "+".
     """
     m, p, a = config.model, config.packing, config.train.accumulate
     data, fsdp, tensor, context = (mesh_shape[x] for x in ("data", "fsdp", "tensor", "context"))
     branches = 2 if m.fusion == "deep" else 1
     adaln = 6 * m.num_layers * m.embed_dim**2
-    weights = (branches * branch_weights(m) + adaln + m.vocab_size * m.embed_dim) / tensor
+    weights = (branches * branch_weights(m) + adaln + vocab_size * m.embed_dim) / tensor
     width = 2 if m.dtype == "bfloat16" else 4
     gradient = 4 if m.param_dtype == "float32" else 2
     row = p.und_tokens + p.clean_tokens + p.noised_tokens
@@ -123,35 +133,50 @@ def sent_by_formula(config: MogaoConfig, mesh_shape: Mapping[str, int]) -> dict[
         if size > 1:
             found[axis] = {"sent": sent, "what": what}
 
+    def summed(size: int) -> float:  # gradients, each chip's part of them
+        return 2 * (size - 1) / size * gradient * weights / fsdp
+
+    over = "fsdp"
     if config.mesh.weights == "fsdp_and_data":
+        over = "+".join(x for x in ("data", "fsdp") if mesh_shape[x] > 1)
         data, fsdp = 1, data * fsdp
     share = (fsdp - 1) / fsdp
-    add("fsdp", fsdp, a * share * weights * (2 * width + gradient),
+    add(over, fsdp, a * share * weights * (2 * width + gradient),
         "weights gathered twice, gradients scattered")  # fmt: skip
-    add("data", data, a * 2 * (data - 1) / data * gradient * weights / fsdp, "gradients summed")
+    add("data", data, a * summed(data), "gradients summed")
     hidden = tokens * m.embed_dim * width
     add("tensor", tensor, a * 2 * (tensor - 1) / tensor * hidden * 4 * m.num_layers,
         "activations summed after attention and FFN")  # fmt: skip
     kv = tokens * context * 2 * m.num_kv_heads * m.head_dim / tensor
-    add("context", context, a * (context - 1) / context * kv * m.num_layers * (2 * width + 4),
-        "keys and values gathered, their gradients scattered")  # fmt: skip
+    moved = (context - 1) / context * kv * m.num_layers * (2 * width + 4)
+    add("context", context, a * (moved + summed(context)),
+        "keys and values gathered, gradients of these and of weights summed")  # fmt: skip
     return found
 
 
 def by_link(
-    sent_per_axes: Mapping[tuple[str, ...], float], topology: Topology, mesh_shape: Mapping
+    sent_per_axes: Mapping[tuple[str, ...], float],
+    topology: Topology,
+    mesh_shape: Mapping[str, int],
 ) -> dict[str, float]:
     """Bytes sent inside a slice or node, and between them.
 
-    The data axis goes across slices where there are several. Between TPU slices only a sum over
-    what each slice has summed already crosses: a chip's share of it is what it sends.
+    Devices follow one another in the order of the mesh's axes, the last of them fastest, so that
+    the groups of an axis span as many chips as it and those after it have devices. What spans
+    more than a slice or node, or does not divide it, goes over the network, all of it: between TPU
+    slices only a sum over what each slice has summed already crosses, and a chip's share of it is
+    what it sends.
+
+    Args:
+      sent_per_axes: bytes per chip by the axes of a collective; "?" where they are not known.
+      mesh_shape: devices per axis.
     """
-    links = network = 0.0
-    for axes, sent in sent_per_axes.items():
-        crosses = topology.num_slices > 1 and ("data" in axes or "?" in axes)
-        inside = mesh_shape["fsdp"] * mesh_shape["tensor"] * mesh_shape["context"]
-        if topology.num_slices > 1 and inside > topology.num_chips // topology.num_slices:
-            crosses = True  # fsdp itself goes across nodes
-        network += sent if crosses else 0.0
-        links += 0.0 if crosses else sent
-    return {"links": links, "network": network}
+    several, each = topology.num_slices > 1, topology.num_chips // topology.num_slices
+    crossing = {"?"} if several else set()
+    span = 1
+    for axis in reversed(MESH_AXES):
+        span *= mesh_shape[axis]
+        if several and mesh_shape[axis] > 1 and each % span:
+            crossing.add(axis)
+    network = sum((x for axes, x in sent_per_axes.items() if crossing & set(axes)), 0.0)
+    return {"links": sum(sent_per_axes.values(), 0.0) - network, "network": network}

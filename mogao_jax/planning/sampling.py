@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mogao_jax.config.checks import image_tokens, vit_tokens
+from mogao_jax.config.checks import check_architecture, image_tokens, vit_tokens
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.mogao import LATENT_PATCH
 from mogao_jax.models.system import init_params, make_modules
@@ -86,6 +86,7 @@ def make_sampling_plan(
     Raises:
       MogaoError: as `make_plan`.
     """
+    check_architecture(config)
     compile_it = compile_it and topology.compiles
     if compile_it:
         topologies.check_compiler()

@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.config.checks import check_without_files
+from mogao_jax.config.schema import MeshConfig, MogaoConfig
 from mogao_jax.errors import ConfigError, MogaoError
+from mogao_jax.planning import topology as topologies
 from mogao_jax.planning.plan import Plan, Subject, make_plan, subject
 from mogao_jax.planning.topology import Topology
 
@@ -16,6 +18,7 @@ Remat = Literal["none", "keep_matmuls", "keep_attention", "full"]
 REMAT: tuple[Remat, ...] = ("none", "keep_matmuls", "keep_attention", "full")
 ROWS = (1, 2, 4)  # per data x fsdp
 ROOM = 0.85  # share of memory that estimates may fill
+TRIES = 3  # compiled at most, for each that is to fit
 
 
 def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]:
@@ -71,13 +74,20 @@ def search(
     compile_best: int = 2,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[tuple[MogaoConfig, Plan]]:
-    """The best few, fastest first; those that were compiled and fit stand before the others.
+    """What fits, fastest first; those that were compiled and fit stand before the others.
+
+    Where there is a compiler, its word stands: what it finds too large is left out, and the next
+    are compiled in its place, up to TRIES times as many as are wanted. If none of them fits, the
+    first of the list is one that was not compiled; the list may then be empty.
 
     Args:
-      compile_best: how many of them are compiled, where there is a compiler.
+      compile_best: how many are to be compiled and fit.
     Raises:
-      ConfigError: nothing fits.
+      ConfigError: nothing fits by the formulas, or the config contradicts itself.
+      EnvironmentProblem: there is no compiler, or it does not know the machine.
     """
+    # Its own mesh is of no account, but what else is wrong would be so with every mesh.
+    check_without_files(dataclasses.replace(config, mesh=MeshConfig()))
     known: Subject = subject(config, topology, say)
     found: list[tuple[MogaoConfig, Plan]] = []
     logger = logging.getLogger("mogao_jax.sharding.rules")
@@ -109,17 +119,26 @@ def search(
         )
     )
     say(f"{len(found)} of {tried} combinations fit by the formulas")
-    if not topology.compiles:
+    if not topology.compiles or compile_best == 0:
         return found
+    topologies.devices(topology)  # a compiler that is not there is no reason to try another mesh
     best: list[tuple[MogaoConfig, Plan]] = []
-    for candidate, _ in found[: 2 * compile_best]:
+    compiled = 0
+    for candidate, _ in found[: TRIES * compile_best]:
         if len(best) == compile_best:
             break
-        plan = make_plan(candidate, topology, known=known, say=say)
+        compiled += 1
+        try:
+            plan = make_plan(candidate, topology, known=known, say=say)
+        except MogaoError as e:  # a mesh that the torus does not have, for instance
+            say(f"left out: {e}")
+            continue
         if plan.compiled and plan.held <= topology.chip.memory:
             best.append((candidate, plan))
+        else:
+            say(f"left out: {next(iter(plan.flags), 'it does not fit')}")
     best.sort(key=lambda x: -x[1].tokens_per_second)
-    return best + found
+    return best + found[compiled:]
 
 
 def as_table(found: list[tuple[MogaoConfig, Plan]], num: int = 10) -> str:

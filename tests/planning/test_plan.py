@@ -12,11 +12,11 @@ import tiny_system as tiny
 
 from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MeshConfig, SourceConfig, TrainConfig
-from mogao_jax.errors import ConfigError
-from mogao_jax.planning import flags, memory, program, roofline
+from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.planning import flags, memory, program, roofline, search
 from mogao_jax.planning.collectives import Collective
 from mogao_jax.planning.mixture import made_up_document, packed_rows
-from mogao_jax.planning.plan import check, make_plan, subject
+from mogao_jax.planning.plan import Compiled, check, make_plan, subject
 from mogao_jax.planning.printing import as_json, as_text
 from mogao_jax.planning.search import candidates
 from mogao_jax.planning.topology import parse
@@ -122,9 +122,56 @@ def test_what_cannot_work_is_said_before_compiling(known):
         check(config(fsdp=8, data=1, rows=12), GPUS)
     with pytest.raises(ConfigError, match="set --num-slices 2, or --config.mesh.num_slices=1"):
         check(config(data=2, fsdp=32, num_slices=2, rows=64), parse("v5p:4x4x4"))
+    with pytest.raises(ConfigError, match="fsdp_and_data.*network between slices"):
+        both = config(data=2, fsdp=64, num_slices=2, weights="fsdp_and_data", rows=128)
+        check(both, parse("v5p:4x4x4", 2))
     small = dataclasses.replace(GPUS, chip=dataclasses.replace(GPUS.chip, memory=2**14))
     with pytest.raises(ConfigError, match="the step cannot fit.*mesh.fsdp, up to 8"):
         make_plan(config(fsdp=8, data=1), small, known=known)
+
+
+def test_what_training_would_refuse_is_not_planned():
+    cfg, change = config(data=1, fsdp=8), dataclasses.replace
+    sources = {name: change(s, weight=0.0) for name, s in cfg.data.sources.items()}
+    nothing = change(cfg, data=change(cfg.data, sources=sources))
+    moments = change(cfg, optimizer=change(cfg.optimizer, moments_dtype="bfloat16", b2=0.999))
+    for plan in (make_plan, search.search):
+        with pytest.raises(ConfigError, match="every weight is 0"):
+            plan(nothing, GPUS)
+        with pytest.raises(ConfigError, match="b2 is 0.999 with moments in bfloat16"):
+            plan(moments, GPUS)
+
+
+def test_a_search_leaves_out_what_the_compiler_finds_too_large(known, monkeypatch):
+    cfg, slice_ = config(data=1, fsdp=8), parse("v5p:2x2x2")
+    asked = []
+
+    def compiler(fits):
+        def make(candidate, topology, *, compile_it=True, **_):
+            made = make_plan(candidate, topology, compile_it=False, known=known)
+            if not compile_it:
+                return made
+            asked.append(candidate)
+            if len(asked) == 1:
+                raise EnvironmentProblem("not on this torus")
+            if len(asked) not in fits:
+                return dataclasses.replace(made, flags=["OUT OF MEMORY: too large"])
+            peak = Compiled(1.0, 2.0**30, 0.0, 0.0, 0.0, 0.0, 0.0)
+            return dataclasses.replace(made, compiled=peak)
+
+        asked.clear()
+        monkeypatch.setattr(search, "make_plan", make)
+        monkeypatch.setattr(search, "subject", lambda *_: known)
+        monkeypatch.setattr(search.topologies, "devices", lambda _: [])
+        return search.search(cfg, slice_, compile_best=2)
+
+    found = compiler(fits={3, 5})
+    assert len(asked) == 5 and [bool(p.compiled) for _, p in found[:3]] == [True, True, False]
+    left_out = [asked[i] for i in (0, 1, 3)]
+    assert not any(candidate in left_out for candidate, _ in found)
+    none = compiler(fits=())
+    assert len(asked) == 2 * search.TRIES and not none[0][1].compiled
+    assert not any(candidate in asked for candidate, _ in none)
 
 
 def test_documents_that_are_made_up_follow_their_task():
@@ -230,6 +277,8 @@ def test_the_roofline_by_hand():
     assert found.limit == "arithmetic"
     assert found.step == pytest.approx(found.compute + found.optimizer)
     assert roofline.roofline(cfg, GPUS, {}, 0.0, sent, 8e9).limit.startswith("links")
+    cut = roofline.roofline(cfg, GPUS, run, 0.0, sent, 8e9, tensor=4)
+    assert cut.memory == pytest.approx(found.memory / 4)  # each chip reads its part of a layer
 
 
 def test_the_data_axis_goes_over_the_network_between_slices():
@@ -241,6 +290,46 @@ def test_the_data_axis_goes_over_the_network_between_slices():
     assert roofline.by_link(sent, nodes, shape) == {"links": 11.0, "network": 3.0}
     across = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
     assert roofline.by_link({("fsdp",): 10.0}, nodes, across) == {"links": 0.0, "network": 10.0}
+    # What lies inside a node stays there, wherever another axis goes.
+    inside = {"data": 1, "fsdp": 8, "tensor": 4, "context": 2}
+    sent = {("tensor",): 100.0, ("context",): 30.0, ("fsdp",): 10.0, ("fsdp", "tensor"): 1.0}
+    assert roofline.by_link(sent, nodes, inside) == {"links": 130.0, "network": 11.0}
+    beyond = {"data": 1, "fsdp": 4, "tensor": 4, "context": 4}
+    assert roofline.by_link({("tensor",): 1.0}, nodes, beyond)["network"] == 1.0
+
+
+def _sent(cfg, vocab_size=300, **axes):
+    shape = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | axes
+    return {k: x["sent"] for k, x in roofline.sent_by_formula(cfg, shape, vocab_size).items()}
+
+
+def test_weights_cut_over_data_are_sent_over_data():
+    cfg = config(data=2, fsdp=4, weights="fsdp_and_data")
+    sent = _sent(cfg, data=2, fsdp=4)
+    assert sent == {"data+fsdp": _sent(config(fsdp=8), fsdp=8)["fsdp"]}
+    slices = parse("v5p:2x2x1", 2)
+    shape = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    assert roofline.by_link({("data", "fsdp"): 5.0}, slices, shape)["network"] == 5.0
+
+
+def test_every_device_along_context_has_a_part_of_all_gradients():
+    cfg = dataclasses.replace(config(), train=TrainConfig(batch_rows=8, accumulate=3))
+    m, p = cfg.model, cfg.packing
+    weights = 2 * flops.branch_weights(m) + 6 * m.num_layers * m.embed_dim**2 + 300 * m.embed_dim
+    kv = (p.und_tokens + p.clean_tokens + p.noised_tokens) * 4 * 2 * m.num_kv_heads * m.head_dim
+    assert _sent(cfg, fsdp=2, context=4)["context"] == pytest.approx(
+        3 * (3 / 4 * kv * m.num_layers * 12 + 2 * 3 / 4 * 4 * weights / 2)
+    )
+
+
+def test_the_formulas_count_an_embedding_whose_size_the_tokenizer_gives(known):
+    cfg, mesh = config(data=1, fsdp=8), memory.abstract_mesh(config(data=1, fsdp=8).mesh, 8)
+    open_size = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=0))
+    assert _sent(open_size, fsdp=8) == _sent(cfg, fsdp=8)
+    more = _sent(cfg, 300 + 80, fsdp=8)["fsdp"] - _sent(cfg, 300, fsdp=8)["fsdp"]
+    assert more == pytest.approx(7 / 8 * 80 * cfg.model.embed_dim * 12)
+    a, b = (memory.estimate(x, known.boxed, mesh, 300) for x in (open_size, cfg))
+    assert a == b
 
 
 def test_on_a_torus_weights_lie_along_two_axes():

@@ -40,6 +40,10 @@ def main(argv: list[str]) -> int:
         raise RequestError(f"--num-slices is {arguments.num_slices}; it must be 1 or more.")
     if arguments.pictures < 1:
         raise RequestError(f"--pictures is {arguments.pictures}; it must be 1 or more.")
+    if arguments.compile < 0:
+        raise RequestError(
+            f"--compile is {arguments.compile}; it must be 0 (formulas alone) or more."
+        )
     if arguments.search and arguments.what == "sample":
         raise RequestError("--search is for --what train: the sampler runs on one chip.")
     if arguments.json is not None:
@@ -49,24 +53,38 @@ def main(argv: list[str]) -> int:
     from mogao_jax.planning import topology as topologies
 
     configure_logging()
-    slices = arguments.num_slices
-    topology = topologies.parse(arguments.topology, slices)
-    if slices > 1 and config.mesh.num_slices == 1:
-        config = _over_slices(config, slices)
+    topology = topologies.parse(arguments.topology, arguments.num_slices)
     if arguments.what == "sample":
         return _sample(config, topology, arguments)
+    if arguments.num_slices > 1 and config.mesh.num_slices == 1:
+        config = _over_slices(config, topology, keep_mesh=arguments.search)
     return _search(config, topology, arguments) if arguments.search else _plan(
         config, topology, arguments
     )  # fmt: skip
 
 
-def _over_slices(config: Any, slices: int) -> Any:
-    """The recipe of one slice on several: each takes a whole batch, as its data parallelism."""
-    mesh = config.mesh
-    data = mesh.data if mesh.data == -1 else mesh.data * slices
+def _over_slices(config: Any, topology: Any, keep_mesh: bool) -> Any:
+    """The recipe of one slice on several: each takes a whole batch, as its data parallelism.
+
+    Weights that one slice cuts over data and fsdp are cut over as many devices of fsdp instead:
+    the data axis now goes over the network, which no layer's weights should cross.
+
+    Args:
+      keep_mesh: leave the mesh as it is (a search makes its own).
+    """
+    from mogao_jax.planning.memory import abstract_mesh
+
+    slices = topology.num_slices
     train = dataclasses.replace(config.train, batch_rows=config.train.batch_rows * slices)
-    mesh = dataclasses.replace(mesh, data=data, num_slices=slices)
-    return dataclasses.replace(config, mesh=mesh, train=train)
+    config = dataclasses.replace(config, train=train)
+    if keep_mesh:
+        return config
+    sizes = dict(abstract_mesh(config.mesh, topology.num_chips // slices).shape)
+    if config.mesh.weights == "fsdp_and_data":
+        sizes["data"], sizes["fsdp"] = 1, sizes["data"] * sizes["fsdp"]
+    sizes["data"] *= slices
+    mesh = dataclasses.replace(config.mesh, **sizes, weights="fsdp", num_slices=slices)
+    return dataclasses.replace(config, mesh=mesh)
 
 
 def _plan(config: Any, topology: Any, arguments: argparse.Namespace) -> int:
@@ -106,20 +124,29 @@ def _search(config: Any, topology: Any, arguments: argparse.Namespace) -> int:
 
     best = 0 if arguments.no_compile else arguments.compile
     found = search(config, topology, compile_best=best, say=_say)
-    print(as_table(found))
+    if found:
+        print(as_table(found))
+    if arguments.json is not None:
+        records = [as_json(p, arguments.tokens) for _, p in found[:20]]
+        write_text(arguments.json, json.dumps(records, indent=2) + "\n")
+    if best and topology.compiles and not (found and found[0][1].compiled):
+        print(
+            f"\nNo combination that was compiled fits {topology}; what the table shows was not "
+            f"compiled. Try more of them (--compile {2 * best}), more chips, or shorter rows "
+            "(config.packing)."
+        )
+        return 1
     chosen, plan = found[0]
     mesh, train = chosen.mesh, chosen.train
     print(
         f"\nThe best: --config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} "
         f"--config.mesh.weights={mesh.weights} "
         f"--config.mesh.tensor={mesh.tensor} --config.mesh.context={mesh.context} "
+        f"--config.mesh.num_slices={mesh.num_slices} "
         f"--config.train.batch_rows={train.batch_rows} "
         f"--config.train.accumulate={train.accumulate} --config.model.remat={chosen.model.remat}\n"
     )
     print(as_text(plan, arguments.tokens))
-    if arguments.json is not None:
-        records = [as_json(p, arguments.tokens) for _, p in found[:20]]
-        write_text(arguments.json, json.dumps(records, indent=2) + "\n")
     return 0
 
 

@@ -64,6 +64,34 @@ def test_a_search_names_the_flags_of_its_best(recipe, capsys):
     status, out, _ = run(capsys, f"--config={recipe}", "--topology", "8xH100", "--search")
     assert status == 0
     assert "The best: --config.mesh.data=" in out and "tokens/s" in out.splitlines()[0]
+    assert "--config.mesh.num_slices=1 " in out
+
+
+def test_a_search_that_finds_nothing_that_compiles_and_fits_fails(recipe, capsys, monkeypatch):
+    from mogao_jax.planning import search
+
+    by_formulas = search.search
+    monkeypatch.setattr(search, "search", lambda *_, **__: by_formulas(*_, compile_best=0))
+    status, out, _ = run(capsys, f"--config={recipe}", "--topology", "v5p:2x2x2", "--search")
+    assert status == 1
+    assert "No combination that was compiled fits v5p:2x2x2" in out and "The best" not in out
+
+
+def test_a_recipe_whose_weights_lie_along_a_torus_is_planned_over_slices(tmp_path, capsys):
+    """What training would take: weights inside a slice, sums of gradients alone between them."""
+    file = tmp_path / "plan.json"
+    status, out, err = run(
+        capsys, f"--config={CONFIGS / 'mogao_7b_stage3.py'}:v5p-64", "--topology", "v5p:4x4x4",
+        "--num-slices", 2, "--no-compile", "--json", file,
+    )  # fmt: skip
+    assert status == 0, err
+    record = json.loads(file.read_text())
+    assert record["mesh"] == {"data": 2, "fsdp": 64, "tensor": 1, "context": 1}
+    assert record["rows_per_step"] == 2 * 128
+    sent = {row["axes"]: row["sent_bytes"] for row in record["sent"]}
+    network = 6.25e9 * 0.8
+    assert set(sent) == {"data", "fsdp"}
+    assert record["roofline"]["network"] == pytest.approx(sent["data"] / network)
 
 
 def test_sampling_on_a_gpu_is_planned_by_formulas(recipe, capsys):
@@ -80,6 +108,9 @@ def test_sampling_on_a_gpu_is_planned_by_formulas(recipe, capsys):
         (["--topology", "v5p-4x4x4"], "Did you mean 'v5p:4x4x4'"),
         (["--topology", "8xH100", "--tokens", "0"], "--tokens is 0.0"),
         (["--topology", "8xH100", "--num-slices", "0"], "--num-slices is 0"),
+        (["--topology", "8xH100", "--num-slices", "2"], "name all GPUs.*16xH100"),
+        (["--topology", "8xH100", "--search", "--compile", "-1"], "--compile is -1"),
+        (["--topology", "8xH100", "--config.optimizer.warmup_steps=5000"], "warmup_steps"),
         ([], "required: --topology"),
         (["--topology", "8xH100", "--config.mesh.tensor=3"], "does not fit the 8 devices"),
         (["--topology", "8xH100", "--config.mesh.fsdp=2", "--config.mesh.tensor=4",

@@ -178,6 +178,25 @@ def flags(
     return said
 
 
+def kernel_remedy(space: str) -> str:
+    """What to change where a kernel of attention does not fit a core's own memory.
+
+    Args:
+      space: "smem", which holds the table of a row's tiles, or the name of what holds the tiles.
+    """
+    blocks = "config.model.attention.block_q and block_kv"
+    if space == "smem":
+        return (
+            "That is a core's memory for scalars, which holds a table of a row's tiles. Try a "
+            f"larger config.mesh.context (a shorter part of a row on each chip); larger {blocks}, "
+            "for fewer tiles; or shorter rows (config.packing)."
+        )
+    return (
+        f"That is a core's own memory, which holds tiles at work. Try smaller {blocks} (the "
+        "report and `mogao train` say what they are where the config leaves them open)."
+    )
+
+
 def memory_remedy(config: MogaoConfig) -> str:
     """What to change, nearest first, for less memory per chip."""
     ways = []

@@ -17,10 +17,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import vae_template, vit_template
+from mogao_jax.models.mogao import vit_feature_shape
 from mogao_jax.models.system import System, init_params
 from mogao_jax.profiling.flops import branch_weights
-from mogao_jax.sequence.batch import Sizes
-from mogao_jax.sequence.packing import empty_row
+from mogao_jax.sequence.batch import PackedBatch
+from mogao_jax.sequence.packing import budgets, empty_row
 from mogao_jax.sharding import rules
 from mogao_jax.sharding.ambient import BATCH_AXES
 from mogao_jax.sharding.mesh import MeshSizes, axis_sizes
@@ -28,6 +29,7 @@ from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import TrainState
 
 AnyMesh = Mesh | AbstractMesh
+LATENT = 8  # pixels per side of a latent
 
 
 def abstract_mesh(sizes: MeshSizes, num_devices: int) -> AbstractMesh:
@@ -72,11 +74,28 @@ def encoder_bytes(config: MogaoConfig) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
 
 
+def batch_row(config: MogaoConfig) -> PackedBatch:
+    """A row as training hands it to the step, empty: with pixels and patches, or, where pictures
+    were encoded beforehand (`data.encoded`), with the VAE's moments and the ViT's features."""
+    p, vae, side = config.packing, config.vae, config.images.max_side
+    row = empty_row(budgets(p), side)
+    if not config.data.encoded:
+        return row
+    parts = 2 if vae.kind == "flux" and vae.sample_posterior else 1  # mean and log-variance
+    canvas = p.images, side // LATENT, side // LATENT
+    moments = np.zeros((*canvas, parts * vae.latent_channels), np.float32)
+    images = row.images._replace(pixels=row.images.pixels[:, :0, :0], moments=moments)
+    row = row._replace(images=images)
+    if config.layout.understanding_encoder != "vit":
+        return row
+    _, width = vit_feature_shape(config.vit, config.model.connector, p.vit_patches)
+    features = np.zeros((p.vit_patches, width), np.float32)
+    return row._replace(vit=row.vit._replace(pixels=row.vit.pixels[:, :0], features=features))
+
+
 def batch_bytes(config: MogaoConfig, mesh: AnyMesh) -> int:
     """Bytes per chip of a step's batch, all micro-steps."""
-    p = config.packing
-    limits = Sizes(p.und_tokens, p.clean_tokens, p.noised_tokens, p.images, p.vit_patches)
-    row = sum(x.nbytes for x in jax.tree.leaves(empty_row(limits, config.images.max_side)))
+    row = sum(x.nbytes for x in jax.tree.leaves(batch_row(config)))
     return int(row * rows_per_chip(config, mesh) * config.train.accumulate)
 
 
@@ -121,7 +140,7 @@ def estimate(
     head = vocab_size * (m.embed_dim * (width + 4) + chunk)
     channels = config.vae.block_channels[0] if config.vae.kind == "flux" else 64
     canvas = rows * p.images * config.images.max_side**2
-    vae = canvas * channels * 4 * 3
+    vae = 0.0 if config.data.encoded else canvas * channels * 4 * 3
     encoders = encoder_bytes(config)
     if config.mesh.encoders == "sharded":
         encoders //= mesh.shape["fsdp"]

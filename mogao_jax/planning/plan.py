@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from mogao_jax.models.system import System, count_parameters, make_modules
 from mogao_jax.planning import memory, program
 from mogao_jax.planning import topology as topologies
 from mogao_jax.planning.collectives import Collective, collectives, traffic
-from mogao_jax.planning.flags import flags, memory_remedy
+from mogao_jax.planning.flags import flags, kernel_remedy, memory_remedy
 from mogao_jax.planning.mixture import Rows, packed_rows
 from mogao_jax.planning.roofline import Roofline, by_link, roofline, sent_by_formula
 from mogao_jax.planning.topology import Topology
@@ -129,7 +130,10 @@ def subject(config: MogaoConfig, topology: Topology, say: Callable[[str], None])
     say("laying out and packing rows")
     rows = packed_rows(config, SAMPLE_ROWS)
     work = flops.count_work(rows.batch, config, topology.chip.platform)
-    encoders = executed.encoder_work(config, system.vae, vae_template(config.vae), rows.batch, 1.0)
+    encoders: dict[str, dict[str, float]] = {}
+    if not config.data.encoded:  # else they do not run
+        vae = vae_template(config.vae)
+        encoders = executed.encoder_work(config, system.vae, vae, rows.batch, 1.0)
     return Subject(size, system, memory.state_shapes(config, system), rows, work, encoders)
 
 
@@ -283,7 +287,7 @@ def _compile(
             raise EnvironmentProblem(
                 f"the compiler refuses the step for {topology}: {str(e).strip()[:600]}"
             ) from e
-        return None, [], f"OUT OF MEMORY: {_brief(str(e))} {memory_remedy(config)}"
+        return None, [], f"OUT OF MEMORY: {_brief(str(e))} {_remedy(config, str(e))}"
     seconds = time.perf_counter() - began
     m = compiled.memory_analysis()
     figures = Compiled(
@@ -296,6 +300,14 @@ def _compile(
         program=float(m.generated_code_size_in_bytes),
     )
     return figures, collectives(compiled.as_text(), dict(mesh.shape)), ""
+
+
+def _remedy(config: MogaoConfig, text: str) -> str:
+    """For the memory that the compiler has run out of: the chip's, or that of a kernel."""
+    space = re.search(r"memory space (\w+)", text) or re.search(r"\b(hbm|smem|vmem|scoped)\b", text)
+    if space is None or space[1] == "hbm":
+        return memory_remedy(config)
+    return kernel_remedy(space[1])
 
 
 def _brief(text: str) -> str:

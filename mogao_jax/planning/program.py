@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.system import EncoderParams, System, init_params, make_modules
-from mogao_jax.sequence.batch import PackedBatch, Sizes
-from mogao_jax.sequence.packing import empty_row
+from mogao_jax.planning.memory import batch_row
+from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding import rules
 from mogao_jax.sharding.mesh import batch_sharding, check_rows, encoder_shardings, replicated
 from mogao_jax.training.optimizer import make_optimizer
@@ -51,13 +51,11 @@ def abstract_arguments(config: MogaoConfig, system: System, mesh: Mesh) -> Argum
         placed(vae_template(config.vae)),
         placed(vit_template(config.vit)) if system.vit is not None else None,
     )
-    p = config.packing
-    limits = Sizes(p.und_tokens, p.clean_tokens, p.noised_tokens, p.images, p.vit_patches)
-    row = empty_row(limits, config.images.max_side)
     leading = (config.train.accumulate, config.train.batch_rows)
     rows = batch_sharding(mesh, batch_axis=1)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=rows), row
+        lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=rows),
+        batch_row(config),
     )
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     state = abstract_state(

@@ -13,7 +13,10 @@ import tiny_system as tiny
 from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MeshConfig, SourceConfig, TrainConfig
 from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.models.encoder_weights import vae_template, vit_template
+from mogao_jax.models.vae import moments_of_images
 from mogao_jax.planning import flags, memory, program, roofline, search
+from mogao_jax.planning import plan as plans
 from mogao_jax.planning.collectives import Collective
 from mogao_jax.planning.mixture import made_up_document, packed_rows
 from mogao_jax.planning.plan import Compiled, check, make_plan, subject
@@ -140,6 +143,52 @@ def test_what_training_would_refuse_is_not_planned():
             plan(nothing, GPUS)
         with pytest.raises(ConfigError, match="b2 is 0.999 with moments in bfloat16"):
             plan(moments, GPUS)
+
+
+SMEM = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space \
+smem. Used 1.04M of 1.00M smem. Exceeded smem capacity by 40.6K.
+
+Program smem requirement 1.04M:
+    scoped            1.04M
+"""
+VMEM = SMEM.replace("smem", "vmem")
+HBM = SMEM.replace("smem", "hbm") + "vmem: 16M of it are scoped"
+
+
+def test_the_remedy_is_for_the_memory_that_the_compiler_names():
+    cfg = config()
+    assert "larger config.mesh.context" in plans._remedy(cfg, SMEM)
+    assert "smaller config.model.attention.block_q" in plans._remedy(cfg, VMEM)
+    assert "smaller config" in plans._remedy(cfg, "RESOURCE_EXHAUSTED: over the scoped vmem limit")
+    for text in (HBM, "RESOURCE_EXHAUSTED: Out of memory"):
+        assert plans._remedy(cfg, text) == flags.memory_remedy(cfg)
+    assert plans._brief(SMEM).endswith("smem capacity by 40.6K.")
+
+
+def test_pictures_that_were_encoded_beforehand_are_planned_as_that(known, plan):
+    plain = config(data=1, fsdp=8)
+    cfg = dataclasses.replace(plain, data=dataclasses.replace(plain.data, encoded="nowhere"))
+    row, before = memory.batch_row(cfg), memory.batch_row(plain)
+    system, i = known.system, before.images
+
+    def encoders(vae, vit, pixels, size, patches, positions, segment):
+        moments = moments_of_images(system.vae, vae, pixels, size, cfg.vae)
+        return moments, system.vit.apply({"params": vit}, patches, positions, segment)
+
+    vit = jax.tree.map(lambda x: x[None], before.vit[:3])
+    moments, features = jax.eval_shape(
+        encoders, vae_template(cfg.vae), vit_template(cfg.vit), i.pixels, i.size, *vit
+    )
+    assert row.images.moments.shape == moments.shape and row.images.pixels.size == 0
+    assert row.vit.features.shape == features.shape[1:] and row.vit.pixels.size == 0
+    mesh = memory.abstract_mesh(cfg.mesh, 8)
+    arguments = program.abstract_arguments(cfg, system, make_mesh(cfg.mesh, jax.devices()))
+    assert memory.batch_bytes(cfg, mesh) == sum(
+        x.dtype.itemsize * int(np.prod(x.sharding.shard_shape(x.shape)))
+        for x in jax.tree.leaves(arguments.batch)
+    )
+    assert plan.encoders["VAE"]["executed"] > 0
+    assert subject(cfg, GPUS, lambda _: None).encoders == {}
 
 
 def test_a_search_leaves_out_what_the_compiler_finds_too_large(known, monkeypatch):

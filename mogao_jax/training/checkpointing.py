@@ -30,7 +30,7 @@ from mogao_jax.checkpoints import CHECKPOINTS, files
 from mogao_jax.checkpoints.carried import changed_encoders
 from mogao_jax.checkpoints.fingerprint import fingerprint
 from mogao_jax.config.convert import to_dict
-from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.config.schema import MogaoConfig, OptimizerConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.sharding import multihost
 from mogao_jax.training import compatibility
@@ -230,8 +230,8 @@ class Checkpointer:
         if refused:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {str(self._folder)!r} is of another config: "
-                f"{'; '.join(map(str, refused))} (checkpoint -> now). Set these fields back, or "
-                "use another --workdir."
+                f"{'; '.join(map(str, refused))} (checkpoint -> now). "
+                f"{compatibility.remedy(refused)}"
             )
         if noted:
             self._report(f"Going on with changed settings: {'; '.join(map(str, noted))}.")
@@ -253,9 +253,9 @@ class Checkpointer:
                 f"and optimizer ({', '.join(some)}, ...), though the configs agree. Go on with "
                 f"the version that wrote it: {meta['versions']}."
             )
-        tree = files.read_arrays(path, target)
+        tree = files.read_arrays(path, _as_saved(target, meta))
         files.verify(tree, meta["fingerprint"])
-        return TrainState(**files.own(tree))
+        return TrainState(**_as_wanted(files.own(tree), target))
 
     def _restore_data(self, path: pathlib.Path, meta: Mapping[str, Any], data: Any) -> None:
         import grain
@@ -334,6 +334,36 @@ def _as_tree(state: TrainState) -> dict[str, Any]:
         "ema_params": state.ema_params,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _as_saved(target: dict[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The target with moments of the dtype that they have in the checkpoint.
+
+    Read as another, they would not have their checksums.
+    """
+    default = OptimizerConfig().moments_dtype
+    dtype = jnp.dtype(meta["config"].get("optimizer", {}).get("moments_dtype", default))
+
+    def one(x):
+        return x.update(dtype=dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return {**target, "opt_state": jax.tree.map(one, target["opt_state"])}
+
+
+def _as_wanted(tree: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+    """The tree with moments of the target's dtype, one by one."""
+
+    def one(x, wanted):
+        if x.dtype == wanted.dtype:
+            return x
+        cast = jax.block_until_ready(_cast(x, wanted.dtype))
+        x.delete()
+        return cast
+
+    return {**tree, "opt_state": jax.tree.map(one, tree["opt_state"], target["opt_state"])}
+
+
+_cast = jax.jit(lambda x, dtype: x.astype(dtype), static_argnums=1)
 
 
 def _check_finite(step: int, params: Any) -> None:

@@ -27,9 +27,13 @@ _FREE_PREFIXES = (
     "data.validation_documents",
 )
 _FREE_SUFFIXES = (".path", ".weights")
-# Exceptions from the above: the data position counts batches of this many rows.
-_FIXED = ("train.batch_rows",)
+# Exceptions from the above: the data position counts batches of this many rows; each kind of
+# optimizer keeps other arrays, and Muon others for each of its `muon_on`.
+_FIXED = ("train.batch_rows", "optimizer.kind")
 _ABSENT = "(absent)"
+# Of what may change, that which keeps the optimizer's or the average's arrays as they are: with or
+# without an average, or clipping (whose place in the chain of transforms names those after it).
+_ON_OR_OFF = ("optimizer.ema_decay", "optimizer.clip_norm")
 
 
 class Difference(NamedTuple):
@@ -56,18 +60,30 @@ def differences(
     before, now = _flatten(saved), _flatten(to_dict(config))
     refused: list[Difference] = []
     noted: list[Difference] = []
+    muon = "muon" in (f.get("optimizer.kind") for f in (before, now))
     for field in sorted(before.keys() | now.keys()):
         default = defaults.get(field, _ABSENT)
         difference = Difference(field, before.get(field, default), now.get(field, default))
         if difference.saved != difference.now:
-            (noted if _may_change(difference) else refused).append(difference)
+            (noted if _may_change(difference, muon) else refused).append(difference)
     return refused, noted
 
 
-def _may_change(d: Difference) -> bool:
-    if d.field in _FIXED:
+def remedy(refused: list[Difference]) -> str:
+    """What to do about differences that forbid going on."""
+    said = "Set these fields back, or use another --workdir"
+    if any(d.field.startswith("optimizer.") for d in refused):
+        said += (
+            "; there, --config.train.init_from=FOLDER (this run's) starts from its parameters with "
+            "an optimizer that begins anew"
+        )
+    return said + "."
+
+
+def _may_change(d: Difference, muon: bool) -> bool:
+    if d.field in _FIXED or (d.field == "optimizer.muon_on" and muon):
         return False
-    if d.field == "optimizer.ema_decay":  # with or without an average: other arrays
+    if d.field in _ON_OR_OFF:
         return bool(d.saved) == bool(d.now)
     if d.field.endswith(_FREE_SUFFIXES):  # a file may lie elsewhere; "embedded" is other content
         return "embedded" not in (d.saved, d.now) and _ABSENT not in (d.saved, d.now)

@@ -314,6 +314,57 @@ def test_fingerprint_is_that_of_its_definition_on_every_mesh():
 # ------------------------------------------------------------------------------- other configs
 
 
+def _state_of(optimizer):
+    transform = optim.make_optimizer(optimizer, 10).transform
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = state_lib.TrainState.create({"dense": {"kernel": jnp.ones((4, 4))}}, transform)
+    grads = jax.tree.map(lambda x: 0.123 * x, state.params)
+    state = state.apply_gradients(grads, transform, learning_rate=1e-3)
+    return state, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state
+    )
+
+
+def _saved_and_restored(folder, before, now):
+    config = dataclasses.replace(CONFIG, optimizer=before)
+    with checkpointing.Checkpointer(folder, config) as checkpointer:
+        checkpointer.save(5, _state_of(before)[0], force=True)
+    config = dataclasses.replace(CONFIG, optimizer=now)
+    with checkpointing.Checkpointer(folder, config, report=lambda _: None) as checkpointer:
+        return checkpointer.restore(_state_of(now)[1])
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_moments_go_on_in_another_dtype(tmp_path, dtypes):
+    before, now = (OptimizerConfig(moments_dtype=x) for x in dtypes)
+    found = _saved_and_restored(tmp_path, before, now)
+    assert found is not None and found.step == 5
+    saved, wanted = _state_of(before)[0], _state_of(now)[1]
+    for x, y, z in zip(*map(jax.tree.leaves, (found.state, saved, wanted)), strict=True):
+        assert (x.dtype, x.shape) == (z.dtype, z.shape)
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y.astype(z.dtype)))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "fields"),
+    [
+        ({}, {"kind": "muon"}, ["optimizer.kind"]),
+        ({"kind": "muon"}, {"kind": "muon", "muon_on": "und"}, ["optimizer.muon_on"]),
+        ({}, {"clip_norm": 0.0}, ["optimizer.clip_norm"]),
+        ({}, {"muon_on": "und"}, []),
+        ({}, {"clip_norm": 2.0, "moments_dtype": "bfloat16"}, []),
+        ({}, {"weight_decay": 0.1, "b1": 0.8, "eps": 1e-6}, []),
+    ],
+)
+def test_another_optimizer_is_refused_by_name_before_anything_is_read(before, now, fields):
+    saved = json.loads(
+        json.dumps(dataclasses.asdict(MogaoConfig(optimizer=OptimizerConfig(**before))))
+    )
+    refused, _ = compatibility.differences(saved, MogaoConfig(optimizer=OptimizerConfig(**now)))
+    assert [d.field for d in refused] == fields
+    assert ("train.init_from=FOLDER" in compatibility.remedy(refused)) == bool(fields)
+
+
 def test_another_config_is_refused_with_all_its_fields(folder):
     other = dataclasses.replace(
         CONFIG,

@@ -148,6 +148,8 @@ def _evaluate(
     parts: Parts, evaluators: Mapping[str, Evaluator], state: TrainState, step: int
 ) -> None:
     for split, evaluate in evaluators.items():
+        if parts.writer.has(step, split):  # before the checkpoint of this step was written
+            continue
         parts.writer.write(step, evaluate(evaluated_params(state)), split=split)
 
 

@@ -213,7 +213,7 @@ class MetricsWriter:
         Args:
           workdir: the run's folder.
           resume_step: steps done in the state that training goes on from; later records, of
-            steps that will be done again, are removed.
+            steps that will be done again, are removed. 0: a run begins, all records are.
           tensorboard: False: JSON lines only.
         """
         folder = pathlib.Path(workdir)
@@ -221,6 +221,7 @@ class MetricsWriter:
         self._clock = clock
         self._active = multihost.is_main()
         self._file, self._tensorboard = -1, None
+        self._kept: set[tuple[int, str]] = set()
         if not self._active:
             return
         self._truncate(resume_step)
@@ -243,10 +244,21 @@ class MetricsWriter:
         if not self._path.exists():
             return
         text = self._path.read_text(encoding="utf-8")
-        kept = [line for line, record in _records(text) if record["step"] <= resume_step]
+        kept = []
+        for line, record in _records(text):
+            if record["step"] <= resume_step and resume_step:
+                kept.append(line)
+                self._kept.add((record["step"], record.get("split", "")))
         wanted = "".join(line + "\n" for line in kept)
         if wanted != text:
             workdir_lib.write_atomically(self._path, wanted)
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether this was measured before training went on from a checkpoint.
+
+        Evaluations need all processes, so all must ask, and the first of them knows.
+        """
+        return bool(multihost.gather(int((step, split) in self._kept))[0])
 
     def write(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
         """One record. `step` counts steps done; metric names are flat ('flow_loss/qa')."""

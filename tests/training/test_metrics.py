@@ -3,14 +3,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mogao_jax.errors import EnvironmentProblem, MogaoError
-from mogao_jax.training import metrics
+from mogao_jax.training import loop, metrics
 from mogao_jax.training.metrics import Mean
+from mogao_jax.training.state import TrainState
 
 
 def test_means_are_divided_last():
@@ -149,6 +151,27 @@ def test_resuming_removes_what_will_be_done_again_and_a_torn_line(tmp_path):
         (10, 10.0), (20, 20.0), (30, 0.0)
     ]  # fmt: skip
     with metrics.MetricsWriter(tmp_path, tensorboard=False):  # begun anew
+        assert metrics.read_metrics(tmp_path) == []
+
+
+def test_what_was_measured_before_a_checkpoint_is_known_after_it(tmp_path):
+    with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(0, {"loss": 3.0}, split="validation_untrained")
+        for step in (10, 20, 30):
+            writer.write(step, {"loss": float(step)}, split="validation")
+    with metrics.MetricsWriter(tmp_path, resume_step=20, tensorboard=False) as writer:
+        assert writer.has(20, "validation") and writer.has(0, "validation_untrained")
+        assert not writer.has(30, "validation") and not writer.has(20, "train")
+
+        def measure(_):
+            raise AssertionError("measured again")
+
+        state = TrainState(step=20, params={}, opt_state=())
+        parts = types.SimpleNamespace(writer=writer)
+        loop._evaluate(parts, {"validation": measure}, state, 20)
+        loop._evaluate(parts, {"validation": lambda _: {"loss": 5.0}}, state, 30)
+    assert [r["step"] for r in metrics.read_metrics(tmp_path, "validation")] == [10, 20, 30]
+    with metrics.MetricsWriter(tmp_path, tensorboard=False):  # stopped before its first checkpoint
         assert metrics.read_metrics(tmp_path) == []
 
 

@@ -15,28 +15,67 @@ import numpy as np
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import PADDING_SEGMENT, VIT
-from mogao_jax.sharding.mesh import global_batch
+from mogao_jax.sharding import multihost
+from mogao_jax.sharding.mesh import global_batch, row_reader
 from mogao_jax.training.metrics import Accumulator, labels
 from mogao_jax.training.step import make_eval_step
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
-def spread_uniforms(batches: Sequence[PackedBatch]) -> list[np.ndarray]:
+def spread_uniforms(
+    batches: Sequence[PackedBatch], before: Sequence[int] | None = None
+) -> list[np.ndarray]:
     """One number in (0, 1) per place of the image tables, float32[B, I], evenly spread.
 
     Images take the points of the golden-ratio sequence in order, so that any stretch of them
     covers the timesteps evenly; places without an image get 1/2.
+
+    Args:
+      before: how many images of the whole set stand before the first of each batch
+        (`images_before`), where these rows are not all; None: those of the batches before it.
     """
-    count = 0
+    if before is None:
+        before = images_before(np.array([[_num_images(b) for b in batches]]), 0)
     spread = []
-    for batch in batches:
-        is_image = np.asarray(batch.images.size)[..., 0] > 0
+    for batch, count in zip(batches, before, strict=True):
+        is_image = _is_image(batch)
         order = count + np.cumsum(is_image.reshape(-1)).reshape(is_image.shape)
         u = (order * GOLDEN_RATIO) % 1.0
         spread.append(np.where(is_image, np.clip(u, 1e-4, 1 - 1e-4), 0.5).astype(np.float32))
-        count += int(is_image.sum())
     return spread
+
+
+def images_before(counts: np.ndarray, reader: int) -> list[int]:
+    """How many images stand before a reader's rows of each batch, in the order of all rows.
+
+    A batch is the rows of its readers in order (`sharding.mesh.row_reader`), so that an image has
+    the same number however many of them there are.
+
+    Args:
+      counts: int[readers, batches] images.
+    """
+    in_order = counts.T.reshape(-1)
+    before = (np.cumsum(in_order) - in_order).reshape(counts.T.shape)
+    return [int(n) for n in before[:, reader]]
+
+
+def _is_image(batch: PackedBatch) -> np.ndarray:
+    return np.asarray(batch.images.size)[..., 0] > 0
+
+
+def _num_images(batch: PackedBatch) -> int:
+    return int(_is_image(batch).sum())
+
+
+def _before_mine(mesh: jax.sharding.Mesh, batches: Sequence[PackedBatch]) -> list[int]:
+    """`images_before` of this process's rows; all processes must ask, with as many batches."""
+    readers = [row_reader(mesh, p)[0] for p in range(multihost.process_count())]
+    mine, num_readers = row_reader(mesh)
+    asked = [multihost.gather(_num_images(batch)) for batch in batches]  # [batch][process]
+    first = [readers.index(r) for r in range(num_readers)]  # of processes with the same rows, one
+    counts = np.array(asked, int).reshape(len(asked), len(readers)).T[first]
+    return images_before(counts, mine)
 
 
 def hide_pictures(batch: PackedBatch) -> PackedBatch:
@@ -65,7 +104,7 @@ def make_evaluator(
     `eval_step` may be a jitted `make_eval_step(system)`, shared between evaluators.
     """
     step = eval_step or jax.jit(make_eval_step(system))
-    uniforms = spread_uniforms(batches)
+    uniforms = spread_uniforms(batches, _before_mine(mesh, batches))
     names = labels(system.sources, system.config.train.timestep_bins)
 
     def evaluate(params: Any) -> dict[str, float]:

@@ -9,6 +9,8 @@ import tiny_system as tiny
 
 from mogao_jax.sequence.batch import EMPTY
 from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sharding import multihost
+from mogao_jax.training import validation
 from mogao_jax.training.objective import losses
 from mogao_jax.training.validation import hide_pictures, spread_uniforms
 
@@ -24,6 +26,24 @@ def test_uniforms_are_evenly_spread_over_images_and_the_same_every_time():
     assert np.diff(np.concatenate([[0], points, [1]])).max() < 3 / len(points)
     for a, b in zip(uniforms, spread_uniforms(batches), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_uniforms_do_not_depend_on_the_number_of_readers(monkeypatch):
+    numbers = [(0, 1, 2, 3), (4, 5, 6)]  # of the last, a row is left empty
+    whole = [tiny.rows([[tiny.interleaved_document(i)] for i in n]) for n in numbers]
+    last = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), whole[1])
+    whole = [whole[0], last]
+    halves = [[jax.tree.map(lambda x, r=r: x[2 * r : 2 * r + 2], b) for b in whole] for r in (0, 1)]
+    images = np.array([[int((b.images.size > 0).all(-1).sum()) for b in half] for half in halves])
+    # Four processes, of which the first two and the last two read the same rows.
+    monkeypatch.setattr(multihost, "process_count", lambda: 4)
+    for reader, half in enumerate(halves):
+        counts = iter(images.T)
+        monkeypatch.setattr(multihost, "gather", lambda _, c=counts: np.repeat(next(c), 2).tolist())
+        monkeypatch.setattr(validation, "row_reader", lambda _, p=2 * reader: (p // 2, 2))
+        found = spread_uniforms(half, validation._before_mine(None, half))
+        for u, all_u in zip(found, spread_uniforms(whole), strict=True):
+            np.testing.assert_array_equal(u, all_u[2 * reader : 2 * reader + 2])
 
 
 @pytest.mark.parametrize("encoder", ["vit", "vae"])

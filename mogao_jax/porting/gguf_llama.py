@@ -202,9 +202,10 @@ def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> 
             f"{file.path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') is read. Use "
             "the tokenizer.json of the model's own release."
         )
-    tokens = list(file.metadata.get("tokenizer.ggml.tokens", []))
-    types = file.metadata.get("tokenizer.ggml.token_type", [])
-    merges = file.metadata.get("tokenizer.ggml.merges", [])
+    tokens, types, merges = (
+        _list(file, name, of)
+        for name, of in (("tokens", str), ("token_type", int), ("merges", str))
+    )
     if not tokens or len(types) != len(tokens) or not merges:
         raise CheckpointError(
             f"{file.path}: its tokenizer has {len(tokens)} tokens, {len(types)} types and "
@@ -251,6 +252,16 @@ def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> 
             "merges": [m.split(" ") for m in merges],
         },
     }
+
+
+def _list(file: GgufFile, name: str, of: type) -> list[Any]:
+    found = file.metadata.get(f"tokenizer.ggml.{name}", [])
+    if not isinstance(found, list) or not all(isinstance(x, of) for x in found):
+        raise CheckpointError(
+            f"{file.path}: tokenizer.ggml.{name} is no list of {of.__name__}: the metadata is "
+            "damaged."
+        )
+    return list(found)
 
 
 def write_qwen2_folder(gguf: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:

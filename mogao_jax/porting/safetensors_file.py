@@ -122,7 +122,7 @@ def _entry(path: pathlib.Path, key: str, field: Any, data_start: int) -> Entry:
         ok = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
     except (TypeError, KeyError, ValueError):
         ok = False
-    if not ok or dtype not in _BITS:
+    if not ok or not isinstance(dtype, str) or dtype not in _BITS:
         raise _damaged(path, f"the header's entry of {key} is not readable: {str(field)[:200]}")
     if (stop - start) * 8 != math.prod(shape) * _BITS[dtype]:
         raise _damaged(

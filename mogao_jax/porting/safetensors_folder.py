@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,25 @@ _LARGEST_JSON = 64 * 2**20
 
 
 class SafetensorsFolder:
-    """The tensors of a file or folder; a `sources.TensorSource`."""
+    """The tensors of a file or folder; a `sources.TensorSource`.
 
-    def __init__(self, path: str | os.PathLike, *, allow_non_finite: bool = False):
+    Its config is the config.json beside the tensors, also where a file alone is given.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        allow_non_finite: bool = False,
+        with_config: bool = True,
+    ):
         """Finds the files and reads their headers.
 
         Args:
           path: a .safetensors file; a folder that holds one, or shards and their index; or the
             index itself.
           allow_non_finite: hand over NaN and infinity instead of refusing them.
+          with_config: read the config.json; not for files that carry a config of their own.
         Raises:
           CheckpointError: nothing there, a pickle, a damaged file, or an index that contradicts
             the shards; what is wrong in every shard is in one message.
@@ -59,7 +69,8 @@ class SafetensorsFolder:
             header = read_header(found)
             self._entries = {key: (found, entry) for key, entry in header.entries.items()}
             self.metadata = header.metadata
-        self.config = _config(path, found)
+        file = found.parent / "config.json"
+        self.config = read_json(file) if with_config and file.is_file() else {}
         self.shapes = {key: entry.shape for key, (_, entry) in self._entries.items()}
         self.dtypes = {
             key: FLOATS[entry.dtype].name if entry.dtype in FLOATS else entry.dtype
@@ -134,6 +145,12 @@ def require_floats(source: Any, keys: Iterable[str]) -> None:
         )
 
 
+def folder_of(path: str | os.PathLike) -> pathlib.Path:
+    """The folder that a path means: itself, or the one that the file lies in."""
+    path = pathlib.Path(path).expanduser()
+    return path.parent if path.is_file() else path
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError if it is too large, or none."""
     try:
@@ -200,7 +217,8 @@ def _refuse_pickles(*paths: pathlib.Path) -> None:
 
 def _check_name(name: str) -> None:
     """Shards lie beside their index: a name that leads elsewhere is refused."""
-    if not name or name != pathlib.PurePosixPath(name).name or "\\" in name or name in (".", ".."):
+    leads_away = name != pathlib.PurePosixPath(name).name or "\\" in name or name in (".", "..")
+    if not name or leads_away or "\0" in name:
         raise CheckpointError(f"the index names {name!r}, a path outside its folder; refused")
     _refuse_pickles(pathlib.Path(name))
     if not name.endswith(SUFFIX):
@@ -215,13 +233,3 @@ def _weight_map(index: pathlib.Path) -> Mapping[str, str]:
             "copy it again."
         )
     return weight_map
-
-
-def _config(path: pathlib.Path, found: pathlib.Path) -> dict[str, Any]:
-    """The config.json beside the tensors, if it is theirs."""
-    stems: Sequence[str] = [
-        f"{stem}{suffix}" for stem in _STEMS for suffix in (SUFFIX, INDEX_SUFFIX)
-    ]
-    file = found.parent / "config.json"
-    is_theirs = path.is_dir() or found.name in stems
-    return read_json(file) if is_theirs and file.is_file() else {}

@@ -329,6 +329,9 @@ def test_the_tokenizer_of_the_metadata(tmp_path):
         ({"fields": {"llama.rope.dimension_count": (U32, 8)}}, "of which 8 are turned"),
         ({"fields": {"tokenizer.ggml.pre": (STRING, "gpt-2")}}, "only .*smollm.* is read"),
         ({"fields": {"tokenizer.ggml.merges": None}}, "0 merges"),
+        ({"fields": {"tokenizer.ggml.merges": (ARRAY, (U32, [1, 2]))}}, "merges is no list of str"),
+        ({"fields": {"tokenizer.ggml.tokens": (U32, 5)}}, "tokens is no list of str"),
+        ({"fields": {"tokenizer.ggml.token_type": (U32, 5)}}, "token_type is no list of int"),
         (
             {"fields": {"tokenizer.ggml.token_type": (ARRAY, (5, [3] * 3 + [1] * 37))}},
             "no control token <jupyter_output>, <jupyter_script>, <jupyter_start>",

@@ -231,3 +231,15 @@ def test_a_config_that_is_none(tmp_path):
     assert "config.json" in refused(folder)
     (folder / "config.json").write_text("[1]")
     assert "JSON object" in refused(folder)
+
+
+def test_a_dtype_that_is_no_name(tmp_path):
+    header = json.dumps({"a": {"dtype": [], "shape": [1], "data_offsets": [0, 4]}}).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "entry of a is not readable" in refused(file)
+
+
+def test_a_shard_name_that_no_file_can_have(tmp_path):
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "x\0y.safetensors"}}))
+    assert "outside its folder" in refused(tmp_path)

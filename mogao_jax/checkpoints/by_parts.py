@@ -140,6 +140,12 @@ class PartReader:
             start = first + len(part)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
+    def read_all(self) -> None:
+        """Reads everything once, for `verify`; a part at a time."""
+        for leaf, (shape, _) in self.arrays.items():
+            for first in range(0, shape[0], self._step(leaf)):
+                self._read(leaf, first)
+
     def verify(self) -> None:
         """Raises files.Damaged if an array that has been read whole is not what was saved."""
         bad = []

@@ -1,7 +1,8 @@
 """What a checkpoint carries beside its parameters: its tokenizer, and the frozen encoders.
 
 A ported checkpoint has them in its own folder, so that the folder can be moved or handed on; a
-run's folder has its tokenizer.
+run's folder has its tokenizer, and what a ported checkpoint that it started from says of where that
+came from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mogao_jax.chat import SETTINGS, TEMPLATE, read_template
-from mogao_jax.checkpoints import CHECKPOINTS
+from mogao_jax.checkpoints import CHECKPOINTS, files
 from mogao_jax.checkpoints.exported import tokenizer_digest
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import CheckpointError, EnvironmentProblem
@@ -25,6 +26,9 @@ from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 TOKENIZER, VAE, VIT = "tokenizer.json", "vae.safetensors", "vit.safetensors"
+ORIGIN = "porting.json"  # in a run's folder
+# Small files of the folder of the LLM that a model was built around, for the way back.
+COMPANIONS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
 def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
@@ -34,8 +38,7 @@ def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
       place: a checkpoint's folder, or the folder of the run.
     """
     folder = pathlib.Path(place)
-    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
-    file = next((f / TOKENIZER for f in (folder, run) if (f / TOKENIZER).is_file()), None)
+    file = beside(folder, TOKENIZER)
     if config.tokenizer.kind == "file" and file is not None:
         config = dataclasses.replace(config, tokenizer=TokenizerConfig("file", str(file)))
     if (folder / VAE).is_file():
@@ -45,6 +48,65 @@ def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
         vit = dataclasses.replace(config.vit, weights=str(folder / VIT))
         config = dataclasses.replace(config, vit=vit)
     return config
+
+
+def beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """A file of this name in a checkpoint's folder, or in that of its run; None: in neither."""
+    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    return next((f / name for f in (folder, run) if (f / name).is_file()), None)
+
+
+def origin(meta: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """What `mogao port from-hf` recorded of the files that a model began with; {}: it did not.
+
+    Args:
+      meta, folder: of a checkpoint, ported or of a run that started from one (`keep_origin`).
+    """
+    if "porting" in meta:
+        return meta["porting"]
+    file = beside(folder, ORIGIN)
+    if file is None:
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(
+            f"{str(file)!r}, which says what the run began with, cannot be read ({e}). Copy it "
+            "from the checkpoint's run again, or take it away."
+        ) from None
+    return record if isinstance(record, dict) else {}
+
+
+def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
+    """Notes in a run's folder what the checkpoint that it starts from was built around.
+
+    So that the way back out (`mogao port to-hf`) knows after training what it knew before: the
+    LLM's own config.json, where its files came from, and its small files.
+
+    Args:
+      run: the folder of the new run.
+      start: `train.init_from`; an exported file says nothing of its origin.
+    Raises:
+      EnvironmentProblem: it cannot be written.
+    """
+    place = pathlib.Path(start).expanduser().absolute()
+    if place.is_file():
+        return
+    folder = files.find_checkpoints(place)[0]
+    record = origin(files.read_meta(place), folder)
+    if not record:
+        return
+    try:
+        for name in COMPANIONS:
+            if (file := beside(folder, name)) and not (run / name).exists():
+                shutil.copyfile(file, run / name)
+        temporary = run / f".{ORIGIN}-{uuid.uuid4().hex}"
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, run / ORIGIN)
+    except OSError as e:
+        raise EnvironmentProblem(
+            f"{str(run / ORIGIN)!r} cannot be written ({e.strerror or e})."
+        ) from e
 
 
 def describe_tokenizer(config: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import flax.traverse_util
@@ -123,7 +123,7 @@ def write_exported(
         "encoders": json.dumps(dict(encoders or {}), sort_keys=True),
         "written_by": mogao_jax.__version__,
     }
-    metadata["digest"] = _digest(metadata, tensors.items())
+    metadata["digest"] = _digest(metadata, tensors, tensors.__getitem__)
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,13 +220,39 @@ def read_params(path: str | os.PathLike, abstract: Any) -> Any:
             tensors = {name: np.asarray(f.get_tensor(name)) for name in names}
         except Exception as e:  # noqa: BLE001  (whatever a damaged file makes the reader raise)
             raise _damaged(path, str(e)) from None
-    if _digest(metadata, tensors.items()) != metadata.get("digest"):
-        raise _damaged(path, "its checksum is wrong")
+    _check_digest(path, metadata, tensors, tensors.__getitem__)
     bad = [n for n, x in tensors.items() if not np.isfinite(x.astype(np.float32)).all()]
     if bad:
         raise CheckpointError(f"{str(path)!r} has values that are not finite in {_listing(bad)}.")
     placed = {name: jnp.asarray(tensors[name], wanted[name].dtype) for name in wanted}
     return flax.traverse_util.unflatten_dict(placed, sep=".")
+
+
+def check_digest(path: str | os.PathLike) -> None:
+    """Holds an exported file against its checksum, one tensor in memory at a time.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    path = pathlib.Path(path)
+    with _opened(path) as f:
+        metadata, names = f.metadata() or {}, list(f.keys())
+        try:
+            _check_digest(path, metadata, names, f.get_tensor)
+        except CheckpointError:
+            raise
+        except Exception as e:  # noqa: BLE001  (whatever a damaged file makes the reader raise)
+            raise _damaged(path, str(e)) from None
+
+
+def _check_digest(
+    path: pathlib.Path,
+    metadata: Mapping[str, str],
+    names: Iterable[str],
+    read: Callable[[str], Any],
+) -> None:
+    if _digest(metadata, names, read) != metadata.get("digest"):
+        raise _damaged(path, "its checksum is wrong")
 
 
 def _check_names(
@@ -267,12 +293,13 @@ def _damaged(path: pathlib.Path, reason: str) -> CheckpointError:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _digest(metadata: Mapping[str, str], tensors: Any) -> str:
+def _digest(metadata: Mapping[str, str], names: Iterable[str], read: Callable[[str], Any]) -> str:
     """sha256 of the metadata (but for the digest) and of every tensor with its name."""
     total = hashlib.sha256()
     said = {name: value for name, value in metadata.items() if name != "digest"}
     total.update(json.dumps(said, sort_keys=True).encode())
-    for name, array in sorted(tensors):
+    for name in sorted(names):
+        array = np.asarray(read(name))
         total.update(f"\n{name} {array.dtype.name} {list(array.shape)}\n".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return total.hexdigest()

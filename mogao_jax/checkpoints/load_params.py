@@ -50,7 +50,7 @@ def load_params(
             reasons.append(f"{folder}: {e if isinstance(e, files.Damaged) else files.brief(e)}")
             continue
         for reason in reasons:
-            report(f"Damaged checkpoint left out ({reason}); using {folder}.")
+            report(left_out(reason, folder))
         return params, meta
     raise CheckpointError(f"no checkpoint can be read: {'; '.join(reasons)}.")
 
@@ -61,11 +61,21 @@ def best_weights(meta: Mapping[str, Any], weights: str = "best") -> Literal["ema
     return "ema" if weights == "ema" or (weights == "best" and has_ema) else "raw"
 
 
-def _load_one(folder: pathlib.Path, meta: Mapping[str, Any], weights: str, abstract: Any) -> Any:
+def require_weights(meta: Mapping[str, Any], weights: str, folder: pathlib.Path) -> None:
+    """Raises CheckpointError if a moving average is asked for where none was kept."""
     if weights == "ema" and best_weights(meta) == "raw":
         raise CheckpointError(
             f"{str(folder)!r} has no moving average (optimizer.ema_decay was 0); ask for raw."
         )
+
+
+def left_out(reason: str, folder: pathlib.Path) -> str:
+    """What is said where an older checkpoint is used in place of a damaged one."""
+    return f"Damaged checkpoint left out ({reason}); using {folder}."
+
+
+def _load_one(folder: pathlib.Path, meta: Mapping[str, Any], weights: str, abstract: Any) -> Any:
+    require_weights(meta, weights, folder)
     part = "ema_params" if best_weights(meta, weights) == "ema" else "params"
     saved = files.saved_shapes(folder)[part]
     if abstract is not None:

@@ -8,7 +8,7 @@ import sys
 
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.parser import Parser
-from mogao_jax.config.convert import from_dict, parse_config_args
+from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError, RequestError
 from mogao_jax.paths import expanded
@@ -19,7 +19,8 @@ USAGE = """usage: mogao port ACTION ...
            a model around pretrained parts, as a checkpoint to train from or to sample
   to-hf    CKPT --out DIR [--part llm|vit|vae|all] [--dtype float32|bfloat16|float16]
            back into the layouts of transformers and diffusers; or the whole model
-  inspect  CKPT|DIR|FILE [--json]      names, shapes, dtypes, parameters, fingerprint
+  inspect  CKPT|DIR|FILE [--json] [--verify]
+                                       names, shapes, dtypes, parameters, fingerprint
   diff     A B                         which tensors differ, and by how much
 
 'mogao port ACTION --help' tells more."""
@@ -104,6 +105,8 @@ def _to_hf(argv: list[str]) -> int:
         help="FLUX: bfl or diffusers; TAEF1: original or diffusers (as it came in)")  # fmt: skip
     add("--weights", choices=("best", "ema", "raw"), default="best",
         help="ema: the moving average; best: that where there is one")  # fmt: skip
+    add("--allow-nan", action="store_true", default=None,
+        help="write NaN and infinity as they are (as from-hf was told)")  # fmt: skip
     add("--shard-gb", type=_positive, default=5.0, metavar="GB", help="largest file (5)")
     arguments = parser.parse_args(argv)
     files = export(
@@ -113,6 +116,7 @@ def _to_hf(argv: list[str]) -> int:
         dtype=arguments.dtype,
         vae_layout=arguments.vae_layout,
         weights=arguments.weights,
+        allow_non_finite=arguments.allow_nan,
         shard_bytes=int(arguments.shard_gb * 1e9),
         progress=True,
         say=_say,
@@ -127,11 +131,13 @@ def _inspect(argv: list[str]) -> int:
     parser = Parser(prog="mogao port inspect", description="What a checkpoint or folder holds.")
     parser.add_argument("place", metavar="CKPT|DIR|FILE")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--verify", action="store_true",
+        help="read a checkpoint's arrays and hold them against their saved checksums")  # fmt: skip
     arguments = parser.parse_args(argv)
 
     from mogao_jax.porting import inspecting
 
-    found = inspecting.inspect(arguments.place)
+    found = inspecting.inspect(arguments.place, verify=arguments.verify)
     print(inspecting.as_json(found) if arguments.json else inspecting.as_text(found))
     return 0
 
@@ -165,7 +171,7 @@ def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConf
 def _config_of(llm: str | None) -> MogaoConfig:
     """The config that a whole Mogao of to-hf carries."""
 
-    from mogao_jax.porting.own import is_mogao_folder
+    from mogao_jax.porting.own import config_of_folder, is_mogao_folder
     from mogao_jax.porting.safetensors_folder import read_json
 
     folder = expanded(llm or "")
@@ -174,7 +180,7 @@ def _config_of(llm: str | None) -> MogaoConfig:
             "--config=FILE is required: it says what the model around the LLM looks like, for "
             "example --config=configs/mogao_7b.py"
         )
-    return from_dict(read_json(folder / "config.json")["config"])
+    return config_of_folder(folder, read_json(folder / "config.json"))
 
 
 def _positive(text: str) -> float:
@@ -182,7 +188,7 @@ def _positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value > 0:
+    if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 

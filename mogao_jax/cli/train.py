@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from mogao_jax.checkpoints.carried import describe_tokenizer, keep_tokenizer
+from mogao_jax.checkpoints.carried import describe_tokenizer, keep_origin, keep_tokenizer
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.config.checks import check, check_on_mesh
 from mogao_jax.config.convert import parse_config_args, to_dict
@@ -138,6 +138,8 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         if state is None:
             state = _first_state(config, init, abstract, optimizer, mesh, tokenizer)
             workdir.write_config(folder, to_dict(config))
+            if config.train.init_from and multihost.is_main():
+                keep_origin(folder, config.train.init_from)
         parameters = count_parameters(state.params)
         if multihost.is_main():
             save_run_facts(folder, parameters=parameters, devices=jax.devices())

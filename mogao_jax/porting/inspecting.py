@@ -42,12 +42,14 @@ class Inspection:
       parts: part -> its lines.
       fingerprint: 16 hexadecimal digits that say whether two are alike, value by value.
       facts: what else is known of it, name -> value.
+      fingerprint_is: whether it was computed from the values, or is the one saved with them.
     """
 
     title: str
     parts: dict[str, list[Line]]
     fingerprint: str
     facts: dict[str, str]
+    fingerprint_is: str = "computed"
 
     @property
     def parameters(self) -> int:
@@ -59,11 +61,13 @@ def open_any(place: Place) -> TensorSource:
     return OwnModel(place) if is_own(place) else open_vae(place, allow_non_finite=True)
 
 
-def inspect(place: Place) -> Inspection:
-    """Lists the tensors and computes the fingerprint.
+def inspect(place: Place, *, verify: bool = False) -> Inspection:
+    """Lists the tensors, with their fingerprint: a checkpoint's as saved, else computed.
 
+    Args:
+      verify: read a checkpoint's arrays and hold them against their saved checksums.
     Raises:
-      CheckpointError: nothing there that can be read.
+      CheckpointError: nothing there that can be read; or, with `verify`, it is damaged.
     """
     source = open_any(place)
     part_of = _own_part if isinstance(source, OwnModel) else _their_part
@@ -85,8 +89,12 @@ def inspect(place: Place) -> Inspection:
         **_origins(source.porting),
     }
     saved = source.fingerprint
-    title = "a Mogao checkpoint" if saved else "a Mogao model"
-    return Inspection(title, lines, _digest(saved) if saved else _fingerprint(source), facts)
+    if not saved:
+        return Inspection("a Mogao model", lines, _fingerprint(source), facts)
+    if verify:
+        source.verify(all_of_it=True)
+    how = "saved, and checked" if verify else "saved, not checked"
+    return Inspection("a Mogao checkpoint", lines, _digest(saved), facts, how)
 
 
 def as_text(found: Inspection) -> str:
@@ -116,7 +124,8 @@ def as_text(found: Inspection) -> str:
             "",
             *text,
             "",
-            f"{found.parameters:,} parameters, fingerprint {found.fingerprint}",
+            f"{found.parameters:,} parameters, fingerprint {found.fingerprint} "
+            f"({found.fingerprint_is})",
         ]
     )
 

@@ -25,6 +25,12 @@ def model_card(
     model = config.model
     trained = f"{step:,} steps of training" if step else "not trained: a model at its start"
     average = " (moving average of the weights)" if weights == "ema" else ""
+    has_vit = config.layout.understanding_encoder == "vit"
+    encoders = (
+        "The frozen encoders are in `vae/` and `vit/`, in their own layouts"
+        if has_vit
+        else "The frozen autoencoder is in `vae/`, in its own layout"
+    )
     lines = [
         "---",
         "library_name: mogao_jax",
@@ -49,13 +55,13 @@ def model_card(
         *(f"| {part} | {count:,} |" for part, count in parameters.items()),
         f"| all | {sum(parameters.values()):,} |",
         "",
-        "The frozen encoders are in `vae/` and `vit/`, in their own layouts; the whole config is "
-        "in `config.json`.",
+        f"{encoders}; the whole config is in `config.json`.",
         "",
         "To run it, make it a checkpoint of mogao_jax again:",
         "",
         "```",
-        "mogao port from-hf --llm FOLDER --vit FOLDER/vit --vae FOLDER/vae --out CKPT",
+        f"mogao port from-hf --llm FOLDER {'--vit FOLDER/vit ' if has_vit else ''}"
+        "--vae FOLDER/vae --out CKPT",
         'mogao sample --checkpoint CKPT "a red circle"',
         "```",
         "",

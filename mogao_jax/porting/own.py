@@ -1,12 +1,14 @@
 """Our own models as a source of tensors, named by slots: checkpoints, exported files, folders.
 
-Nothing but headers is read on opening, and one tensor at a time afterwards.
+Nothing but headers is read on opening, and one tensor at a time afterwards; an exported file
+is held against its checksum first.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,10 +19,11 @@ from flax import traverse_util
 
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.by_parts import PartReader
-from mogao_jax.checkpoints.carried import with_carried
-from mogao_jax.checkpoints.load_params import best_weights
+from mogao_jax.checkpoints.carried import origin, with_carried
+from mogao_jax.checkpoints.load_params import best_weights, left_out, require_weights
 from mogao_jax.config.convert import from_dict
-from mogao_jax.errors import CheckpointError
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
 from mogao_jax.porting.safetensors_folder import SafetensorsFolder
@@ -46,6 +49,7 @@ class OwnModel:
       weights: "ema" or "raw".
       porting: what its meta says of where it came from; {}: nothing.
       fingerprint: array -> checksum, as saved; {}: not known.
+      encoders: `models.encoder_weights.file_digests` of those it was made with; {}: not known.
     """
 
     config: Mapping[str, Any] = {}
@@ -54,12 +58,14 @@ class OwnModel:
         """Opens a run's folder, a checkpoint, an exported file, or a folder of `port to-hf`.
 
         Raises:
-          CheckpointError: nothing there that can be read.
+          CheckpointError: nothing there that can be read; an exported file that is damaged; or
+            `weights` are asked for that are not there.
         """
         self.place = str(path)
         path = expanded(path).absolute()
         self.porting: dict[str, Any] = {}
         self.fingerprint: dict[str, str] = {}
+        self.encoders: Mapping[str, str] = {}
         self._checkpoint: PartReader | None = None
         self._file: SafetensorsFolder | None = None
         if path.is_file():
@@ -68,6 +74,11 @@ class OwnModel:
             self._open_folder(path)
         else:
             self._open_checkpoint(path, weights)
+        if weights not in ("best", self.weights):
+            raise CheckpointError(
+                f"{self.place!r} holds {self.weights} parameters only; write {weights} ones anew "
+                f"from the run that it came from, with --weights {weights}."
+            )
         self.shapes = {name: slot.shape for name, slot in self._slots.items()}
         self.dtypes = {name: slot.dtype for name, slot in self._slots.items()}
 
@@ -89,11 +100,19 @@ class OwnModel:
         """The array that holds a tensor: reading those of one array in turn is cheapest."""
         return self._slots[key].leaf
 
-    def verify(self) -> None:
-        """Raises CheckpointError if what has been read whole is not what was saved."""
+    def verify(self, *, all_of_it: bool = False) -> None:
+        """Raises CheckpointError if what has been read whole is not what was saved.
+
+        Args:
+          all_of_it: read everything first.
+        """
         if self._checkpoint is not None:
             try:
+                if all_of_it:
+                    self._checkpoint.read_all()
                 self._checkpoint.verify()
+            except (ValueError, RuntimeError, OSError) as e:
+                raise _unreadable("a part", self.place, e) from e
             except files.Damaged as e:
                 raise CheckpointError(
                     f"the checkpoint {self.place!r} is damaged: {e}. Give an older one, or copy it "
@@ -107,24 +126,34 @@ class OwnModel:
         try:
             return self._checkpoint.rows(leaf, start, stop)
         except (ValueError, RuntimeError, OSError) as e:  # whatever a damaged file makes it raise
-            raise CheckpointError(
-                f"array {leaf} of {self.place!r} cannot be read ({files.brief(e)}): the checkpoint "
-                "is damaged. Give an older one, or copy it again."
-            ) from e
+            raise _unreadable(f"array {leaf}", self.place, e) from e
 
     def _open_exported(self, path: pathlib.Path) -> None:
         header = exported.read_header(path)
+        exported.check_digest(path)
+        self.encoders = header.encoders
         self.folder, self.model_config = path.parent, header.config
         self.step, self.weights = header.step, header.weights
-        self._file = SafetensorsFolder(path)
+        self._file = SafetensorsFolder(path, allow_non_finite=True, with_config=False)
         self._slots = _slots_of({k: (s, self._file.dtypes[k]) for k, s in header.shapes.items()})
 
     def _open_folder(self, path: pathlib.Path) -> None:
-        source = SafetensorsFolder(path)
+        source = SafetensorsFolder(path, allow_non_finite=True)
         self._file = source
-        self.folder, self.step = path, int(source.config.get("step", 0))
+        step = source.config.get("step", 0)
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise CheckpointError(
+                f"{str(path / 'config.json')!r} has step {step!r}, which is no number: it is "
+                "damaged. Copy the folder again."
+            )
+        self.folder, self.step = path, step
         self.weights = str(source.config.get("weights", "raw"))
-        self.model_config = with_carried(from_dict(source.config["config"]), path)
+        config = with_carried(config_of_folder(path, source.config), path)
+        for part in mogao.ENCODERS:
+            if (path / part).is_dir():
+                lies_here = dataclasses.replace(getattr(config, part), weights=str(path / part))
+                config = dataclasses.replace(config, **{part: lies_here})
+        self.model_config = config
         self._slots = {
             key: Slot(key, None, shape, source.dtypes[key]) for key, shape in source.shapes.items()
         }
@@ -134,6 +163,7 @@ class OwnModel:
         for folder in files.find_checkpoints(path):
             try:
                 meta = files.read_folder_meta(folder)
+                require_weights(meta, weights, folder)
                 self.weights = best_weights(meta, weights)
                 part = "ema_params" if self.weights == "ema" else "params"
                 self._checkpoint = PartReader(folder, meta, part)
@@ -142,9 +172,12 @@ class OwnModel:
             except Exception as e:  # noqa: BLE001  (whatever a damaged file makes a reader raise)
                 reasons.append(f"{folder}: {e if isinstance(e, files.Damaged) else files.brief(e)}")
                 continue
+            for reason in reasons:
+                logging.getLogger(__name__).warning("%s", left_out(reason, folder))
             self.folder, self.step = folder, int(meta["step"])
             self.model_config = with_carried(from_dict(meta["config"]), folder)
-            self.porting = meta.get("porting", {})
+            self.porting = origin(meta, folder)
+            self.encoders = meta.get("encoders", {})
             self.fingerprint = {
                 name: value
                 for name, value in meta["fingerprint"].items()
@@ -160,7 +193,8 @@ def is_own(path: str | os.PathLike) -> bool:
     path = expanded(path)
     if path.is_file():
         try:
-            return SafetensorsFolder(path).metadata.get("format") == exported.FORMAT
+            opened = SafetensorsFolder(path, with_config=False)
+            return opened.metadata.get("format") == exported.FORMAT
         except CheckpointError:
             return False
     if is_mogao_folder(path):
@@ -178,6 +212,34 @@ def is_mogao_folder(path: pathlib.Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("model_type") == mogao.MODEL_TYPE
+
+
+def config_of_folder(path: pathlib.Path, fields: Mapping[str, Any]) -> MogaoConfig:
+    """Our config in the config.json of a folder that `mogao port to-hf` wrote.
+
+    Raises:
+      CheckpointError: it has none, or one that this release does not understand.
+    """
+    file = str(path / "config.json")
+    if not isinstance(fields.get("config"), dict):
+        raise CheckpointError(
+            f"{file!r} says model_type {mogao.MODEL_TYPE!r}, but has no config of the model: it is "
+            "damaged, or was not written by `mogao port to-hf`. Copy the folder again."
+        )
+    try:
+        return from_dict(fields["config"])
+    except ConfigError as e:
+        raise CheckpointError(
+            f"{file!r}, written by mogao_jax {fields.get('mogao_jax_version')}, has a config that "
+            f"this release does not understand: {e}"
+        ) from e
+
+
+def _unreadable(what: str, place: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{what} of {place!r} cannot be read ({files.brief(error)}): the checkpoint is damaged. "
+        "Give an older one, or copy it again."
+    )
 
 
 def _slots_of(arrays: Mapping[str, tuple[Shape, str]]) -> dict[str, Slot]:

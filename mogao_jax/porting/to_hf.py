@@ -33,7 +33,7 @@ from mogao_jax.porting.safetensors_folder import SafetensorsFolder
 from mogao_jax.porting.safetensors_writer import SHARD_BYTES, ShardWriter
 from mogao_jax.porting.slots import shapes_of, slots
 from mogao_jax.porting.sources import InMemory, Joined, TensorSource, Turned
-from mogao_jax.porting.streaming import COMPANIONS, LEFT
+from mogao_jax.porting.streaming import LEFT
 from mogao_jax.porting.tables import Pair, Rule, invert, match
 from mogao_jax.porting.transforms import SAME, Shape
 from mogao_jax.porting.unfinished import unfinished
@@ -72,6 +72,7 @@ def export(
     dtype: str | None = None,
     vae_layout: str | None = None,
     weights: Weights = "best",
+    allow_non_finite: bool | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = False,
     say: Say = lambda message: None,
@@ -88,23 +89,31 @@ def export(
       vae_layout: bfl or diffusers (TAEF1: original or diffusers); None: as it came, else
         diffusers.
       weights: ema, raw, or best: ema where there is one.
+      allow_non_finite: write NaN and infinity as they are; None: as `port from-hf` was told, of a
+        checkpoint that it made, else no.
       shard_bytes: files are no larger.
     Returns:
       The files written.
     Raises:
-      CheckpointError: nothing to read, or damaged; values that are too large for `dtype`; `out`
-        exists.
+      CheckpointError: nothing to read, or damaged; values that are too large for `dtype`, or not
+        finite; other encoders than the model was made with; `out` exists.
       ConfigError: a part that the model does not have.
       EnvironmentProblem: no room, or `out` cannot be written.
     """
     model = OwnModel(checkpoint, weights=weights)
+    if allow_non_finite is None:
+        # What was taken in may go out again; after training it would be news.
+        allow_non_finite = not model.step and bool(model.porting.get("allow_nan"))
+    opening = {"allow_non_finite": allow_non_finite}
     work: list[Work] = []
     if part == "llm":
         work.append(_llm(model, dtype))
+    else:
+        _check_encoders(model, ("vit", "vae") if part == "all" else (part,))
     if part in ("vit", "all"):
-        work += _vit(model, dtype, "vit" if part == "all" else "")
+        work += _vit(model, dtype, "vit" if part == "all" else "", opening, say)
     if part in ("vae", "all"):
-        work += _vae(model, dtype, vae_layout, "vae" if part == "all" else "")
+        work += _vae(model, dtype, vae_layout, "vae" if part == "all" else "", opening)
     if part == "all":
         work.insert(0, _whole(model, dtype))
     if not work:
@@ -115,7 +124,7 @@ def export(
         bar = tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress, mininterval=1)
         with bar:
             for w in work:
-                written += _write(folder, w, shard_bytes, bar.update)
+                written += _write(folder, w, shard_bytes, allow_non_finite, bar.update)
         model.verify()
     return [expanded(out).absolute() / name for name in written]
 
@@ -134,7 +143,8 @@ def _llm(model: OwnModel, dtype: str | None) -> Work:
     names = [name for name in model.shapes if qwen2.is_of_llm(name)]
     pairs = invert(qwen2.table(config.model), names)
     record = model.porting.get("llm") or {}
-    dtype = dtype or _recorded(record)
+    if not model.step:  # values that have been trained are not of that dtype any more
+        dtype = dtype or _recorded(record)
     rows = model.shapes["token_embedding"][0]
     dtypes = {pair.key: dtype or model.dtypes[pair.name] for pair in pairs}
     came_with = record.get("config", {}).get("model_type") == "qwen2"
@@ -169,24 +179,38 @@ def _whole(model: OwnModel, dtype: str | None) -> Work:
     return Work("", "model", model, pairs, dtypes, texts | _companions(model))
 
 
-def _vit(model: OwnModel, dtype: str | None, folder: str) -> list[Work]:
+def _vit(
+    model: OwnModel, dtype: str | None, folder: str, opening: dict[str, Any], say: Say
+) -> list[Work]:
     config = model.model_config
     if config.layout.understanding_encoder != "vit":
         return []
-    source = _own_encoder("vit", config)
+    source = _own_encoder("vit", config, opening)
     table = qwen2_vl_vision.table(config.vit)
-    left = _left(source)
+    left = _left(source, opening)
     pairs = [*invert(table, source.shapes), *(Pair(key, key, SAME) for key in left.shapes)]
     both = Joined(source.place, source, left)
     dtypes = {pair.key: dtype or both.dtypes[pair.name] for pair in pairs}
     width = left.shapes.get("merger.mlp.2.bias", (config.vit.merger_dim,))[0]
+    if not width:
+        say(
+            "note: this vision tower has no merger (vit.merger_dim is 0, and none came with it): "
+            "its files have none either, and transformers would begin one with random numbers. "
+            "`mogao port from-hf` reads them as they are."
+        )
     made = qwen2_vl_vision.to_config(config.vit, hidden_size=width, dtype=_common(dtypes))
     return [Work(folder, "model", both, pairs, dtypes, {"config.json": _json(made)})]
 
 
-def _vae(model: OwnModel, dtype: str | None, layout: str | None, folder: str) -> list[Work]:
+def _vae(
+    model: OwnModel,
+    dtype: str | None,
+    layout: str | None,
+    folder: str,
+    opening: dict[str, Any],
+) -> list[Work]:
     config = model.model_config
-    source = _own_encoder("vae", config)
+    source = _own_encoder("vae", config, opening)
     kind = taef1 if config.vae.kind == "taef1" else flux_vae
     layout = layout or (model.porting.get("vae") or {}).get("layout") or "diffusers"
     if layout not in kind.LAYOUTS:
@@ -218,7 +242,11 @@ def _vae(model: OwnModel, dtype: str | None, layout: str | None, folder: str) ->
 
 
 def _write(
-    out: pathlib.Path, work: Work, shard_bytes: int, advance: Callable[[int], Any]
+    out: pathlib.Path,
+    work: Work,
+    shard_bytes: int,
+    allow_non_finite: bool,
+    advance: Callable[[int], Any],
 ) -> list[str]:
     folder = out / work.folder
     folder.mkdir(exist_ok=True)
@@ -231,7 +259,7 @@ def _write(
     )
     for pair in _in_order(work):
         for start, value in _values(work, pair):
-            rounded = _rounded(pair.key, value, work.dtypes[pair.key])
+            rounded = _rounded(pair.key, value, work.dtypes[pair.key], allow_non_finite)
             writer.write(pair.key, rounded, start)
             advance(rounded.nbytes)
     names = writer.finish()
@@ -262,11 +290,18 @@ def _in_order(work: Work) -> list[Pair]:
     return sorted(work.pairs, key=lambda pair: leaf(pair.name))  # stable: layers stay in order
 
 
-def _rounded(key: str, value: np.ndarray, dtype: str) -> np.ndarray:
+def _rounded(key: str, value: np.ndarray, dtype: str, allow_non_finite: bool) -> np.ndarray:
+    sound = is_finite(value)
+    if not sound and not allow_non_finite:
+        raise CheckpointError(
+            f"{key} has values that are not finite (NaN or infinity); nothing written. A model "
+            "with these computes nothing of use: give an older checkpoint. To write them as they "
+            "are, say --allow-nan."
+        )
     target = FLOATS[next(name for name, d in FLOATS.items() if d.name == dtype)]
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(value).astype(target, copy=False)
-    if rounded.dtype != value.dtype and not is_finite(rounded) and is_finite(value):
+    if sound and rounded.dtype != value.dtype and not is_finite(rounded):
         largest = np.abs(value.astype(np.float32)).max()
         raise CheckpointError(
             f"{key} reaches {largest:.3g}, too large for {dtype}; nothing written. Use --dtype "
@@ -278,16 +313,29 @@ def _rounded(key: str, value: np.ndarray, dtype: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------- helpers
 
 
-def _own_encoder(part: Literal["vae", "vit"], config: MogaoConfig) -> TensorSource:
+def _check_encoders(model: OwnModel, parts: Sequence[str]) -> None:
+    """Raises CheckpointError if these encoders are not those that the model was made with."""
+    saved = {part: digest for part, digest in model.encoders.items() if part in parts}
+    now = encoder_weights.file_digests(model.model_config) if saved else {}
+    if changed := carried.changed_encoders(saved, now):
+        raise CheckpointError(
+            f"{model.place!r} was made with {changed}: the file was replaced, or is damaged. Put "
+            "the one back that it was made with; nothing written."
+        )
+
+
+def _own_encoder(
+    part: Literal["vae", "vit"], config: MogaoConfig, opening: dict[str, Any]
+) -> TensorSource:
     """The frozen encoder of a config, by our names."""
     file = encoder_weights.own_file(part, getattr(config, part).weights)
     if file is not None:
-        source = SafetensorsFolder(file)
+        source = SafetensorsFolder(file, with_config=False, **opening)
         wanted = shapes_of(slots(_template(part, config)))
         match([Rule(name, name) for name in wanted], source.shapes, wanted, place=repr(str(file)))
         return source
     plan_it = from_hf.plan_autoencoder if part == "vae" else from_hf.plan_vision_tower
-    theirs, plan = plan_it(getattr(config, part).weights, getattr(config, part))
+    theirs, plan = plan_it(getattr(config, part).weights, getattr(config, part), **opening)
     return Turned(theirs, plan, shapes_of(slots(_template(part, config))))
 
 
@@ -297,10 +345,12 @@ def _template(part: str, config: MogaoConfig) -> Any:
     return encoder_weights.vit_template(config.vit)
 
 
-def _left(vit: TensorSource) -> TensorSource:
+def _left(vit: TensorSource, opening: dict[str, Any]) -> TensorSource:
     """What `port from-hf` left aside of a vision tower: its merger, where the model has none."""
     file = pathlib.Path(vit.place).with_name(LEFT)
-    return SafetensorsFolder(file) if file.is_file() else InMemory({}, place=str(file))
+    if not file.is_file():
+        return InMemory({}, place=str(file))
+    return SafetensorsFolder(file, with_config=False, **opening)
 
 
 def _their_shapes(work: Work) -> dict[str, Shape]:
@@ -343,9 +393,9 @@ def _companions(model: OwnModel) -> dict[str, str | pathlib.Path]:
     found: dict[str, str | pathlib.Path] = {}
     if model.model_config.tokenizer.kind == "file":
         found[carried.TOKENIZER] = carried.tokenizer_file(model.model_config.tokenizer)
-    for name in COMPANIONS:
-        if (model.folder / name).is_file():
-            found[name] = model.folder / name
+    for name in carried.COMPANIONS:
+        if file := carried.beside(model.folder, name):
+            found[name] = file
     return found
 
 

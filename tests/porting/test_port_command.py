@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +13,11 @@ import tiny_files as files
 
 from mogao_jax.cli.main import main
 from mogao_jax.config.convert import to_dict
+from mogao_jax.errors import CheckpointError
+from mogao_jax.porting.own import OwnModel
 
 MODEL = dataclasses.replace(files.MODEL, num_layers=2)
+DEMO = importlib.resources.files("mogao_jax") / "assets" / "demo.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +115,6 @@ def test_diff_says_everything_that_differs(place, capsys):
 
 
 def test_a_damaged_checkpoint_is_noticed(checkpoint, place, capsys, tmp_path):
-    import shutil
-
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
     # A whole chunk of one array in place of another's: readable, and wrong.
     chunk = "state/params.layers_{}.und.up.kernel/0.0"
@@ -143,3 +146,61 @@ def test_refusals(capsys, arguments, words):
 def test_help(capsys):
     assert main(["port"]) == 2 and main(["port", "--help"]) == 0
     assert "from-hf" in capsys.readouterr().out
+
+
+def test_inspect_says_whether_the_fingerprint_was_checked(checkpoint, capsys, tmp_path):
+    assert "(saved, not checked)" in run(capsys, "inspect", checkpoint)[1]
+    assert "(saved, and checked)" in run(capsys, "inspect", checkpoint, "--verify")[1]
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    chunk = "state/params.layers_{}.gen.up.kernel/0.0"
+    shutil.copyfile(copy / chunk.format(0), copy / chunk.format(1))
+    status, _, err = run(capsys, "inspect", copy, "--verify")
+    assert status == 2 and "damaged" in err and "layers_1/gen/up/kernel" in err
+    (copy / chunk.format(1)).write_bytes(b"nonsense")
+    status, _, err = run(capsys, "inspect", copy, "--verify")
+    assert status == 2 and "damaged" in err and "Traceback" not in err
+
+
+def test_an_older_checkpoint_in_place_of_a_damaged_one_is_said(checkpoint, tmp_path, caplog):
+    for step in ("10", "20"):
+        shutil.copytree(checkpoint, tmp_path / "checkpoints" / step)
+    meta = tmp_path / "checkpoints" / "20" / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace('"step": 0', '"step": 1'))
+    assert OwnModel(tmp_path).folder.name == "10"
+    assert "Damaged checkpoint left out" in caplog.text and "meta file is damaged" in caplog.text
+
+
+def test_an_average_that_nobody_kept(checkpoint):
+    with pytest.raises(CheckpointError, match="has no moving average"):
+        OwnModel(checkpoint, weights="ema")
+    with importlib.resources.as_file(DEMO) as file:
+        kept = OwnModel(file).weights
+        other = {"ema": "raw", "raw": "ema"}[kept]
+        with pytest.raises(CheckpointError, match=f"holds {kept} parameters only"):
+            OwnModel(file, weights=other)
+
+
+def test_a_damaged_exported_file_is_noticed_on_opening(tmp_path, capsys):
+    data = bytearray(DEMO.read_bytes())
+    data[-5001] ^= 0x44
+    (tmp_path / "demo.safetensors").write_bytes(data)
+    status, _, err = run(capsys, "to-hf", tmp_path / "demo.safetensors", "--out", tmp_path / "out")
+    assert status == 2 and "checksum is wrong" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_ours_with_a_broken_config(place, tmp_path, capsys):
+    shutil.copy(place / "llm" / "model.safetensors", tmp_path)
+    for fields, words in (({}, "no config of the model"), ({"config": {}, "step": "x"}, "'x'")):
+        fields = {"model_type": "mogao", **fields}
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        with pytest.raises(CheckpointError, match=words):
+            OwnModel(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mogao"}))
+    status, _, err = run(capsys, "from-hf", "--llm", tmp_path, "--out", tmp_path / "out")
+    assert status == 2 and "no config of the model" in err
+
+
+def test_files_of_no_end(checkpoint, capsys, tmp_path):
+    status, _, err = run(capsys, "to-hf", checkpoint, "--out", tmp_path / "x", "--shard-gb", "inf")
+    assert status == 2 and "above 0" in err

@@ -6,18 +6,22 @@ can be read with and without `model.scan_layers`. config.json holds our whole co
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import mogao_jax
 from mogao_jax.config.convert import to_dict
-from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
+from mogao_jax.models.encoder_weights import EMBEDDED
 from mogao_jax.porting.formats.fields import Field, compare
 from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import Rule
 
 MODEL_TYPE = "mogao"
 NAME = "a Mogao model"
+ENCODERS = ("vit", "vae")  # folders below it, too
 # Fields of `model` that decide what the parameters mean (the others: how they are computed).
 _MEANING = (
     "num_layers",
@@ -39,6 +43,11 @@ _MEANING = (
 )
 
 
+_LAYOUT = ("text_positions", "understanding_encoder")
+# Fields of the encoders that say how weights are used or where they lie, not what they are.
+_FREE = ("weights", "sample_posterior")
+
+
 def table(names: Iterable[str]) -> tuple[Rule, ...]:
     """The rules: every parameter under its own name."""
     return tuple(Rule(name, name) for name in names)
@@ -50,20 +59,56 @@ def is_mogao(source: TensorSource) -> bool:
 
 
 def check_config(source: TensorSource, config: MogaoConfig) -> None:
-    """Raises CheckpointError with every field of its config that makes it another model."""
+    """Raises CheckpointError with every field of its config that makes it another model.
+
+    That is also what the features were that it learned with: of which encoders, from pictures
+    resized how, at which positions. A field that its config does not have has its default.
+    """
+    usual = MogaoConfig()
+    sections: dict[str, tuple[str, ...]]
+    sections = {"model": _MEANING, "layout": _LAYOUT, "vae": _fields(config.vae)}
+    if config.layout.understanding_encoder == "vit":
+        sections |= {"images": ("vit_resize",), "vit": _fields(config.vit)}
     fields = [
-        Field(f"config.model.{name}", f"model.{name}", getattr(config.model, name))
-        for name in _MEANING
+        Field(
+            f"config.{section}.{name}",
+            f"{section}.{name}",
+            getattr(getattr(config, section), name),
+            getattr(getattr(usual, section), name),
+        )
+        for section, names in sections.items()
+        for name in names
     ]
     compare(source.config, fields, place=source.place, what=NAME)
 
 
+def _fields(encoder: VaeConfig | VitConfig) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(encoder) if f.name not in _FREE)
+
+
 def to_config(config: MogaoConfig, *, dtype: str) -> dict[str, Any]:
-    """The config.json."""
+    """The config.json, which names no place outside its folder."""
+    fields = _without_places(to_dict(config))
+    for part in ENCODERS:
+        if fields[part]["weights"] != EMBEDDED:
+            fields[part]["weights"] = part  # the folder that it is written into
     return {
         "architectures": ["Mogao"],
         "model_type": MODEL_TYPE,
         "torch_dtype": dtype,
         "mogao_jax_version": mogao_jax.__version__,
-        "config": to_dict(config),
+        "config": fields,
     }
+
+
+def _without_places(value: Any) -> Any:
+    """A config with "" for whatever is an absolute path: it means nothing on another machine."""
+    if isinstance(value, dict):
+        return {key: _without_places(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(x) for x in value]
+    kinds = pathlib.PurePosixPath, pathlib.PureWindowsPath
+    is_place = isinstance(value, str) and (
+        value.startswith("~") or any(kind(value).is_absolute() for kind in kinds)
+    )
+    return "" if is_place else value

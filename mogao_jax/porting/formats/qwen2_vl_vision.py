@@ -94,7 +94,7 @@ def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:
     """A config.json that transformers reads.
 
     Args:
-      hidden_size: the merger's output width.
+      hidden_size: the merger's output width; 0: it has none, and the field is left out.
       dtype: of the tensors.
     """
     ratio = vit.mlp_dim / vit.embed_dim  # transformers takes whole numbers, as released ones are
@@ -104,7 +104,7 @@ def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:
         "depth": vit.depth,
         "embed_dim": vit.embed_dim,
         "hidden_act": "quick_gelu",
-        "hidden_size": hidden_size,
+        **({"hidden_size": hidden_size} if hidden_size else {}),
         "in_channels": 3,
         "mlp_ratio": int(ratio) if ratio.is_integer() else ratio,
         "num_heads": vit.num_heads,

@@ -131,7 +131,8 @@ def check_tokenizer(
         return
     if tokenizer_digest(tokenizer) != saved["digest"]:
         raise CheckpointError(
-            f"{str(place)!r} was made with another tokenizer ({saved['vocab_size']} tokens) than "
+            f"{str(place)!r} was made with another tokenizer or chat template "
+            f"({saved['vocab_size']} tokens) than "
             f"{config.path or config.kind!r} ({tokenizer.vocab_size} tokens): its ids would mean "
             "other words. Give the tokenizer that it was made with."
         )
@@ -166,7 +167,7 @@ def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
             ours, theirs = (tokenizer_digest(load_tokenizer(c)) for c in (here, config))
             if ours != theirs:
                 raise CheckpointError(
-                    f"{str(folder)!r} was begun with another tokenizer than {config.path!r} (its "
+                    f"{str(folder)!r} was begun with another tokenizer or chat template than {config.path!r} (its "
                     f"own is {here.path}): ids would change their meaning. Set tokenizer.path back."
                 )
         return

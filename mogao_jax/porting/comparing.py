@@ -179,5 +179,6 @@ def _as_own(llm: TensorSource, model: TensorSource) -> TensorSource:
     source = qwen2.of_the_model_alone(llm)
     wanted = _Part(model).shapes
     table = qwen2.table(model.model_config.model)
+    qwen2.check_tied_head(source, model.model_config.model)
     plan = match(table, source.shapes, wanted, place=repr(llm.place))
     return Turned(source, plan, wanted)

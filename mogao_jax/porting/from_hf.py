@@ -1,6 +1,7 @@
 """Parameters out of others' checkpoints: plans of what comes from where, and small models whole.
 
-`plan_model` and the planners of the encoders read headers only. What they return is carried out
+`plan_model` and the planners of the encoders read headers only (and a head that should be the
+embedding, to see whether it is). What they return is carried out
 either in memory (here) or piece by piece into a checkpoint (`streaming.py`).
 """
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
+from mogao_jax.errors import ConfigError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.system import make_model, param_shapes
 from mogao_jax.paths import expanded
@@ -87,7 +89,14 @@ def load_llm(
     found = _llm_slots(slots(tree))
     plan = match_llm(source, config, found, allow_missing)
     pairs = [(pair, [pair.name]) for pair in plan.pairs]
-    model = ModelPlan(tree, found, source, pairs, {}, [], _grown(plan, source, found))
+    grown = _grown(plan, source, found)
+    if grown:
+        raise ConfigError(
+            f"config.model.vocab_size has {config.model.vocab_size} rows, {source.place!r} has "
+            f"{max(grown.values())}, and load_llm makes no new ones: build_mogao does, or set "
+            "vocab_size to what the file has."
+        )
+    model = ModelPlan(tree, found, source, pairs, {}, [], grown)
     return _collect(model, pieces(model))
 
 
@@ -172,6 +181,7 @@ def match_llm(
         longer=longer,
     )
     require_floats(source, [pair.key for pair in plan.pairs])
+    qwen2.check_tied_head(source, config.model)
     return plan
 
 
@@ -221,11 +231,14 @@ def plan_autoencoder(
 ) -> tuple[TensorSource, Plan]:
     """The autoencoder's tensors, and where each goes."""
     source = open_vae(place, **options)
+    theirs = "model_type" not in source.config  # else that of a language model in the same folder
     if vae.kind == "taef1":
-        taef1.check_config(source)
+        if theirs:
+            taef1.check_config(source)
         table = taef1.table(taef1.layout_of(source))
     else:
-        flux_vae.check_config(source, vae)
+        if theirs:
+            flux_vae.check_config(source, vae)
         table = flux_vae.table(vae, flux_vae.layout_of(source))
     return source, _plan_encoder(table, source, encoder_weights.vae_template(vae))
 

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,24 +29,21 @@ from mogao_jax.checkpoints.by_parts import PartWriter
 from mogao_jax.config.checks import check_architecture
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
-from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.errors import ConfigError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.system import count_parameters
-from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
 from mogao_jax.porting.formats import flux_vae, taef1
 from mogao_jax.porting.from_hf import ModelPlan, Place
 from mogao_jax.porting.initialising import Initialiser
+from mogao_jax.porting.llm_files import copy_files, settle_tokenizer
 from mogao_jax.porting.safetensors_writer import ShardWriter
 from mogao_jax.porting.slots import slots
 from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import Plan
 from mogao_jax.porting.unfinished import absent, unfinished
-from mogao_jax.tokenizer import load_tokenizer
 
 LEFT = "vit_left.safetensors"
-# Small files of an LLM's folder that go along, for the way back.
-COMPANIONS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 Say = Callable[[str], None]
 
@@ -124,15 +120,16 @@ def stream_checkpoint(
     model = dataclasses.replace(config.model, vocab_size=rows)
     config = dataclasses.replace(config, model=model)
     encoders = _plan_encoders(config, vit, vae, options)
-    config, facts = _settle_tokenizer(config, llm, tokenizer)
+    config, facts, unsure = settle_tokenizer(config, source, llm, tokenizer)
     stored = _with_files(config, out, encoders)
-    notes = _notes(plan, config)
+    notes = [*_notes(plan, config), *unsure]
     record = {
         "llm": None if source is None else _about(source, [p.key for p, _ in plan.pairs]),
         **{e.part: _about(e.source, [p.key for p in e.plan.pairs], e.layout) for e in encoders},
         "missing": plan.missing,
         "allow_missing": list(allow_missing),
         "allow_nan": allow_non_finite,
+        "notes": notes,
     }
     parameters = count_parameters(plan.shapes)
     with unfinished(out, _num_bytes(plan, encoders), say) as folder:
@@ -140,7 +137,7 @@ def stream_checkpoint(
             for encoder in encoders:
                 parameters[f"frozen {encoder.part}"] = _copy_encoder(folder, encoder, advance)
             fingerprint = _write_params(folder, plan, config, advance)
-        _copy_files(folder, config, llm)
+        copy_files(folder, config, llm)
         meta = {
             "format": files.FORMAT,
             "step": 0,
@@ -150,6 +147,7 @@ def stream_checkpoint(
             "data": None,
             "versions": files.versions(),
             "tokenizer": facts,
+            "encoders": encoder_weights.file_digests(_with_files(config, folder, encoders)),
             "porting": record,
         }
         files.write_folder_meta(folder, meta)
@@ -203,13 +201,6 @@ def _copy_encoder(folder: pathlib.Path, encoder: Encoder, advance: Callable[[int
     return sum(math.prod(shapes[p.name].shape) for p in plan.pairs)
 
 
-def _copy_files(folder: pathlib.Path, config: MogaoConfig, llm: Place | None) -> None:
-    carried.keep_tokenizer(folder, config.tokenizer)
-    for name in COMPANIONS:
-        if llm is not None and (pathlib.Path(llm) / name).is_file():
-            shutil.copyfile(pathlib.Path(llm) / name, folder / name)
-
-
 # ------------------------------------------------------------------------------------ planning
 
 
@@ -230,45 +221,6 @@ def _plan_encoders(
         source, plan = from_hf.plan_vision_tower(vit, config.vit, **options)
         encoders.append(Encoder("vit", source, plan, config.vit, "qwen2_vl"))
     return encoders
-
-
-def _settle_tokenizer(
-    config: MogaoConfig, llm: Place | None, given: Place | None
-) -> tuple[MogaoConfig, dict[str, Any]]:
-    """The config with the tokenizer that goes along, and what meta says of it."""
-    own = pathlib.Path(llm) / carried.TOKENIZER if llm is not None else None
-    own = own if own is not None and own.is_file() else None
-    wanted = config.tokenizer
-    if given is not None:
-        wanted = TokenizerConfig("file", str(given))
-    elif own is not None and wanted.kind == "file" and not _exists(wanted.path):
-        wanted = TokenizerConfig("file", str(own))
-    text = load_tokenizer(wanted)
-    rows = config.model.vocab_size
-    if text.vocab_size > rows:
-        raise CheckpointError(
-            f"the tokenizer {wanted.path or wanted.kind!r} has {text.vocab_size} tokens, but the "
-            f"embedding has {rows} rows: it belongs to another model. Give the right one with "
-            "--tokenizer, or more rows with config.model.vocab_size (and "
-            "config.porting.vocabulary='extend')."
-        )
-    facts = carried.describe_tokenizer(wanted, text)
-    if own is not None:
-        theirs = TokenizerConfig("file", str(own))
-        if carried.file_digest(theirs) != facts["file"]:
-            other = load_tokenizer(theirs)
-            if carried.tokenizer_digest(other) != facts["digest"]:
-                raise CheckpointError(
-                    f"{str(own)!r} is another tokenizer ({other.vocab_size} tokens) than the "
-                    f"config's {wanted.path or wanted.kind!r} ({text.vocab_size} tokens): ids "
-                    "would mean other words than the LLM learned. Use its own: "
-                    f"--config.tokenizer.kind=file --config.tokenizer.path={own}"
-                )
-    return dataclasses.replace(config, tokenizer=wanted), facts
-
-
-def _exists(path: str) -> bool:
-    return bool(path) and expanded(path).exists()
 
 
 def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[Encoder]) -> MogaoConfig:
@@ -293,6 +245,12 @@ def _about(source: TensorSource, keys: list[str], layout: str = "") -> dict[str,
 
 def _notes(plan: ModelPlan, config: MogaoConfig) -> list[str]:
     notes = []
+    if plan.source is not None and not plan.source.config:
+        notes.append(
+            f"there is no config.json beside {plan.source.place!r}: the number of heads, "
+            "rms_norm_eps, rope_theta and whether the head is tied are the config's, and were not "
+            "checked"
+        )
     if plan.missing:
         notes.append(f"initialised, because --allow-missing says so: {', '.join(plan.missing)}")
     if plan.grown:

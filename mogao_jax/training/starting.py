@@ -76,7 +76,7 @@ def _say_encoders(
     """Other encoders are allowed, since training goes on; but never unsaid."""
     if changed := changed_encoders(saved, file_digests(config)):
         (report or logging.getLogger(__name__).warning)(
-            f"train.init_from: {config.train.init_from!r} was trained with {changed}; it has to "
+            f"train.init_from: {config.train.init_from!r} was made with {changed}; it has to "
             "learn what their features mean."
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,10 +12,16 @@ import pytest
 import safetensors.numpy
 import tiny_files as files
 
+from mogao_jax.checkpoints import carried
+from mogao_jax.checkpoints import files as checkpoint_files
 from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.porting import comparing, from_hf, inspecting
+from mogao_jax.porting.formats import mogao, qwen2
+from mogao_jax.porting.model_card import model_card
+from mogao_jax.porting.own import OwnModel
+from mogao_jax.porting.sources import InMemory
 from mogao_jax.porting.streaming import stream_checkpoint
 from mogao_jax.porting.to_hf import export
 
@@ -138,6 +145,9 @@ def test_the_whole_model_and_back(case, tmp_path):
     assert {"vit/config.json", "vit/model.safetensors"} <= names
     card = (tmp_path / "all" / "README.md").read_text()
     assert "und branch" in card and str(tmp_path) not in card and str(case.folder) not in card
+    text = (tmp_path / "all" / "config.json").read_text()
+    assert str(case.folder) not in text and '"weights": "vit"' in text
+    assert OwnModel(tmp_path / "all").model_config.vit.weights == str(tmp_path / "all" / "vit")
     # Read into the other layout of layers: slots do not depend on it.
     turned = dataclasses.replace(case.config.model, scan_layers=not case.config.model.scan_layers)
     again = tmp_path / "again"
@@ -176,3 +186,76 @@ def test_values_too_large_for_a_dtype(tmp_path):
     with pytest.raises(CheckpointError, match=r"model.norm.weight reaches 1e\+06"):
         export(tmp_path / "checkpoint", tmp_path / "out", part="llm", dtype="float16")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "llm"]
+
+
+def test_an_encoder_that_was_replaced_or_is_damaged(case, tmp_path):
+    saved = checkpoint_files.read_folder_meta(case.checkpoint)["encoders"]
+    assert set(saved) == {"vae", "vit"}
+    copy = shutil.copytree(case.checkpoint, tmp_path / "copy")
+    data = bytearray((copy / "vae.safetensors").read_bytes())
+    data[-1000] ^= 0x40
+    (copy / "vae.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="made with another VAE"):
+        export(copy, tmp_path / "out", part="vae")
+    assert not (tmp_path / "out").exists()
+    export(copy, tmp_path / "vit", part="vit")
+
+
+def test_a_tower_without_its_merger_is_said(case, tmp_path):
+    copy = shutil.copytree(case.checkpoint, tmp_path / "copy")
+    (copy / "vit_left.safetensors").unlink()
+    said: list[str] = []
+    export(copy, tmp_path / "out", part="vit", say=said.append)
+    assert any("no merger" in message for message in said)
+    assert "hidden_size" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    from_hf.plan_vision_tower(tmp_path / "out", files.VIT)
+
+
+def test_a_run_knows_what_it_began_with(case, tmp_path):
+    """After training the LLM goes out with its own config.json, in the dtype it is kept in."""
+    start = shutil.copytree(case.checkpoint, tmp_path / "start")
+    (start / "generation_config.json").write_text("{}")
+    trained = shutil.copytree(case.checkpoint, tmp_path / "run" / "checkpoints" / "10")
+    meta = checkpoint_files.read_folder_meta(trained) | {"step": 10}
+    del meta["porting"]
+    shutil.rmtree(trained / "meta")
+    checkpoint_files.write_folder_meta(trained, meta)
+    carried.keep_origin(tmp_path / "run", start)
+    names = {p.name for p in export(tmp_path / "run", tmp_path / "out", part="llm")}
+    assert "generation_config.json" in names
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == files.qwen2_config(case.config.model) | {"torch_dtype": "float32"}
+    (tmp_path / "next").mkdir()
+    carried.keep_origin(tmp_path / "next", tmp_path / "run")
+    assert json.loads((tmp_path / "next" / "porting.json").read_text())["llm"]["config"]
+
+
+def test_a_whole_model_of_other_features_is_refused():
+    fields = json.loads(json.dumps(mogao.to_config(files.CONFIG, dtype="float32")))
+    source = InMemory({}, config=fields, place="x")
+    mogao.check_config(source, files.CONFIG)
+    for section, name, value in (
+        ("layout", "text_positions", "t"),
+        ("layout", "understanding_encoder", "vae"),
+        ("images", "vit_resize", "match_vae_grid"),
+        ("vit", "num_heads", 4),
+        ("vae", "scaling_factor", 1.0),
+    ):
+        group = dataclasses.replace(getattr(files.CONFIG, section), **{name: value})
+        with pytest.raises(CheckpointError, match=rf"config.{section}.{name} is"):
+            mogao.check_config(source, dataclasses.replace(files.CONFIG, **{section: group}))
+
+
+def test_a_card_names_what_is_there():
+    about = {"parameters": {}, "dtype": "float32", "step": 1, "weights": "raw", "porting": {}}
+    assert "vit/" in model_card(files.CONFIG, **about)
+    layout = dataclasses.replace(files.CONFIG.layout, understanding_encoder="vae")
+    card = model_card(dataclasses.replace(files.CONFIG, layout=layout), **about)
+    assert "vit" not in card and "FOLDER/vae" in card
+
+
+def test_heads_of_another_width_are_said():
+    about = {"rows": 10, "dtype": "float32", "special": {}}
+    assert "head_dim" not in qwen2.to_config(files.MODEL, **about)
+    wide = dataclasses.replace(files.MODEL, head_dim=16)
+    assert qwen2.to_config(wide, **about)["head_dim"] == 16

@@ -20,7 +20,9 @@ from mogao_jax.checkpoints import by_parts
 from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
 from mogao_jax.porting import from_hf, streaming, unfinished
+from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.streaming import stream_checkpoint
+from mogao_jax.porting.to_hf import export
 from mogao_jax.tokenizer import ByteTokenizer
 
 MODEL = dataclasses.replace(files.MODEL, num_layers=2, scan_layers=True)
@@ -123,6 +125,10 @@ def test_not_a_number_ends_it_without_a_trace(llm, tmp_path):
     assert meta["porting"]["allow_nan"] is True
     down = np.asarray(params["layers"]["block"]["und"]["down"]["kernel"])
     assert np.isnan(down[1, 3, 3]) and np.isnan(down).sum() == 1
+    export(ported.path, tmp_path / "back", part="llm")  # as it was allowed on the way in
+    with pytest.raises(CheckpointError, match=r"1.mlp.down_proj.weight .*--allow-nan"):
+        export(ported.path, tmp_path / "no", part="llm", allow_non_finite=False)
+    assert not (tmp_path / "no").exists()
 
 
 def test_nothing_is_overwritten(llm, tmp_path):
@@ -212,7 +218,7 @@ def test_an_error_in_the_middle_leaves_nothing(llm, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(streaming, "_copy_files", stop)
+    monkeypatch.setattr(streaming, "copy_files", stop)
     with pytest.raises(KeyboardInterrupt):
         stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     assert left_in(tmp_path) == []
@@ -234,3 +240,58 @@ def test_a_vision_tower_that_nobody_uses(llm, tmp_path):
         stream_checkpoint(
             tmp_path / "out", dataclasses.replace(CONFIG, layout=layout), llm=llm, vit=vit
         )
+
+
+def test_without_a_config_json_it_is_said_what_was_not_checked(llm, tmp_path):
+    shutil.copytree(llm, tmp_path / "bare")
+    (tmp_path / "bare" / "config.json").unlink()
+    ported = stream_checkpoint(tmp_path / "out", CONFIG, llm=tmp_path / "bare")
+    notes = load_params(ported.path)[1]["porting"]["notes"]
+    assert notes == ported.notes
+    assert any("no config.json" in note and "rope_theta" in note for note in notes)
+    assert any("no tokenizer.json" in note for note in notes)
+
+
+def test_a_config_json_is_read_beside_a_file_of_any_name(llm, tmp_path):
+    config = json.loads((llm / "config.json").read_text()) | {"rope_theta": 5.0}
+    folder = files.write(
+        tmp_path / "llm", files.values(files.qwen2_shapes(MODEL)), config, stem="weights"
+    )
+    with pytest.raises(CheckpointError, match="rope_theta is 5.0"):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=folder / "weights.safetensors")
+
+
+def test_a_head_that_is_not_the_embedding_is_not_dropped(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(qwen2, "_HEAD_BYTES", 1000)  # in several parts
+
+    def tied(values):
+        values["lm_head.weight"] = values["model.embed_tokens.weight"].astype(np.float32)
+
+    def differs(values):
+        tied(values)
+        values["lm_head.weight"][-1, -1] += 1
+
+    source = from_hf.open_llm(broken(llm, tmp_path / "tied", tied))
+    assert from_hf.plan_model(source, CONFIG).missing == []
+    folder = broken(llm, tmp_path / "differs", differs)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight that is not its model.embed_tokens"):
+        stream_checkpoint(tmp_path / "out", CONFIG, llm=folder)
+
+
+def test_a_headless_model_with_its_own_config(llm, tmp_path):
+    values = files.values(files.qwen2_shapes(MODEL), "bfloat16")
+    config = files.qwen2_config(MODEL) | {"architectures": ["Qwen2Model"]}
+    whole = files.write(tmp_path / "whole", values, config)
+    with pytest.raises(CheckpointError, match="Qwen2Model"):
+        from_hf.plan_model(from_hf.open_llm(whole), CONFIG)
+    bare = {key.removeprefix("model."): value for key, value in values.items()}
+    source = from_hf.open_llm(files.write(tmp_path / "bare", bare, config))
+    assert len(from_hf.plan_model(source, CONFIG).pairs) == len(values)
+
+
+def test_rows_of_new_tokens_are_not_for_load_llm(llm):
+    model = dataclasses.replace(MODEL, vocab_size=309)
+    porting = dataclasses.replace(CONFIG.porting, vocabulary="extend")
+    config = dataclasses.replace(CONFIG, model=model, porting=porting)
+    with pytest.raises(ConfigError, match=r"309 rows, .* has 300, .* build_mogao"):
+        from_hf.load_llm(llm, config)

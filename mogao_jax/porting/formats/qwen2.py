@@ -6,18 +6,23 @@ SwiGLU; the rotary embedding turns pairs (i, i + head_dim / 2), as ours does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mogao_jax.config.schema import LayoutConfig, ModelConfig
-from mogao_jax.errors import ConfigError
+from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.porting.formats.fields import Field, compare
 from mogao_jax.porting.sources import Renamed, TensorSource
 from mogao_jax.porting.tables import Rule
 from mogao_jax.porting.transforms import HEADS_BIAS, INTO_HEADS, LINEAR, OUT_OF_HEADS
 
 ARCHITECTURE = "Qwen2ForCausalLM"
+HEADLESS = "Qwen2Model"  # the same without lm_head, its keys without "model."
 NAME = "a Qwen2 language model"
+_HEAD_BYTES = 64 * 2**20  # that are compared at a time
 
 _LAYER = "model.layers.{i}"
 _BRANCH = "layers.{i}.und"
@@ -40,7 +45,8 @@ TABLE = (
     Rule(f"{_LAYER}.self_attn.rotary_emb.inv_freq", None),
 )
 HEAD = Rule("lm_head.weight", "lm_head")
-# With tied embeddings the head is the embedding; some writers save it all the same.
+# With tied embeddings the head is the embedding; some writers save it all the same
+# (`check_tied_head`).
 _TIED_HEAD = Rule("lm_head.weight", None)
 
 
@@ -97,7 +103,41 @@ def of_the_model_alone(source: TensorSource) -> TensorSource:
     """Keys as Qwen2ForCausalLM has them, also where the headless Qwen2Model was saved."""
     if "embed_tokens.weight" not in source.shapes:
         return source
-    return Renamed(source, "", prefix="model.")
+    config = dict(source.config)
+    if config.get("architectures") == [HEADLESS]:
+        config["architectures"] = [ARCHITECTURE]
+    return Renamed(source, "", config, prefix="model.")
+
+
+def check_tied_head(source: TensorSource, model: ModelConfig) -> None:
+    """Raises CheckpointError if a head is there, and would be dropped, that is not the embedding.
+
+    Reads both, in parts, where the config ties them and the file has a head all the same.
+    """
+    head, embedding = HEAD.theirs, TABLE[0].theirs
+    if not model.tie_embeddings or not {head, embedding} <= set(source.shapes):
+        return
+    shape = source.shapes[embedding]
+    same = tuple(source.shapes[head]) == tuple(shape)
+    step = max(1, _HEAD_BYTES // (4 * max(1, math.prod(shape[1:]))))
+    for start in range(0, shape[0] if same else 0, step):
+        stop = min(shape[0], start + step)
+        same = same and _same_values(
+            source.read_rows(head, start, stop), source.read_rows(embedding, start, stop)
+        )
+    if not same:
+        raise CheckpointError(
+            f"{source.place!r} has a {head} that is not its {embedding}, though the config ties "
+            "them (model.tie_embeddings): the head would be lost. Set model.tie_embeddings=False "
+            "(and tie_word_embeddings in its config.json), or take the tensor out of the file if "
+            "it means nothing."
+        )
+
+
+def _same_values(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype == b.dtype:
+        return a.tobytes() == b.tobytes()
+    return np.array_equal(a.astype(np.float32), b.astype(np.float32), equal_nan=True)
 
 
 def to_config(model: ModelConfig, *, rows: int, dtype: str, special: Mapping[str, int]) -> dict:
@@ -108,10 +148,12 @@ def to_config(model: ModelConfig, *, rows: int, dtype: str, special: Mapping[str
       dtype: of the tensors.
       special: "bos_token_id", "eos_token_id": the tokenizer's.
     """
+    usual = model.head_dim * model.num_heads == model.embed_dim
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "qwen2",
         "attention_dropout": 0.0,
+        **({} if usual else {"head_dim": model.head_dim}),
         "hidden_act": "silu",
         "hidden_size": model.embed_dim,
         "initializer_range": 0.02,

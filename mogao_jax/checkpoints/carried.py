@@ -167,8 +167,9 @@ def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
             ours, theirs = (tokenizer_digest(load_tokenizer(c)) for c in (here, config))
             if ours != theirs:
                 raise CheckpointError(
-                    f"{str(folder)!r} was begun with another tokenizer or chat template than {config.path!r} (its "
-                    f"own is {here.path}): ids would change their meaning. Set tokenizer.path back."
+                    f"{str(folder)!r} was begun with another tokenizer or chat template than "
+                    f"{config.path!r} (its own is {here.path}): ids would change their meaning. "
+                    "Set tokenizer.path back."
                 )
         return
     file = tokenizer_file(config)

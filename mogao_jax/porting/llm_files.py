@@ -115,9 +115,9 @@ def _require_same(
     if carried.tokenizer_digest(other) != facts["digest"]:
         path = f" --config.tokenizer.path={theirs.path}" if theirs.path else ""
         raise CheckpointError(
-            f"{theirs.path or theirs.kind!r} is another tokenizer or chat template ({other.vocab_size} "
-            "tokens) than "
-            f"the config's {wanted.path or wanted.kind!r} ({text.vocab_size} tokens): ids "
+            f"{theirs.path or theirs.kind!r} is another tokenizer or chat template "
+            f"({other.vocab_size} tokens) than the config's "
+            f"{wanted.path or wanted.kind!r} ({text.vocab_size} tokens): ids "
             "would mean other words than the LLM learned. Use its own: "
             f"--config.tokenizer.kind={theirs.kind}{path}"
         )

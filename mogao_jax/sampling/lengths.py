@@ -83,7 +83,8 @@ def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) 
         assert pixels is not None  # the document is prepared
         clean += math.prod(vae_grid(pixels))
         if config.layout.understanding_encoder == "vit":
-            und += _vit_tokens(*pixels.shape[:2], config)
+            height, width = pixels.shape[:2]
+            und += _vit_tokens(height, width, config)
     return Limits(und, clean)
 
 

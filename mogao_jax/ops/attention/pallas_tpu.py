@@ -104,7 +104,7 @@ def _forward_kernel(
     out_ref, lse_ref, acc_ref, top_ref, total_ref, *, static: Static,
 ):  # fmt: skip
     """Accumulators, per query head g: acc[g] float32[H, block_q], top[g] and total[g] rows."""
-    (_, _, flags), size = unpack(tiles_ref[pl.program_id(1)]), static.queries.size
+    flags, size = unpack(tiles_ref[pl.program_id(1)])[2], static.queries.size
 
     @pl.when((flags & FIRST) != 0)
     def _():
@@ -160,7 +160,7 @@ def _dq_kernel(
     d_out_ref, lse_ref, drift_ref, dq_ref, acc_ref, *, static: Static,
 ):  # fmt: skip
     """Accumulates dq[g], transposed: float32[H, block_q]."""
-    (_, _, flags), size = unpack(tiles_ref[pl.program_id(1)]), static.queries.size
+    flags, size = unpack(tiles_ref[pl.program_id(1)])[2], static.queries.size
 
     @pl.when((flags & FIRST) != 0)
     def _():
@@ -190,7 +190,7 @@ def _dkv_kernel(
     d_out_ref, lse_ref, drift_ref, dk_ref, dv_ref, dk_acc, dv_acc, *, static: Static,
 ):  # fmt: skip
     """Accumulates dk and dv of a key block, float32[block_kv, H], over queries and their heads."""
-    (_, _, flags), size = unpack(tiles_ref[pl.program_id(1)]), static.queries.size
+    flags, size = unpack(tiles_ref[pl.program_id(1)])[2], static.queries.size
 
     @pl.when((flags & FIRST) != 0)
     def _():

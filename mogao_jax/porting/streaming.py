@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -123,7 +124,7 @@ def stream_checkpoint(
     config, facts, unsure = settle_tokenizer(config, source, llm, tokenizer)
     stored = _with_files(config, out, encoders)
     notes = [*_notes(plan, config), *unsure]
-    record = {
+    record: dict[str, Any] = {
         "llm": None if source is None else _about(source, [p.key for p, _ in plan.pairs]),
         **{e.part: _about(e.source, [p.key for p in e.plan.pairs], e.layout) for e in encoders},
         "missing": plan.missing,
@@ -136,6 +137,8 @@ def stream_checkpoint(
         with _bar(_num_bytes(plan, encoders), progress) as advance:
             for encoder in encoders:
                 parameters[f"frozen {encoder.part}"] = _copy_encoder(folder, encoder, advance)
+                if encoder.plan.left:
+                    record[encoder.part] |= {"left": left_digest(folder)}
             fingerprint = _write_params(folder, plan, config, advance)
         copy_files(folder, config, llm)
         meta = {
@@ -153,6 +156,12 @@ def stream_checkpoint(
         files.write_folder_meta(folder, meta)
     num_bytes = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Ported(out, parameters, num_bytes, time.monotonic() - started, notes)
+
+
+def left_digest(folder: pathlib.Path) -> str:
+    """sha256 of what lies aside of the vision tower in a checkpoint's folder."""
+    with (folder / LEFT).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------- writing

@@ -33,7 +33,7 @@ from mogao_jax.porting.safetensors_folder import SafetensorsFolder
 from mogao_jax.porting.safetensors_writer import SHARD_BYTES, ShardWriter
 from mogao_jax.porting.slots import shapes_of, slots
 from mogao_jax.porting.sources import InMemory, Joined, TensorSource, Turned
-from mogao_jax.porting.streaming import LEFT
+from mogao_jax.porting.streaming import LEFT, left_digest
 from mogao_jax.porting.tables import Pair, Rule, invert, match
 from mogao_jax.porting.transforms import SAME, Shape
 from mogao_jax.porting.unfinished import unfinished
@@ -187,14 +187,14 @@ def _vit(
         return []
     source = _own_encoder("vit", config, opening)
     table = qwen2_vl_vision.table(config.vit)
-    left = _left(source, opening)
+    left = _left(source, model, opening)
     pairs = [*invert(table, source.shapes), *(Pair(key, key, SAME) for key in left.shapes)]
     both = Joined(source.place, source, left)
     dtypes = {pair.key: dtype or both.dtypes[pair.name] for pair in pairs}
     width = left.shapes.get("merger.mlp.2.bias", (config.vit.merger_dim,))[0]
     if not width:
         say(
-            "note: this vision tower has no merger (vit.merger_dim is 0, and none came with it): "
+            "note: this vision tower has no merger (vit.merger_dim is 0, and none lies beside it): "
             "its files have none either, and transformers would begin one with random numbers. "
             "`mogao port from-hf` reads them as they are."
         )
@@ -345,11 +345,17 @@ def _template(part: str, config: MogaoConfig) -> Any:
     return encoder_weights.vit_template(config.vit)
 
 
-def _left(vit: TensorSource, opening: dict[str, Any]) -> TensorSource:
+def _left(vit: TensorSource, model: OwnModel, opening: dict[str, Any]) -> TensorSource:
     """What `port from-hf` left aside of a vision tower: its merger, where the model has none."""
     file = pathlib.Path(vit.place).with_name(LEFT)
     if not file.is_file():
         return InMemory({}, place=str(file))
+    saved = (model.porting.get("vit") or {}).get("left")
+    if saved and file.parent == model.folder and left_digest(file.parent) != saved:
+        raise CheckpointError(
+            f"{str(file)!r} is not the file that was written with {model.place!r}: it was "
+            "replaced, or is damaged. Put the other one back; nothing written."
+        )
     return SafetensorsFolder(file, with_config=False, **opening)
 
 

@@ -24,6 +24,7 @@ from mogao_jax.porting.own import OwnModel
 from mogao_jax.porting.sources import InMemory
 from mogao_jax.porting.streaming import stream_checkpoint
 from mogao_jax.porting.to_hf import export
+from mogao_jax.sampling.loading import open_checkpoint
 
 # (model fields, dtype of the LLM, shards, VAE layout, keys of the tower)
 CASES = {
@@ -192,13 +193,18 @@ def test_an_encoder_that_was_replaced_or_is_damaged(case, tmp_path):
     saved = checkpoint_files.read_folder_meta(case.checkpoint)["encoders"]
     assert set(saved) == {"vae", "vit"}
     copy = shutil.copytree(case.checkpoint, tmp_path / "copy")
-    data = bytearray((copy / "vae.safetensors").read_bytes())
-    data[-1000] ^= 0x40
-    (copy / "vae.safetensors").write_bytes(data)
+    open_checkpoint(copy)
+    for name in ("vae.safetensors", "vit_left.safetensors"):
+        data = bytearray((copy / name).read_bytes())
+        data[-100] ^= 0x40
+        (copy / name).write_bytes(data)
     with pytest.raises(CheckpointError, match="made with another VAE"):
         export(copy, tmp_path / "out", part="vae")
+    with pytest.raises(CheckpointError, match="another VAE"):
+        open_checkpoint(copy)  # for sampling
+    with pytest.raises(CheckpointError, match=r"vit_left.safetensors' is not the file"):
+        export(copy, tmp_path / "out", part="vit")
     assert not (tmp_path / "out").exists()
-    export(copy, tmp_path / "vit", part="vit")
 
 
 def test_a_tower_without_its_merger_is_said(case, tmp_path):

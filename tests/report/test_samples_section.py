@@ -34,7 +34,7 @@ def picture(value, height=48, width=64):
 
 def save(run: Run, documents, stop="end", **facts) -> Folder:
     """Writes documents whose first item is the prompt, as `mogao sample` does."""
-    folder = Folder(run.workdir / "samples")
+    folder = Folder(run.workdir / "samples", overwrite=True)
     entries = []
     for number, document in enumerate(documents, start=1):
         name = folder.write_document(number, document).name

@@ -29,6 +29,7 @@ def get_config():
     c.data.sources["clip"]["weight"] = 0.04
     c.data.sources["text"]["weight"] = 0.03
     c.layout.noised_copies = 4
+    c.layout.end_after_image = "interleaved"  # the fourth stage learns to end after one picture
 
     c.packing.und_tokens = 640
     c.packing.clean_tokens = 64

@@ -35,16 +35,18 @@ def get_config():
     }
     # Two noised copies of every picture to draw: its history is read once for both.
     c.layout.noised_copies = 2
+    # So that it ends by itself after a picture that was asked for.
+    c.layout.end_after_image = "sometimes"
     # Text at H = W = 0: how far a picture's token is from any word is where in the picture it is,
     # however long the text. From scratch there is no pretrained 1-D RoPE to keep.
     c.layout.text_positions = "t"
 
     # In proportion to this mixture (`mogao data budgets`); `mogao data fill` says how full.
     c.packing.und_tokens = 768
-    c.packing.clean_tokens = 68
-    c.packing.noised_tokens = 496
-    c.packing.images = 30
-    c.packing.vit_patches = 592
+    c.packing.clean_tokens = 64
+    c.packing.noised_tokens = 464
+    c.packing.images = 28
+    c.packing.vit_patches = 736
 
     # Small, because eight minutes are few tokens: four times the size learns less in that time.
     c.model.num_layers = 4

@@ -131,9 +131,9 @@ def _search(config: Any, topology: Any, arguments: argparse.Namespace) -> int:
         write_text(arguments.json, json.dumps(records, indent=2) + "\n")
     if best and topology.compiles and not (found and found[0][1].compiled):
         print(
-            f"\nNo combination that was compiled fits {topology}; what the table shows was not "
-            f"compiled. Try more of them (--compile {2 * best}), more chips, or shorter rows "
-            "(config.packing)."
+            f"\nNo combination that was compiled fits {topology}; those that fit by the formulas "
+            f"and were not compiled: {len(found)}. Try more of them (--compile {2 * best}), more "
+            "chips, or shorter rows (config.packing)."
         )
         return 1
     chosen, plan = found[0]

@@ -27,6 +27,7 @@ RANK = {
     "paths": 0,
     "sharding": 1,
     "config": 1,
+    "chat": 1,
     "tokenizer": 2,
     "images": 2,
     "sequence": 2,
@@ -61,7 +62,8 @@ FORBIDDEN = {
     "training": {"data"},
     "sampling": {"data"},
 }
-HOST_ONLY = {"config", "tokenizer", "images", "sequence", "data"}  # data workers start no backend
+# Data workers start no backend.
+HOST_ONLY = {"chat", "config", "tokenizer", "images", "sequence", "data"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 TESTS_ONLY = {"torch", "torchvision", "transformers", "diffusers", "tensorflow", "clu"}
 # What is measured beside us needs its own libraries; nothing else of the package imports these.

@@ -28,7 +28,7 @@ from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 TOKENIZER, VAE, VIT = "tokenizer.json", "vae.safetensors", "vit.safetensors"
 ORIGIN = "porting.json"  # in a run's folder
 # Small files of the folder of the LLM that a model was built around, for the way back.
-COMPANIONS = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+COMPANIONS = (SETTINGS, TEMPLATE, "generation_config.json")
 
 
 def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
@@ -89,7 +89,7 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
     Raises:
       EnvironmentProblem: it cannot be written.
     """
-    place = pathlib.Path(start).expanduser().absolute()
+    place = expanded(start).absolute()
     if place.is_file():
         return
     folder = files.find_checkpoints(place)[0]
@@ -99,7 +99,7 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
     try:
         for name in COMPANIONS:
             if (file := beside(folder, name)) and not (run / name).exists():
-                shutil.copyfile(file, run / name)
+                _copy(file, run / name)
         temporary = run / f".{ORIGIN}-{uuid.uuid4().hex}"
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, run / ORIGIN)

@@ -12,11 +12,11 @@ from typing import Any
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.parser import Parser
 from mogao_jax.cli.picture_options import add_picture_flags, picture_options
+from mogao_jax.cli.sample_options import check_seed
 from mogao_jax.cli.writing import make_folder
 from mogao_jax.errors import DataError, DocumentError, EnvironmentProblem
 
-_NAMED = 20  # documents that are left out, before the rest is only counted
-_MAX_SEED = 2**32 - 1
+_NAMED = 20  # of what is left out, before the rest is only counted
 _EXAMPLES = """examples:
   mogao eval pictures --checkpoint runs/emoji --documents data/emoji/captions.jsonl
   mogao eval pictures --checkpoint runs/emoji --documents data/emoji/edits.jsonl \\
@@ -31,8 +31,7 @@ def main(argv: list[str]) -> int:
         if getattr(arguments, name) < 1:
             flag = "--" + name.replace("_", "-")
             raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
-    if not 0 <= arguments.seed <= _MAX_SEED:
-        raise DataError(f"--seed is {arguments.seed}; seeds are whole numbers from 0 to 2^32 - 1.")
+    check_seed(arguments.seed)
     configure_logging()
     if arguments.out:
         arguments.out = make_folder(arguments.out)
@@ -54,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     images = model.config.images
     # Evenly over the file: neighbours are often about the same picture.
     step = max(1, len(asked) // arguments.num)
-    left_out = _LeftOut()
+    left_out = _LeftOut("document", "documents", "what is asked for")
     limits = lengths.context_limits(model.config)
     tasks = retrieval.tasks_of(
         _readable(asked, range(0, len(asked), step), left_out),
@@ -65,9 +64,13 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     left_out.say()
     everything = [DocumentsSource(arguments.documents, s) for s in ("train", "validation")]
+    missing = _LeftOut("entry", "entries", "the pictures that are compared with")
     gallery = retrieval.gallery_of(
-        (d for source in everything for d in _readable(source, range(len(source)))), images
+        (d for source in everything for d in _readable(source, range(len(source)), missing)),
+        images,
+        leave_out=missing,
     )
+    missing.say()
     found = retrieval.run(
         make_sampler(model, arguments.batch_size),
         tasks,
@@ -84,10 +87,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 class _LeftOut:
-    """Names documents that are left out, and counts them."""
+    """Names what is left out of something, and counts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, one: str, several: str, of: str) -> None:
         self.count = 0
+        self._one, self._several, self._of = one, several, of
 
     def __call__(self, error: DocumentError) -> None:
         self.count += 1
@@ -96,18 +100,17 @@ class _LeftOut:
 
     def say(self) -> None:
         if self.count:
-            documents = "1 document" if self.count == 1 else f"{self.count} documents"
-            print(f"{documents} left out of what is asked for.", file=sys.stderr)
+            noun = self._one if self.count == 1 else self._several
+            print(f"{self.count} {noun} left out of {self._of}.", file=sys.stderr)
 
 
-def _readable(source: Any, indices: Any, leave_out: Any = None) -> Any:
+def _readable(source: Any, indices: Any, leave_out: _LeftOut) -> Any:
     """Documents at these places; broken ones are left out, as in training."""
     for index in indices:
         try:
             yield source[index]
         except DocumentError as e:
-            if leave_out:
-                leave_out(e)
+            leave_out(e)
 
 
 def _as_text(found: Any, model: Any, arguments: argparse.Namespace) -> str:

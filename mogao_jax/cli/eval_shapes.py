@@ -14,6 +14,7 @@ from typing import Any
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.cli.parser import Parser
 from mogao_jax.cli.picture_options import add_picture_flags, picture_options
+from mogao_jax.cli.sample_options import check_seed
 from mogao_jax.cli.writing import make_folder
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.evals.cases import TASKS
@@ -34,7 +35,6 @@ _USELESS = {
     "validate": ("tasks", "beside", "checkpoint", "weights", "untrained", "steps", "solver",
                  "guidance", "image_guidance", "draw_first", "seed", "batch_size"),
 }  # fmt: skip
-_MAX_SEED = 2**32 - 1
 
 
 def main(argv: list[str]) -> int:
@@ -69,11 +69,7 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> tu
         if getattr(arguments, name) < 1:
             raise DataError(f"{_flag(name)} must be 1 or more, got {getattr(arguments, name)}.")
     for name in ("seed", "data_seed"):
-        if not 0 <= getattr(arguments, name) <= _MAX_SEED:
-            raise DataError(
-                f"{_flag(name)} is {getattr(arguments, name)}; seeds are whole numbers from 0 to "
-                "2^32 - 1."
-            )
+        check_seed(getattr(arguments, name), flag=_flag(name))
     if not re.fullmatch(r"\w{0,40}", arguments.suffix):
         raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
     _check_options(arguments)

@@ -170,7 +170,6 @@ def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConf
 
 def _config_of(llm: str | None) -> MogaoConfig:
     """The config that a whole Mogao of to-hf carries."""
-
     from mogao_jax.porting.own import config_of_folder, is_mogao_folder
     from mogao_jax.porting.safetensors_folder import read_json
 

@@ -65,12 +65,12 @@ def make_options(arguments: argparse.Namespace, config: MogaoConfig) -> Sampling
     return options
 
 
-def check_seed(seed: Any, num: int) -> None:
-    """Raises RequestError unless `num` seeds can be counted from this one."""
+def check_seed(seed: Any, num: int = 1, flag: str = "--seed") -> None:
+    """Raises RequestError, naming the flag, unless `num` seeds can be counted from this one."""
     whole = isinstance(seed, int) and not isinstance(seed, bool)
     if not whole or seed < 0 or seed + num > _NUM_SEEDS:
         raise RequestError(
-            f"--seed is {prompts.shown(seed)}; seeds are whole numbers from 0 to 2^32 - 1."
+            f"{flag} is {prompts.shown(seed)}; seeds are whole numbers from 0 to 2^32 - 1."
         )
 
 

@@ -158,10 +158,18 @@ def _task(document: Document, place: int, images: ImageConfig) -> Task:
     return Task(Document(tuple(items), id=document.id), native_pixels(wanted, images), given)
 
 
-def gallery_of(documents: Iterable[Document], images: ImageConfig) -> list[np.ndarray]:
+def gallery_of(
+    documents: Iterable[Document],
+    images: ImageConfig,
+    *,
+    leave_out: Callable[[DocumentError], object] | None = None,
+) -> list[np.ndarray]:
     """All different pictures of the documents, uint8[H, W, 3] as the model would see them.
 
     Pictures that cannot be read are left out (training skips their documents too).
+
+    Args:
+      leave_out: is told why a picture is left out.
     """
     by_path: set[object] = set()
     found: dict[str, np.ndarray] = {}
@@ -172,7 +180,9 @@ def gallery_of(documents: Iterable[Document], images: ImageConfig) -> list[np.nd
             by_path.add(item.path)
             try:
                 pixels = native_pixels(item, images)
-            except DocumentError:
+            except DocumentError as e:
+                if leave_out:
+                    leave_out(e)
                 continue
             name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
             found.setdefault(name, pixels)

@@ -19,6 +19,7 @@ from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.mogao import vit_feature_shape
 from mogao_jax.models.system import System, init_params
+from mogao_jax.models.vae import STRIDE
 from mogao_jax.profiling.flops import branch_weights
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import budgets, empty_row
@@ -29,7 +30,6 @@ from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import TrainState
 
 AnyMesh = Mesh | AbstractMesh
-LATENT = 8  # pixels per side of a latent
 
 
 def abstract_mesh(sizes: MeshSizes, num_devices: int) -> AbstractMesh:
@@ -82,7 +82,7 @@ def batch_row(config: MogaoConfig) -> PackedBatch:
     if not config.data.encoded:
         return row
     parts = 2 if vae.kind == "flux" and vae.sample_posterior else 1  # mean and log-variance
-    canvas = p.images, side // LATENT, side // LATENT
+    canvas = p.images, side // STRIDE, side // STRIDE
     moments = np.zeros((*canvas, parts * vae.latent_channels), np.float32)
     images = row.images._replace(pixels=row.images.pixels[:, :0, :0], moments=moments)
     row = row._replace(images=images)

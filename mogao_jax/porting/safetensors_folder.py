@@ -147,7 +147,7 @@ def require_floats(source: Any, keys: Iterable[str]) -> None:
 
 def folder_of(path: str | os.PathLike) -> pathlib.Path:
     """The folder that a path means: itself, or the one that the file lies in."""
-    path = pathlib.Path(path).expanduser()
+    path = expanded(path)
     return path.parent if path.is_file() else path
 
 

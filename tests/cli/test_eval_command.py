@@ -250,6 +250,7 @@ def test_unreadable_pictures_and_long_prompts_are_left_out(loaded, tmp_path, cap
     served = int(said.out.split(" pictures of ")[0].split()[-1])
     assert counted > 10 and served > 10 and counted + served <= 40
     assert "gone.png" in said.err and "--max-context" in said.err
+    assert "1 entry left out of the pictures that are compared with" in said.err
     assert main([*command, "--seed", "-1"]) == 2
     assert "--seed is -1" in capsys.readouterr().err
 

@@ -8,10 +8,10 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.paths import expanded
 
-SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe", "state")
+SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe", "state", "quiz")
 _GENERATING = ("t2i", "edit", "story", "clip")
 # Tasks in which something follows an image.
-_READING = ("qa", "describe", "state", "edit", "story", "clip")
+_READING = ("qa", "describe", "state", "quiz", "edit", "story", "clip")
 _READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
 MAX_B2_BFLOAT16 = 0.99  # see training/optimizer.py: _stored_as
 

@@ -26,6 +26,7 @@ from mogao_jax.data.shapes.scene import (
     RELATIONS,
     SHAPES,
     Kind,
+    Object,
     Scene,
     World,
     relation,
@@ -46,18 +47,22 @@ def question_and_scene(
             return question, scene
 
 
-def _some_objects(rng: np.random.Generator, world: World, low: int, high: int) -> Scene:
+def some_objects(rng: np.random.Generator, world: World, low: int, high: int) -> Scene:
+    """Between `low` and `high` objects (or max_count), all of different kinds."""
     count = between(rng, low, min(high, world.max_count))
     return arrange(rng, shrink_crowd(distinct_kinds(rng, count)), world)
 
 
-def _attribute(rng: np.random.Generator, world: World, name: str) -> tuple[Question | None, Scene]:
-    scene = _some_objects(rng, world, 1, 4)
+def attribute_of(rng: np.random.Generator, scene: Scene, name: str) -> Question | None:
+    """What colour or shape one of a scene's objects has; None if words cannot single it out."""
     obj = pick(rng, scene.objects)
     subject = refer(rng, scene, obj, without=name)
-    if subject is None:
-        return None, scene
-    return Question(name, subject, getattr(obj, name)), scene
+    return None if subject is None else Question(name, subject, getattr(obj, name))
+
+
+def _attribute(rng: np.random.Generator, world: World, name: str) -> tuple[Question | None, Scene]:
+    scene = some_objects(rng, world, 1, 4)
+    return attribute_of(rng, scene, name), scene
 
 
 def _color(rng: np.random.Generator, world: World) -> tuple[Question | None, Scene]:
@@ -94,18 +99,22 @@ def _count(rng: np.random.Generator, world: World) -> tuple[Question | None, Sce
     return Question("count", subject, NUMBERS[len(subject.among(scene))]), scene
 
 
-def _relation(rng: np.random.Generator, world: World) -> tuple[Question | None, Scene]:
-    scene = _some_objects(rng, world, 2, 3)
-    a, b = scene.objects[:2]
+def relation_of(rng: np.random.Generator, scene: Scene, a: Object, b: Object) -> Question | None:
+    """On which side of `b` `a` is; None if that is not clear or words cannot single them out."""
     held = relation(a, b)
     subject, other = refer(rng, scene, a), refer(rng, scene, b)
     if held is None or subject is None or other is None:
-        return None, scene
-    return Question("relation", subject, SHORT[held], other=other), scene
+        return None
+    return Question("relation", subject, SHORT[held], other=other)
+
+
+def _relation(rng: np.random.Generator, world: World) -> tuple[Question | None, Scene]:
+    scene = some_objects(rng, world, 2, 3)
+    return relation_of(rng, scene, *scene.objects[:2]), scene
 
 
 def _where(rng: np.random.Generator, world: World) -> tuple[Question | None, Scene]:
-    scene = _some_objects(rng, world, 1, 3)
+    scene = some_objects(rng, world, 1, 3)
     first, rest = scene.objects[0], scene.with_objects(scene.objects[1:])
     # Put there on purpose: few objects lie in the center by chance.
     moved = place_again(rng, rest, world, first, Edit("move", target=first), "region")
@@ -139,7 +148,7 @@ def _yes_no(rng: np.random.Generator, world: World) -> tuple[Question | None, Sc
         value = held if yes else pick(rng, [r for r in RELATIONS if r != held])
         return Question("yes_no", question.subject, answer, question.other, claim, value), scene
     if claim == "exists":
-        scene = _some_objects(rng, world, 1, 4)
+        scene = some_objects(rng, world, 1, 4)
         kind = random_kind(rng)
         obj = pick(rng, scene.objects)
         subject = describe(obj) if yes else Wanted(kind.shape, kind.color)
@@ -187,6 +196,11 @@ def question_text(rng: np.random.Generator, question: Question) -> str:
     if kind == "where":
         forms = ("where is {x}?", "where is {x}?", "where do you see {x}?")
         return pick(rng, (*forms, "where in the picture is {x}?")).format(x=the)
+    if kind == "told_apart":
+        assert question.other is not None
+        other = noun_phrase(rng, question.other, "the")
+        forms = ("where is {x} as opposed to {y}?", "apart from {y}, where is {x}?")
+        return pick(rng, (*forms, "on which side, not of {y}, is {x}?")).format(x=the, y=other)
     if kind == "relation":
         assert question.other is not None
         other = noun_phrase(rng, question.other, "the")

@@ -100,6 +100,15 @@ def _relation(rng: np.random.Generator, scene: Scene) -> _Statement | None:
     return ("relation", frozenset((a, b))), words
 
 
+def _placed(rng: np.random.Generator, scene: Scene) -> _Statement | None:
+    """The place right after the thing: it has to be known where the thing is named."""
+    obj = pick(rng, scene.objects)
+    subject, place = refer(rng, scene, obj), region(obj, scene)
+    if subject is None or place is None:
+        return None
+    return ("where", obj), f"{noun_phrase(rng, subject, 'the')} {place}."
+
+
 def _count(rng: np.random.Generator, scene: Scene) -> _Statement:
     """The things first, then how many of them; mostly of things that are there."""
     like = pick(rng, scene.objects).kind if chance(rng, 0.8) else random_kind(rng)
@@ -117,6 +126,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, Scene], _Statement | None]] = 
     "where": _where,
     "relation": _relation,
     "count": _count,
+    "placed": _placed,
 }
 STATEMENTS = tuple(_MAKERS)
 # Colours, places, relations and numbers are what small models learn last.

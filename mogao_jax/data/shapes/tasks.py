@@ -1,8 +1,8 @@
 """The kinds of documents that the world yields: one generator per kind.
 
 Each takes a Generator (all randomness), a world and the document's id, and gives the document
-with pictures as pixels and the truth about it; qa, t2i and state also take a category. Users ask
-and show (never a loss), assistants answer and draw; text and clips are plain.
+with pictures as pixels and the truth about it; qa, t2i, state and quiz also take a category. Users
+ask and show (never a loss), assistants answer and draw; text and clips are plain.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mogao_jax.data.shapes import (
     edits,
     facts,
     questions,
+    quizzes,
     statements,
     stories,
 )
@@ -159,6 +160,20 @@ def state(
     )
 
 
+def quiz(
+    rng: np.random.Generator,
+    world: World = DEFAULT_WORLD,
+    id: str = "",
+    category: str | None = None,
+) -> tuple[Document, Truth]:
+    """A picture and several questions in turn, each answered; of one kind or of all."""
+    asked, scene = quizzes.questions_and_scene(rng, world, category)
+    items: list[Item] = [_shows(scene)]
+    for question in asked:
+        items += [_asks(questions.question_text(rng, question)), _says(question.answer)]
+    return Document(tuple(items), id=id), Truth("quiz", category or "mixed", (scene,))
+
+
 TASKS: dict[str, Generator] = {
     "text": text,
     "qa": qa,
@@ -168,6 +183,7 @@ TASKS: dict[str, Generator] = {
     "clip": clip,
     "describe": describe,
     "state": state,
+    "quiz": quiz,
 }
 
 # What a source of one task may be narrowed to.
@@ -175,4 +191,5 @@ TASK_CATEGORIES: dict[str, tuple[str, ...]] = {
     "qa": QUESTIONS,
     "t2i": CATEGORIES,
     "state": statements.STATEMENTS,
+    "quiz": quizzes.KINDS,
 }

@@ -1,6 +1,6 @@
 """Trains the tokenizer of the embedded world: python -m mogao_jax.data.shapes.train_tokenizer
 
-A byte-level BPE (data/bpe.py) on the words of all six tasks. Of its 768 tokens 256 are bytes, 506
+A byte-level BPE (data/bpe.py) on the words of six tasks. Of its 768 tokens 256 are bytes, 506
 are merges, and the last six are the control tokens. That many merges make one token of every
 word of the world, which a small model learns sooner than words in pieces.
 """
@@ -19,12 +19,14 @@ from mogao_jax.data.shapes.world import ShapesSource
 from mogao_jax.sequence.document import Text
 
 VOCAB_SIZE = 768
+# The tasks it was made from; those that came later write the same words, and checkpoints know it.
+CORPUS_TASKS = ("text", "qa", "t2i", "edit", "story", "clip")
 TOKENIZER_PATH = pathlib.Path(__file__).with_name("tokenizer.json")
 
 
 def corpus(documents_per_task: int) -> Iterator[str]:
     """The text items of the training split, chat headers as the chat template writes them."""
-    for task in TASKS:
+    for task in CORPUS_TASKS:
         yield from _texts(ShapesSource(task), documents_per_task)
         yield from CHAT_HEADERS * (documents_per_task // 10)
 

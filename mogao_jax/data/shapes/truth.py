@@ -78,9 +78,9 @@ class Question:
     """A question about a picture and its only right answer.
 
     Attributes:
-      kind: one of QUESTIONS.
+      kind: one of QUESTIONS, or of quizzes.KINDS.
       subject: what it asks about; one object of the scene, or for counts and yes/no, any number.
-      other: the second object of a relation.
+      other: the second object of a relation, or the one that the subject is told apart from.
       claim: what a yes/no question claims: "exists", "count" (subject.count of them), "color" or
         "shape" (`value` of the subject), or "relation" (`value` of subject to other).
       value: the claimed colour, shape or relation.

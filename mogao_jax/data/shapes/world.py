@@ -26,12 +26,13 @@ class ShapesSource:
     tests).
 
     Attributes:
-      task: one of TASKS: text, qa, t2i, edit, story, clip, describe, state.
+      task: one of TASKS: text, qa, t2i, edit, story, clip, describe, state, quiz.
       seed: any non-negative integer.
       split: "train" or "validation".
       size: its length.
       world: the parameters of the pictures.
-      category: of tasks that have them (t2i, qa, state): only documents of this one; empty: of all.
+      category: of tasks that have them (t2i, qa, state, quiz): only documents of this one;
+        empty: of all.
 
     Raises:
       DataError: an unknown task, category or split, or a negative seed.

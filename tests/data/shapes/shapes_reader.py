@@ -129,6 +129,10 @@ def answer(text: str, scene) -> str:
         return "yes" if len(said[0].all(scene)) == said[0].count else "no"
     if text.startswith(("is there", "do you see")):
         return "yes" if said[0].all(scene) else "no"
+    if text.startswith(("apart from", "on which side, not of")):
+        return part(said[1].only(scene), scene)
+    if "as opposed to" in text:
+        return part(said[0].only(scene), scene)
     if "relative to" in text:
         return side(said[0].only(scene), said[1].only(scene))
     if text.startswith(("seen from", "on which side")):

@@ -67,7 +67,9 @@ def test_streams_are_never_shared():
     assert len(seen) == len(places)
 
 
-@pytest.mark.parametrize("task", ["qa", "t2i", "edit", "story", "clip", "describe", "state"])
+@pytest.mark.parametrize(
+    "task", ["qa", "t2i", "edit", "story", "clip", "describe", "state", "quiz"]
+)
 def test_no_validation_document_is_found_in_training(task):
     train, validation = (ShapesSource(task, split=s) for s in ("train", "validation"))
     known = {content(train[i]) for i in range(600)}
@@ -88,6 +90,8 @@ def test_roles_and_losses():
             drawn, said = (Image, "assistant"), (Text, "assistant")
             if task in ("qa", "describe", "state"):
                 assert kinds == [user_image, user_text, said]
+            elif task == "quiz":
+                assert kinds == [user_image, *([user_text, said] * (len(kinds) // 2))]
             elif task == "t2i":
                 assert kinds == [user_text, drawn]
             elif task == "edit":

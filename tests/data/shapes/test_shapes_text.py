@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import shapes_reader as reader
 
-from mogao_jax.data.shapes import captions, edits
+from mogao_jax.data.shapes import captions, edits, quizzes
 from mogao_jax.data.shapes.placement import arrange, distinct_kinds
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, RELATIONS, Object, Scene
 from mogao_jax.data.shapes.truth import CATEGORIES, EDITS, QUESTIONS, Request, Wanted, satisfies
@@ -111,6 +111,55 @@ def test_every_answer_is_right():
         assert share < (0.65 if kind.startswith("yes_no") else 0.35), (kind, counts)
     assert len(answers["color"]) == 8 and len(answers["shape"]) == 6
     assert len(answers["count"]) == 6 and len(answers["where"]) == 9
+
+
+def about(text, scene, category):
+    """What a question of a category is about: an answer may be copied where this is the same."""
+    said = reader.phrases(text)
+    if category == "count":
+        return str(said[0])
+    things = [id(found[0]) for p in said if len(found := p.all(scene)) == 1]
+    if category == "relation":
+        return frozenset(things)
+    if category == "told_apart" and "as opposed to" not in text:
+        things.reverse()
+    return tuple(things)
+
+
+@pytest.mark.parametrize("category", (*quizzes.KINDS, ""))
+def test_every_answer_of_a_quiz_is_right_and_none_is_asked_twice(category):
+    source = ShapesSource("quiz", seed=4, category=category)
+    answers, lengths = collections.Counter(), collections.Counter()
+    for index in range(300):
+        document, truth = source.with_truth(index)
+        (scene,), said = truth.scenes, texts(document)
+        asked = []
+        for text, reply in zip(said[::2], said[1::2], strict=True):
+            assert reader.answer(text, scene) == reply, (text, scene)
+            asked.append(about(text, scene, category))
+            answers[reply] += 1
+        if category:
+            assert len(set(asked)) == len(asked), said
+        lengths[len(asked)] += 1
+        assert truth.category == (category or "mixed")
+    assert max(lengths) == 4 and lengths[1] < 200
+    # Of most things named in a quiz there is one.
+    share = answers.most_common(1)[0][1] / answers.total()
+    assert share < (0.7 if category == "count" else 0.4), answers
+
+
+def test_statements_of_places_end_in_them():
+    source = ShapesSource("state", seed=5, category="placed")
+    places = collections.Counter()
+    for index in range(200):
+        document, truth = source.with_truth(index)
+        (scene,), (_, said) = truth.scenes, texts(document)
+        for sentence in re.split(r"(?<=\.) ", said):
+            (thing,) = reader.phrases(sentence)
+            place = reader.part(thing.only(scene), scene)
+            assert sentence.endswith(f" {place}.")
+            places[place] += 1
+    assert len(places) == 9
 
 
 def test_descriptions_say_everything_and_only_what_is_so():

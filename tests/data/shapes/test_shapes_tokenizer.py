@@ -56,6 +56,11 @@ def test_words_of_the_world_are_single_tokens(tokenizer):
         assert mean_tokens(tokenizer, task, 100)[1] < (1.45 if task == "state" else 1.3)
 
 
+@pytest.mark.slow
+def test_the_shipped_tokenizer_is_what_its_command_makes():
+    assert json.loads(train().to_str()) == json.loads(TOKENIZER_PATH.read_text())
+
+
 def test_training_is_deterministic_and_written_as_json(tmp_path, capsys):
     first, second = train(60), train(60)
     assert first.to_str() == second.to_str()

@@ -199,8 +199,8 @@ def question_text(rng: np.random.Generator, question: Question) -> str:
     if kind == "told_apart":
         assert question.other is not None
         other = noun_phrase(rng, question.other, "the")
-        forms = ("where is {x} as opposed to {y}?", "apart from {y}, where is {x}?")
-        return pick(rng, (*forms, "on which side, not of {y}, is {x}?")).format(x=the, y=other)
+        apart = ("where is {x} as opposed to {y}?", "apart from {y}, where is {x}?")
+        return pick(rng, (*apart, "on which side, not of {y}, is {x}?")).format(x=the, y=other)
     if kind == "relation":
         assert question.other is not None
         other = noun_phrase(rng, question.other, "the")

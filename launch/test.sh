@@ -12,4 +12,5 @@ cores=$(.venv-test/bin/python -c 'import os; print(min(4, os.cpu_count() or 1))'
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # worksteal keeps the tests of a file together, which share compiled functions, and still ends
 # with all workers busy.
-exec .venv-test/bin/python -m pytest -q -n "${MOGAO_TEST_WORKERS:-$cores}" --dist worksteal "$@"
+exec .venv-test/bin/python -m pytest -q -n "${MOGAO_TEST_WORKERS:-$cores}" --dist worksteal \
+    --durations=10 "$@"

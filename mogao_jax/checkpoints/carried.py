@@ -19,7 +19,7 @@ from typing import Any
 
 from mogao_jax.chat import SETTINGS, TEMPLATE, read_template
 from mogao_jax.checkpoints import CHECKPOINTS, files
-from mogao_jax.checkpoints.exported import tokenizer_digest
+from mogao_jax.checkpoints.exported import read_header, tokenizer_digest
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import CheckpointError, EnvironmentProblem
 from mogao_jax.paths import expanded
@@ -85,21 +85,25 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
 
     Args:
       run: the folder of the new run.
-      start: `train.init_from`; an exported file says nothing of its origin.
+      start: `train.init_from`; of an exported file, what it says itself.
     Raises:
+      CheckpointError: an exported file that cannot be read.
       EnvironmentProblem: it cannot be written.
     """
     place = expanded(start).absolute()
+    companions: list[pathlib.Path | None] = []
     if place.is_file():
-        return
-    folder = files.find_checkpoints(place)[0]
-    record = origin(files.read_meta(place), folder)
+        record = dict(read_header(place).porting)
+    else:
+        folder = files.find_checkpoints(place)[0]
+        record = origin(files.read_meta(place), folder)
+        companions = [beside(folder, name) for name in COMPANIONS]
     if not record:
         return
     try:
-        for name in COMPANIONS:
-            if (file := beside(folder, name)) and not (run / name).exists():
-                _copy(file, run / name)
+        for file in companions:
+            if file is not None and not (run / file.name).exists():
+                _copy(file, run / file.name)
         temporary = run / f".{ORIGIN}-{uuid.uuid4().hex}"
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, run / ORIGIN)

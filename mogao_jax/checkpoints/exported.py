@@ -9,6 +9,7 @@ One tensor per parameter, named by its path joined with dots, in one dtype. The 
     weights     "ema" or "raw"
     tokenizer   checksum of the vocabulary that the ids belong to (`tokenizer_digest`)
     encoders    checksums of the frozen encoders' files as JSON
+    porting     what `mogao port from-hf` recorded of the files that the model began with, as JSON
     written_by  the release of mogao_jax
     digest      sha256 of all of the above and of every tensor
 
@@ -58,6 +59,7 @@ class Header:
       weights: "ema" (the moving average) or "raw".
       tokenizer: `tokenizer_digest` of the tokenizer it was trained with.
       encoders: `models.encoder_weights.file_digests` of those it was trained with.
+      porting: `carried.origin` of the checkpoint that it was; {}: not ported, or not recorded.
       shapes: of each tensor, by its name in the file.
     """
 
@@ -67,6 +69,7 @@ class Header:
     weights: str
     tokenizer: str
     encoders: Mapping[str, str]
+    porting: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -94,6 +97,7 @@ def write_exported(
     weights: Literal["ema", "raw"],
     tokenizer: Tokenizer,
     encoders: Mapping[str, str] | None = None,
+    porting: Mapping[str, Any] | None = None,
     dtype: str = "float16",
 ) -> pathlib.Path:
     """Writes a model, whole or not at all.
@@ -102,6 +106,7 @@ def write_exported(
       path: the file to write, named *.safetensors; replaced if it is there.
       params: nested dicts of arrays, unboxed.
       encoders: `models.encoder_weights.file_digests` of those it was trained with, if known.
+      porting: `carried.origin` of the checkpoint, so that the way back knows it.
       dtype: one of DTYPES, for all tensors.
     Returns:
       The path.
@@ -121,6 +126,7 @@ def write_exported(
         "weights": weights,
         "tokenizer": tokenizer_digest(tokenizer),
         "encoders": json.dumps(dict(encoders or {}), sort_keys=True),
+        "porting": json.dumps(dict(porting or {}), sort_keys=True),
         "written_by": mogao_jax.__version__,
     }
     metadata["digest"] = _digest(metadata, tensors, tensors.__getitem__)
@@ -185,7 +191,9 @@ def read_header(path: str | os.PathLike) -> Header:
         raise _damaged(path, f"its metadata lacks {', '.join(missing)}")
     try:
         config, step = from_dict(json.loads(metadata["config"])), int(metadata["step"])
-        encoders = dict(json.loads(metadata.get("encoders", "{}")))
+        encoders, porting = (
+            dict(json.loads(metadata.get(name, "{}"))) for name in ("encoders", "porting")
+        )
     except ConfigError as e:
         raise CheckpointError(
             f"{str(path)!r}, written by mogao_jax {metadata['written_by']}, has a config that this "
@@ -193,7 +201,8 @@ def read_header(path: str | os.PathLike) -> Header:
         ) from e
     except (TypeError, ValueError, RecursionError):
         raise _damaged(path, "its metadata is not readable") from None
-    return Header(path, config, step, metadata["weights"], metadata["tokenizer"], encoders, shapes)
+    weights, tokenizer = metadata["weights"], metadata["tokenizer"]
+    return Header(path, config, step, weights, tokenizer, encoders, porting, shapes)
 
 
 def read_params(path: str | os.PathLike, abstract: Any) -> Any:

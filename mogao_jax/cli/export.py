@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from mogao_jax.checkpoints import exported, files
+from mogao_jax.checkpoints.carried import origin
 from mogao_jax.checkpoints.load_params import best_weights, load_params
 from mogao_jax.cli.parser import Parser
 from mogao_jax.cli.picture_options import add_picture_flags, picture_options
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
         weights=weights,
         tokenizer=tokenizer,
         encoders=meta.get("encoders"),
+        porting=origin(meta, files.find_checkpoints(arguments.checkpoint)[0]),
         dtype=arguments.dtype,
     )
     count = sum(x.size for x in jax.tree.leaves(params))

@@ -131,7 +131,7 @@ class OwnModel:
     def _open_exported(self, path: pathlib.Path) -> None:
         header = exported.read_header(path)
         exported.check_digest(path)
-        self.encoders = header.encoders
+        self.encoders, self.porting = header.encoders, dict(header.porting)
         self.folder, self.model_config = path.parent, header.config
         self.step, self.weights = header.step, header.weights
         self._file = SafetensorsFolder(path, allow_non_finite=True, with_config=False)

@@ -15,6 +15,9 @@ from collections.abc import Callable
 import pytest
 import tiny_system as tiny
 
+from mogao_jax.checkpoints.carried import keep_origin
+from mogao_jax.checkpoints.exported import read_header
+from mogao_jax.cli.main import main
 from mogao_jax.models.encoder_weights import save_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -155,3 +158,23 @@ def test_sigterm_saves_and_the_run_goes_on_upon_a_mesh(config, tmp_path):
     # Training goes on from where it was: the loss does not jump back to an untrained model's.
     before = records(tmp_path, "validation_untrained")[0]
     assert records(tmp_path, "validation")[last + 3]["ntp_loss"] < before["ntp_loss"]
+
+
+@pytest.mark.slow
+def test_what_a_ported_start_was_built_around_goes_along(config, tmp_path):
+    """From a run that began with someone's LLM to the next one, and into an exported file."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    finish(start(config, first, "--config.train.num_steps=2"))
+    record = {"llm": {"config": {"model_type": "qwen2"}, "path": "theirs"}}
+    (first / "porting.json").write_text(json.dumps(record))
+    (first / "generation_config.json").write_text('{"top_p": 0.8}')
+    finish(start(config, second, "--config.train.num_steps=2", f"--config.train.init_from={first}"))
+    assert json.loads((second / "porting.json").read_text()) == record
+    assert json.loads((second / "generation_config.json").read_text()) == {"top_p": 0.8}
+
+    file = tmp_path / "model.safetensors"
+    assert main(["export", str(second), "--out", str(file)]) == 0
+    assert read_header(file).porting == record
+    third.mkdir()
+    keep_origin(third, file)
+    assert json.loads((third / "porting.json").read_text()) == record

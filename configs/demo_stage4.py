@@ -1,4 +1,4 @@
-"""The demo checkpoint's last stage: everything in balance, and an end after a single picture.
+"""The demo checkpoint's fourth stage: everything in balance, and an end after a single picture.
 
 Costs: 40 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo_stage4.py --workdir runs/demo_stage4

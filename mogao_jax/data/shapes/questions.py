@@ -127,44 +127,63 @@ def _where(rng: np.random.Generator, world: World) -> tuple[Question | None, Sce
     return Question("where", subject, moved.region), scene
 
 
+def claim_of(rng: np.random.Generator, question: Question, yes: bool) -> Question:
+    """Whether its answer is so (or, if not `yes`, another): of a color, shape or relation."""
+    options: tuple[str, ...] = {"color": COLOR_NAMES, "shape": SHAPES}.get(question.kind, RELATIONS)
+    held = next(o for o in options if SHORT.get(o, o) == question.answer)
+    return dataclasses.replace(
+        question,
+        kind="yes_no",
+        answer=_yes(yes),
+        claim=question.kind,
+        value=held if yes else pick(rng, [o for o in options if o != held]),
+    )
+
+
+def number_claim(
+    rng: np.random.Generator, world: World, subject: Wanted, scene: Scene, yes: bool
+) -> Question | None:
+    """Whether there are so many; None where that would be none."""
+    count = len(subject.among(scene))
+    if not yes:
+        count = (count + between(rng, 1, world.max_count)) % (world.max_count + 1)
+    if count == 0:
+        return None
+    subject = dataclasses.replace(subject, count=count)
+    return Question("yes_no", subject, _yes(yes), claim="count")
+
+
+def existence_claim(rng: np.random.Generator, scene: Scene, yes: bool) -> Question | None:
+    """Whether there is such a thing; None if words drawn for the one answer have the other."""
+    kind = random_kind(rng)
+    obj = pick(rng, scene.objects)
+    subject = describe(obj) if yes else Wanted(kind.shape, kind.color)
+    drop = pick(rng, ("shape", "color", "nothing", "nothing"))
+    subject = Wanted(
+        None if drop == "shape" else subject.shape, None if drop == "color" else subject.color
+    )
+    if bool(subject.among(scene)) != yes:
+        return None
+    return Question("yes_no", subject, _yes(yes), claim="exists")
+
+
+def _yes(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
 def _yes_no(rng: np.random.Generator, world: World) -> tuple[Question | None, Scene]:
     claim = pick(rng, ("exists", "count", "color", "shape", "relation"))
     yes = chance(rng, 0.5)
-    answer = "yes" if yes else "no"
     if claim == "count":
         subject, scene = _counted_scene(rng, world)
-        count = len(subject.among(scene))
-        if not yes:
-            count = (count + between(rng, 1, world.max_count)) % (world.max_count + 1)
-        if count == 0:
-            return None, scene
-        subject = dataclasses.replace(subject, count=count)
-        return Question("yes_no", subject, answer, claim=claim), scene
-    if claim == "relation":
-        question, scene = _relation(rng, world)
-        if question is None:
-            return None, scene
-        held = next(name for name, short in SHORT.items() if short == question.answer)
-        value = held if yes else pick(rng, [r for r in RELATIONS if r != held])
-        return Question("yes_no", question.subject, answer, question.other, claim, value), scene
+        return number_claim(rng, world, subject, scene, yes), scene
     if claim == "exists":
         scene = some_objects(rng, world, 1, 4)
-        kind = random_kind(rng)
-        obj = pick(rng, scene.objects)
-        subject = describe(obj) if yes else Wanted(kind.shape, kind.color)
-        drop = pick(rng, ("shape", "color", "nothing", "nothing"))
-        subject = Wanted(
-            None if drop == "shape" else subject.shape, None if drop == "color" else subject.color
-        )
-        if bool(subject.among(scene)) != yes:
-            return None, scene
-        return Question("yes_no", subject, answer, claim=claim), scene
-    question, scene = _attribute(rng, world, claim)
-    if question is None:
-        return None, scene
-    options: tuple[str, ...] = COLOR_NAMES if claim == "color" else SHAPES
-    value = question.answer if yes else pick(rng, [o for o in options if o != question.answer])
-    return Question("yes_no", question.subject, answer, claim=claim, value=value), scene
+        return existence_claim(rng, scene, yes), scene
+    question, scene = (
+        _relation(rng, world) if claim == "relation" else _attribute(rng, world, claim)
+    )
+    return question and claim_of(rng, question, yes), scene
 
 
 _MAKERS = {

@@ -1,4 +1,4 @@
-"""The demo checkpoint's last stage: everything in balance again.
+"""The demo checkpoint's seventh stage: everything in balance again.
 
 Costs: 60 minutes on 2 CPU cores, about 2 GiB of memory.
 Run:   mogao train --config=configs/demo_stage7.py --workdir runs/demo_stage7

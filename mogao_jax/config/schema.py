@@ -198,7 +198,9 @@ class ModelConfig:
         "[choice] merger: our trainable merger on features before Qwen2-VL's own; vit_merger: "
         "a trainable linear layer on the output of Qwen2-VL's frozen merger",
     )
-    scan_layers: bool = _field(False, "one compiled layer instead of num_layers copies")
+    scan_layers: bool = _field(
+        False, "one compiled layer instead of num_layers copies, and one block of the frozen ViT"
+    )
     remat: Literal["none", "keep_matmuls", "keep_attention", "full"] = _field(
         "none", "what a layer keeps for its backward pass (models/remat.py)"
     )

@@ -21,6 +21,7 @@ from mogao_jax.data.sources import Source, Split, open_source
 from mogao_jax.errors import ConfigError, DocumentError, EnvironmentProblem
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import moments_of_images
+from mogao_jax.models.vit import unstacked
 from mogao_jax.sequence.document import Image
 from mogao_jax.sequence.pictures import native_pixels, vit_input
 
@@ -106,7 +107,8 @@ def _identity(system: System, encoders: EncoderParams) -> dict[str, Any]:
     """What the outputs depend on: configs, and checksums of the weights."""
     vae, vit = system.config.vae, system.config.vit
     found: dict[str, Any] = {}
-    parts = (("vae", vae, encoders.vae), ("vit", vit, encoders.vit if system.vit else None))
+    tower = unstacked(encoders.vit) if system.vit else None
+    parts = (("vae", vae, encoders.vae), ("vit", vit, tower))
     for part, config, params in parts:
         if params is None:
             found[part] = None

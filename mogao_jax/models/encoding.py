@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from mogao_jax.models.layers import constrain
 from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import encode_images, latents_of_moments, patchify_latents
+from mogao_jax.models.vit import whole
 from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.sequence.batch import GenStream, ImageTable, PackedBatch
 from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, splitting_axes
@@ -35,8 +36,7 @@ def encode_batch(
         return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
     features = batch.vit.features
     if features is None:
-        params = jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), encoders.vit)
-        features = system.vit.apply({"params": params}, *batch.vit[:3])
+        features = system.vit.apply({"params": whole(encoders.vit)}, *batch.vit[:3])
     return jax.lax.stop_gradient((tokens, features))
 
 

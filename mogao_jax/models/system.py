@@ -15,7 +15,7 @@ from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
 from mogao_jax.models.taef1 import Taef1
 from mogao_jax.models.vae import FluxVae
-from mogao_jax.models.vit import VisionTower
+from mogao_jax.models.vit import VisionTower, stacked
 from mogao_jax.ops.attention.choice import resolve
 from mogao_jax.sharding import rules
 
@@ -29,7 +29,10 @@ PARTS = {
 
 
 class EncoderParams(NamedTuple):
-    """Frozen parameters; `vit` is None where understanding goes through the VAE."""
+    """Frozen parameters; `vit` is None where understanding goes through the VAE.
+
+    With `model.scan_layers` the ViT's blocks are `stacked` too (models/vit.py).
+    """
 
     vae: Any
     vit: Any
@@ -58,7 +61,8 @@ def make_system(
     """
     system = make_modules(config, vocab_size, platform)
     vae = load_vae(config.vae).params
-    return system, EncoderParams(vae, load_vit(config.vit).params if system.vit else None)
+    vit = load_vit(config.vit).params if system.vit else None
+    return system, EncoderParams(vae, stacked(vit) if vit and config.model.scan_layers else vit)
 
 
 def make_modules(config: MogaoConfig, vocab_size: int, platform: str | None = None) -> System:

@@ -10,6 +10,10 @@ a patch.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -141,6 +145,9 @@ class PatchMerger(nn.Module):
 class VisionTower(nn.Module):
     """Patches -> features.
 
+    Parameters have a module per block, "blocks_0", ..., or are `stacked`, and then one compiled
+    block runs in a loop.
+
     Attributes:
       dtype: of the computation (softmax and RoPE in float32).
       attention: its implementation (ops/attention/choice.py).
@@ -168,14 +175,63 @@ class VisionTower(nn.Module):
         x = PatchEmbed(c.embed_dim, name="patch_embed")(x)
         x = constrain(x, "act_batch", "act_patches", None)
         angles = rotary_angles(positions, c.embed_dim // c.num_heads, c.rope_theta)
-        for i in range(c.depth):
-            block = VisionBlock(
-                c.num_heads, c.mlp_dim, c.layer_norm_eps, self.attention, name=f"blocks_{i}"
-            )
-            x = block(x, angles, segment)
+        fields = (c.num_heads, c.mlp_dim, c.layer_norm_eps, self.attention)
+        if self.has_variable("params", _STACK):
+            block = VisionBlock(*fields, parent=None)
+            x = _loop(block, self.get_variable("params", _STACK), x, angles, segment)
+        else:
+            for i in range(c.depth):
+                x = VisionBlock(*fields, name=f"blocks_{i}")(x, angles, segment)
         real = segment > 0
         if c.merger_dim:
             merge = c.merge_size**2
             x = PatchMerger(c.merger_dim, merge, c.layer_norm_eps, name="merger")(x)
             real = real[:, ::merge]
         return jnp.where(real[..., None], x, 0).astype(jnp.float32)
+
+
+def _loop(block: VisionBlock, params: Any, x: Array, *given: Array) -> Array:
+    def one(x: Array, params: Any) -> tuple[Array, None]:
+        return block.apply({"params": whole(params)}, x, *given), None
+
+    return jax.lax.scan(one, x, params)[0]
+
+
+_STACK = "blocks"
+_BLOCK = re.compile("blocks_([0-9]+)")
+
+
+def stacked(params: Any, stack: Callable[..., Any] = np.stack) -> Any:
+    """A tower's parameters with those of all blocks as one, [depth, ...].
+
+    Files hold each block's own: this is how a program holds them that should compile sooner.
+
+    Args:
+      stack: numpy's stays on the host.
+    """
+    rest = {name: x for name, x in params.items() if not _BLOCK.fullmatch(name)}
+    blocks = [params[f"blocks_{i}"] for i in range(len(params) - len(rest))]
+    return {**rest, _STACK: jax.tree.map(lambda *layers: stack(layers), *blocks)}
+
+
+def unstacked(params: Any) -> Any:
+    """Each block's own parameters again, whether or not they were `stacked`."""
+    if _STACK not in params:
+        return params
+
+    def block(i: int) -> Any:
+        return jax.tree.map(lambda x: x[i], params[_STACK])
+
+    rest = {name: x for name, x in params.items() if name != _STACK}
+    depth = len(jax.tree.leaves(params[_STACK])[0])
+    return {**rest, **{f"blocks_{i}": block(i) for i in range(depth)}}
+
+
+def whole(params: Any) -> Any:
+    """Frozen parameters that may be cut up over a mesh, on every device; of a stack, nothing yet.
+
+    A block of a stack is gathered when its turn comes.
+    """
+    if isinstance(params, dict) and _STACK in params:
+        return {**whole({n: x for n, x in params.items() if n != _STACK}), _STACK: params[_STACK]}
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), params)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.system import EncoderParams, System, init_params, make_modules
+from mogao_jax.models.vit import stacked
 from mogao_jax.planning.memory import batch_row
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding import rules
@@ -47,9 +48,11 @@ def abstract_arguments(config: MogaoConfig, system: System, mesh: Mesh) -> Argum
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
         )
 
+    vit = vit_template(config.vit)
+    if config.model.scan_layers:
+        vit = jax.eval_shape(lambda vit: stacked(vit, jnp.stack), vit)
     encoders = EncoderParams(
-        placed(vae_template(config.vae)),
-        placed(vit_template(config.vit)) if system.vit is not None else None,
+        placed(vae_template(config.vae)), placed(vit) if system.vit is not None else None
     )
     leading = (config.train.accumulate, config.train.batch_rows)
     rows = batch_sharding(mesh, batch_axis=1)

@@ -85,6 +85,25 @@ def test_packed_equals_each_image_alone(merger_dim):
     assert np.abs(mixed - together).max() > 1e-2
 
 
+@pytest.mark.parametrize("merger_dim", [0, 24])
+def test_stacked_blocks_in_a_loop_are_the_same_tower(merger_dim):
+    params, apply = setup(merger_dim)
+    module = VisionTower(dataclasses.replace(CONFIG, merger_dim=merger_dim))
+    stack = vit.stacked(params)
+    assert "blocks_0" not in stack and set(params) - set(stack) == {"blocks_0", "blocks_1"}
+    assert stack["blocks"]["mlp_fc1"]["kernel"].shape == (2, 32, 64)
+    back = vit.unstacked(stack)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    assert vit.unstacked(params) is params
+    close(module.apply({"params": stack}, *packed(60)), apply(*packed(60)), 1e-6)
+    # Every block counts, in its place.
+    turned = {**params, "blocks_0": params["blocks_1"], "blocks_1": params["blocks_0"]}
+    other = module.apply({"params": vit.stacked(turned)}, *packed(60))
+    assert np.abs(np.asarray(other) - np.asarray(apply(*packed(60)))).max() > 1e-2
+    loop = jax.make_jaxpr(lambda p: module.apply({"params": p}, *packed(60)))(stack)
+    assert [e.params["length"] for e in loop.eqns if e.primitive.name == "scan"] == [2]
+
+
 def test_empty_row_is_zero_with_finite_gradients():
     module = VisionTower(CONFIG)
     params, _ = setup()

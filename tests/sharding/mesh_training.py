@@ -20,10 +20,16 @@ import tiny_system as tiny
 
 from mogao_jax.config.schema import MeshConfig, OptimizerConfig
 from mogao_jax.models.system import EncoderParams, init_params
-from mogao_jax.models.vit import VisionTower
+from mogao_jax.models.vit import VisionTower, stacked
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sharding import multihost, rules
-from mogao_jax.sharding.mesh import global_batch, make_mesh, replicated, row_reader
+from mogao_jax.sharding.mesh import (
+    encoder_shardings,
+    global_batch,
+    make_mesh,
+    replicated,
+    row_reader,
+)
 from mogao_jax.training.objective import total_loss
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import abstract_state, shardings_of, state_from
@@ -79,7 +85,7 @@ def vision_tower() -> EncoderParams:
     batch = jax.tree.map(jnp.asarray, tiny.rows([[tiny.text_document("a")]]))
     init = jax.jit(VisionTower(tiny.CONFIG.vit).init)
     params = nn.unbox(init(jax.random.key(2), *batch.vit[:3])["params"])
-    return EncoderParams({}, jax.device_get(params))
+    return EncoderParams({}, stacked(jax.device_get(params)))  # as `scan_layers` has them
 
 
 def train(sizes: tuple[int, ...], weights: str = "fsdp"):
@@ -107,7 +113,8 @@ def train(sizes: tuple[int, ...], weights: str = "fsdp"):
         abstract = abstract_state(boxed, optimizer.transform, mesh, weights=weights)
         placed = jax.device_put(params, shardings_of(abstract.params))
         state = state_from(placed, abstract, optimizer.transform)
-        encoders = jax.device_put(vision_tower(), replicated(mesh))
+        tower = vision_tower()
+        encoders = jax.device_put(tower, encoder_shardings(mesh, tower, "sharded"))
         batch = global_batch(mesh, own_rows(mesh, batch), batch_axis=1)
         run = jax.jit(run, out_shardings=(shardings_of(abstract), replicated(mesh)))
         # The same arithmetic either way; unoptimised, it compiles in half the time.

@@ -4,7 +4,16 @@ Run:   mogao train --config=configs/mogao_7b_stage1.py:v5p-64 --workdir runs/mog
        (machines: v5e-256, v5p-64, v5p-512, v6e-64, 8xH100, 64xH100; stages 2 and 3 as well)
 Needs: mogao port from-hf --config=configs/mogao_7b.py ... --out weights/mogao_7b  (docs/porting.md)
        and documents (sequence/document.py) in data/text_to_image and data/understanding.
-Plan:  mogao plan --config=configs/mogao_7b_stage1.py:v5p-64 --topology v5p:4x4x4
+Plan:  mogao plan --config=configs/mogao_7b_stage1.py:MACHINE --topology MACHINE --no-compile
+       printed on 2026-11-24 by formulas, not measured; without --no-compile a compiler is asked:
+
+       machine    GiB a chip   s a step   tokens/s    MFU   10^12 tokens
+       v5e-256     8.04 of 16     1.43   1,369,385  46.4%     8.5 days
+       v5p-64      9.56 of 95     2.46     797,895  46.4%    14.5 days
+       v5p-512     7.80 of 95     0.61   6,385,050  46.4%     1.8 days
+       v6e-64      9.56 of 32     1.23   1,593,401  46.3%     7.3 days
+       8xH100     23.71 of 75     8.76     223,979  48.4%    51.7 days
+       64xH100    23.45 of 75     1.10   1,777,375  48.0%     6.5 days
 
 What the paper says: resolution, ratio, everything trained but the encoders, ECTF. What it leaves
 open and is chosen here: rows, batch, number of steps, optimizer, learning rate, loss weights.

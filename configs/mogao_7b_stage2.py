@@ -2,7 +2,16 @@
 
 Run:   mogao train --config=configs/mogao_7b_stage2.py:v5p-64 --workdir runs/mogao_7b_stage2
 Needs: a run of stage 1 in runs/mogao_7b_stage1, and its data.
-Plan:  mogao plan --config=configs/mogao_7b_stage2.py:v5p-64 --topology v5p:4x4x4
+Plan:  mogao plan --config=configs/mogao_7b_stage2.py:MACHINE --topology MACHINE --no-compile
+       printed on 2026-11-24 by formulas, not measured; without --no-compile a compiler is asked:
+
+       machine    GiB a chip   s a step   tokens/s    MFU   10^12 tokens
+       v5e-256     7.78 of 16     1.36   1,270,905  44.2%     9.1 days
+       v5p-64      9.31 of 95     2.93     740,624  44.2%    15.6 days
+       v5p-512     7.53 of 95     0.58   5,926,050  44.2%     2.0 days
+       v6e-64      9.31 of 32     1.49   1,454,771  43.4%     8.0 days
+       8xH100     23.54 of 75     9.71     206,456  45.8%    56.1 days
+       64xH100    23.20 of 75     1.32   1,640,635  45.5%     7.1 days
 
 [choice] as in stage 1: rows, number of steps, learning rate (the same).
 """

@@ -4,15 +4,15 @@ Run:   mogao train --config=configs/mogao_7b_stage3.py:v5p-64 --workdir runs/mog
 Needs: a run of stage 2 in runs/mogao_7b_stage2, its data, and interleaved documents (web pages,
        captioned frames of videos) in data/interleaved.
 Plan:  mogao plan --config=configs/mogao_7b_stage3.py:MACHINE --topology MACHINE --no-compile
-       printed on 2026-11-22 by formulas, not measured; without --no-compile a compiler is asked:
+       printed on 2026-11-24 by formulas, not measured; without --no-compile a compiler is asked:
 
        machine    GiB a chip   s a step   tokens/s    MFU   10^12 tokens
-       v5e-256     10.65 of 16     3.34  1,191,350  44.2%    9.7 days
-       v5p-64      12.15 of 95     2.86    694,025  44.2%   16.7 days
-       v5p-512     10.40 of 95     1.43  5,553,668  44.2%    2.1 days
-       v6e-64      12.15 of 32     1.43  1,385,836  44.1%    8.4 days
-       8xH100      26.26 of 75    10.2     194,069  45.9%   59.6 days
-       64xH100     25.98 of 75     1.29  1,541,530  45.5%    7.5 days
+       v5e-256    10.16 of 16     3.33   1,191,806  44.2%     9.7 days
+       v5p-64     11.67 of 95     2.86     694,115  44.2%    16.7 days
+       v5p-512     9.92 of 95     1.43   5,555,137  44.2%     2.1 days
+       v6e-64     11.67 of 32     1.43   1,386,445  44.1%     8.3 days
+       8xH100     25.83 of 75     10.2     194,074  45.9%    59.6 days
+       64xH100    25.56 of 75     1.29   1,541,858  45.5%     7.5 days
        Memory allows less recomputation than remat "full": see --search.
 
 [choice] rows of 16,384 tokens, so that a document of 8 pictures fits; number of steps; a lower

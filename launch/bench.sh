@@ -2,14 +2,16 @@
 # Every figure that docs/performance.md keeps, beside its bar, as far as this machine allows:
 #   bash launch/bench.sh                     all of them (an hour or more on 2 cores)
 #   bash launch/bench.sh tiles layers        some: layers tiles kernel memory keep-matmuls context
-#                                            sampling profile
+#                                            passes peers sampling profile
+# peers: other implementations, in an environment of their own. transfusion-pytorch comes from the
+# registry; MOGAO_BAGEL=FOLDER is a clone of BAGEL's repository, which is left out without it.
 # Each is a command of its own, such as `mogao bench tiles`; they go on after one that fails.
 # The TPU compiler is installed for it (no TPU is needed). PYTHON: which Python to take.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
-known="layers tiles kernel memory keep-matmuls context sampling profile"
+known="layers tiles kernel memory keep-matmuls context passes peers sampling profile"
 wanted=${*:-$known}
 for name in $wanted; do
     case " $known " in
@@ -28,11 +30,20 @@ print(datetime.date.today().isoformat(), *(f"{k}: {v}" for k, v in machine_facts
 PY
 git rev-parse --short HEAD 2>/dev/null | sed 's/^/commit: /'
 
+peers() {
+    make_environment .venv-peers demo || return 1
+    .venv-peers/bin/python -m pip install --disable-pip-version-check --quiet \
+        torch==2.13.0 transformers==4.49.0 transfusion-pytorch==0.20.0 || return 1
+    [ -n "${MOGAO_BAGEL:-}" ] || echo "BAGEL is left out: no MOGAO_BAGEL names a clone of it"
+    .venv-peers/bin/mogao bench peers --transfusion ${MOGAO_BAGEL:+--bagel "$MOGAO_BAGEL"}
+}
+
 failed=""
 for name in $wanted; do
     echo
     echo "== $name"
     case $name in
+        peers) peers ;;
         sampling) JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} $mogao bench sampling ;;
         profile) JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} $mogao profile --config=configs/quickstart.py ;;
         *) $mogao bench "$name" ;;

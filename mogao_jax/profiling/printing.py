@@ -174,8 +174,15 @@ def _operations(profile: Profile) -> list[str]:
         "counts where its last part belongs. Longest instructions:",
     ]
     return lines + [
-        f"  {_seconds(seconds)}  {name}  {path}" for seconds, name, path in operations.top
+        f"  {_seconds(seconds)}  {name}  {_first_path(path)}"
+        for seconds, name, path in operations.top
     ]
+
+
+def _first_path(joined: str) -> str:
+    """The first path of an instruction that the compiler joined from many ("a:b:c")."""
+    first, *others = joined.split(":")
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _shares(groups: Mapping[str, float]) -> dict[str, float]:

@@ -80,6 +80,10 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
             node = node.get(part) if isinstance(node, Mapping) else None
         return "?" if node is None else node
 
+    optimizer = {
+        "adamw": "AdamW",
+        "muon": f"Muon (layers: {get('optimizer.muon_on')}) beside AdamW",
+    }.get(kind := str(get("optimizer.kind")), kind)
     sources = get("data.sources")
     mixture = ", ".join(
         f"{name} ({s.get('weight', '?')})"
@@ -109,8 +113,8 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("batch", f"{rows} rows x {get('train.accumulate')} micro-steps"),
         (
             "optimizer",
-            f"AdamW, learning rate {get('optimizer.learning_rate')}, {get('optimizer.schedule')}, "
-            f"{get('optimizer.warmup_steps')} warm-up steps",
+            f"{optimizer}, learning rate {get('optimizer.learning_rate')}, "
+            f"{get('optimizer.schedule')}, {get('optimizer.warmup_steps')} warm-up steps",
         ),
         ("seed", str(get("seed"))),
     ]

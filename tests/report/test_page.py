@@ -255,6 +255,15 @@ def test_chart_labels_are_shown_as_they_are():
     assert "$x_1$ &lt;b&gt;" in svg and "_a" in svg
 
 
+def test_the_optimizer_that_was_used_is_named():
+    adamw = {"kind": "adamw", "learning_rate": 0.1, "schedule": "cosine", "warmup_steps": 3}
+    for given, words in (
+        (adamw, "AdamW, learning rate 0.1, cosine, 3 warm-up"),
+        ({**adamw, "kind": "muon", "muon_on": "und"}, "Muon (layers: und) beside AdamW, learning"),
+    ):
+        assert words in dict(summary.config_summary({"optimizer": given}))["optimizer"]
+
+
 def test_short_numbers_and_durations():
     assert [summary.short(n) for n in (6767120384, 1_234_000, 1500, 12)] == [
         "6.77 B",

@@ -14,8 +14,8 @@ def get_config():
     c.model.rope = "m_rope"
     c.layout.understanding_encoder = "vae"
     # Pictures are read as clean VAE tokens: other budgets (`mogao data budgets`).
-    c.packing.clean_tokens = 240
-    c.packing.noised_tokens = 608
-    c.packing.images = 42
+    c.packing.clean_tokens = 152
+    c.packing.noised_tokens = 952
+    c.packing.images = 31
     c.packing.vit_patches = 16
     return c

@@ -5,21 +5,19 @@ Run:   mogao train --config=configs/demo.py --workdir runs/demo
        (bash launch/demo.sh trains all stages and exports what ships with the package)
 """
 
+from quickstart import captions
 from quickstart import get_config as quickstart
-
-from mogao_jax.config.convert import source
 
 
 def get_config():
     c = quickstart()
     c.name = "demo"
+    c.data.world = "grid"  # with every color and shape
     # Half of the captions are of the three categories that are learned last.
-    captions = {"": 0.18, "counting": 0.07, "position": 0.13, "color_attribution": 0.09}
-    del c.data.sources["t2i"]
-    for category, weight in captions.items():
-        c.data.sources["_".join(("t2i", category)).strip("_")] = source(
-            kind="shapes", task="t2i", category=category, weight=weight
-        )
+    asked = captions({"": 0.18, "counting": 0.07, "position": 0.13, "color_attribution": 0.09})
+    for name in asked:
+        del c.data.sources[name]
+    c.data.sources.update(asked)
     # Answers of a word are a thin signal; descriptions teach the same with thirty words a picture.
     c.data.sources["describe"]["weight"] = 0.14
     c.data.sources["qa"]["weight"] = 0.19
@@ -28,7 +26,6 @@ def get_config():
     c.data.sources["story"]["weight"] = 0.07
     c.data.sources["clip"]["weight"] = 0.04
     c.data.sources["text"]["weight"] = 0.03
-    c.layout.noised_copies = 4
     c.layout.end_after_image = "interleaved"  # the fourth stage learns to end after one picture
 
     c.packing.und_tokens = 640

@@ -9,6 +9,16 @@ Run:   mogao train --config=configs/quickstart.py --workdir runs/quickstart
 from mogao_jax.config.convert import default_config, source
 
 
+def captions(weights):
+    """Sources of captions with their pictures: of a category ("": of any), its weight."""
+    return {
+        "_".join(("t2i", category)).strip("_"): source(
+            kind="shapes", task="t2i", category=category, weight=weight
+        )
+        for category, weight in weights.items()
+    }
+
+
 def get_config():
     c = default_config()
     c.name = "quickstart"
@@ -19,22 +29,24 @@ def get_config():
     c.images.max_side = 64
     c.images.vit_resize = "match_vae_grid"
 
-    # Every object inside one VAE token: minutes teach what to draw, not how to join its parts.
-    c.data.world = "grid"
+    # Every object inside one VAE token, and few words: minutes teach how many, which color of
+    # which thing, and where, not how to join parts, nor ten more names.
+    c.data.world = "primer"
     # Mostly pictures from captions, which take longest to learn: the paper's first stage (4:1),
     # with some of its third (edits, stories, clips) from the start.
     c.data.sources = {
-        "text": source(kind="shapes", task="text", weight=0.04),
+        "text": source(kind="shapes", task="text", weight=0.01),
         # An answer is a word or two: it would drown in the stories' many tokens.
-        "qa": source(kind="shapes", task="qa", weight=0.12, ntp_weight=4.0),
-        "describe": source(kind="shapes", task="describe", weight=0.06),
-        "t2i": source(kind="shapes", task="t2i", weight=0.60),
-        "edit": source(kind="shapes", task="edit", weight=0.10),
-        "story": source(kind="shapes", task="story", weight=0.05),
-        "clip": source(kind="shapes", task="clip", weight=0.03),
+        "qa": source(kind="shapes", task="qa", weight=0.09, ntp_weight=4.0),
+        "describe": source(kind="shapes", task="describe", weight=0.04),
+        # More of what is learned last: two things, on the right sides of each other.
+        **captions({"": 0.32, "counting": 0.10, "position": 0.20, "color_attribution": 0.10}),
+        "edit": source(kind="shapes", task="edit", weight=0.08),
+        "story": source(kind="shapes", task="story", weight=0.04),
+        "clip": source(kind="shapes", task="clip", weight=0.02),
     }
-    # Two noised copies of every picture to draw: its history is read once for both.
-    c.layout.noised_copies = 2
+    # Four noised copies of every picture to draw: its history is read once for all.
+    c.layout.noised_copies = 4
     # So that it ends by itself after a picture that was asked for.
     c.layout.end_after_image = "sometimes"
     # Text at H = W = 0: how far a picture's token is from any word is where in the picture it is,
@@ -42,11 +54,11 @@ def get_config():
     c.layout.text_positions = "t"
 
     # In proportion to this mixture (`mogao data budgets`); `mogao data fill` says how full.
-    c.packing.und_tokens = 768
-    c.packing.clean_tokens = 64
-    c.packing.noised_tokens = 464
-    c.packing.images = 28
-    c.packing.vit_patches = 736
+    c.packing.und_tokens = 544
+    c.packing.clean_tokens = 60
+    c.packing.noised_tokens = 748
+    c.packing.images = 22
+    c.packing.vit_patches = 480
 
     # Small, because eight minutes are few tokens: four times the size learns less in that time.
     c.model.num_layers = 4
@@ -83,7 +95,7 @@ def get_config():
     c.objective.logit_mean = -1.5
     c.objective.logit_std = 1.2
 
-    c.optimizer.learning_rate = 2e-3
+    c.optimizer.learning_rate = 2.5e-3
     c.optimizer.warmup_steps = 50
     c.optimizer.weight_decay = 0.02
     c.optimizer.ema_decay = 0.99

@@ -56,6 +56,7 @@ score --checkpoint "$workdir" --untrained --suffix _untrained
 echo
 if [ -f "$demo" ]; then
     echo "=== The demo checkpoint of the package, which was not trained here ($(elapsed)) ==="
+    echo "Its world has twice the shapes and colors (see 'world'): other prompts, and harder ones."
     score --checkpoint demo --suffix _demo
 else
     echo "No scores of the demo checkpoint: $demo is not there."

@@ -127,10 +127,11 @@ class SourceConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     sources: dict[str, SourceConfig] = _field({}, "name -> source")
-    world: Literal["free", "grid"] = _field(
+    world: Literal["free", "grid", "primer"] = _field(
         "free",
         "of sources of kind shapes. free: objects anywhere; grid: each inside one VAE token, "
-        "which small models learn sooner",
+        "which small models learn sooner; primer: a grid with half of the colors and shapes, "
+        "which is learned in minutes",
     )
     encoded: str = _field(
         "", "folder of pictures encoded beforehand ('mogao data encode'); empty: in every step"

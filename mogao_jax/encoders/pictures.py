@@ -12,6 +12,9 @@ from mogao_jax.data.shapes.placement import random_scene
 from mogao_jax.data.shapes.render import render
 from mogao_jax.data.shapes.scene import DEFAULT_WORLD, WORLDS, Scene, World
 
+# What the encoders learn from; other worlds show no more than these.
+LEARNED_WORLDS = (WORLDS["free"], WORLDS["grid"])
+
 # Seeds of the streams: the first word of every generator's seed. Held-out pictures come from
 # a stream that no training reads.
 TRAIN, HELD_OUT, PROBE_FIT, PROBE_TEST = 101, 202, 303, 404
@@ -53,7 +56,7 @@ def on_canvas(images: list[np.ndarray], canvas: tuple[int, int]) -> Pictures:
 
 def any_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
     """A random scene (of `count` objects) of one of the worlds, each as likely."""
-    return random_scene(rng, pick(rng, tuple(WORLDS.values())), count)
+    return random_scene(rng, pick(rng, LEARNED_WORLDS), count)
 
 
 def scenes(stream: int, index: int, count: int, world: World = DEFAULT_WORLD) -> list[Scene]:

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import VaeConfig
-from mogao_jax.data.shapes.scene import WORLDS
 from mogao_jax.encoders.optimizer import PEAK_LEARNING_RATE, average_decay, learning_rate, muon
 from mogao_jax.encoders.pictures import (
     HELD_OUT,
+    LEARNED_WORLDS,
     TRAIN,
     Pictures,
     canvas_groups,
@@ -90,7 +90,7 @@ def held_out_psnr(params, config: VaeConfig, count: int = 192) -> dict[str, floa
     encode, decode = _jitted(config)
     scores: dict[str, list] = {"psnr_mean": [], "psnr_sampled": []}
     values: dict[str, list] = {"psnr_mean": [], "psnr_sampled": []}
-    groups = [group for world in WORLDS.values() for group in canvas_groups(world)]
+    groups = [group for world in LEARNED_WORLDS for group in canvas_groups(world)]
     for g, (canvas, world) in enumerate(groups):
         pictures = picture_batch(HELD_OUT, g, count // len(groups), world, canvas)
         shape = (*pictures.pixels.shape[:1], canvas[0] // 8, canvas[1] // 8, 16)

@@ -129,6 +129,7 @@ def run(
     rows: list[Row] = []
     outcomes: dict[str, list[Judged]] = {}
     settings = {
+        "world": world.summary,
         "cases per category": per_category,
         "steps": options.num_steps,
         "solver": options.solver,

@@ -9,13 +9,12 @@ import numpy as np
 from mogao_jax.data.shapes.chance import between, chance, pick, sample
 from mogao_jax.data.shapes.language import RELATION_WORDS, noun_phrase
 from mogao_jax.data.shapes.placement import (
-    BACKGROUND_NAMES,
-    COLOR_NAMES,
     arrange,
+    random_kind,
     random_size,
     shrink_crowd,
 )
-from mogao_jax.data.shapes.scene import OPPOSITE, SHAPES, Kind, Scene, World, relation
+from mogao_jax.data.shapes.scene import OPPOSITE, Kind, Scene, World, relation
 from mogao_jax.data.shapes.truth import CATEGORIES, Request, Wanted
 
 
@@ -24,22 +23,22 @@ def request_and_scene(
 ) -> tuple[Request, Scene]:
     """A request of the category (a random one if None) and a scene that grants it."""
     category = category or pick(rng, CATEGORIES)
-    background = pick(rng, BACKGROUND_NAMES)
+    background = pick(rng, world.backgrounds)
     wanted: tuple[Wanted, ...]
     held = None
     if category in ("single_object", "colors"):
-        kind = Kind(pick(rng, SHAPES), pick(rng, COLOR_NAMES), random_size(rng))
+        kind = random_kind(rng, world)
         scene = arrange(rng, [kind], world, background=background)
         color = kind.color if category == "colors" else None
         wanted = (Wanted(kind.shape, color, kind.size if chance(rng, 0.15) else None),)
     elif category == "counting":
         count = between(rng, 2, world.max_count)
-        kind = Kind(pick(rng, SHAPES), pick(rng, COLOR_NAMES), random_size(rng))
+        kind = random_kind(rng, world)
         kind = shrink_crowd([kind] * count)[-1]
         scene = arrange(rng, [kind] * count, world, background=background)
         wanted = (Wanted(kind.shape, kind.color if chance(rng, 0.4) else None, count=count),)
     else:
-        shapes, colors = sample(rng, SHAPES, 2), sample(rng, COLOR_NAMES, 2)
+        shapes, colors = sample(rng, world.shapes, 2), sample(rng, world.colors, 2)
         if category != "color_attribution" and chance(rng, 0.12):
             colors[1] = colors[0]
         kinds = [Kind(s, c, random_size(rng)) for s, c in zip(shapes, colors, strict=True)]

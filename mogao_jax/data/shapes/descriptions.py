@@ -22,9 +22,9 @@ def any_scene(rng: np.random.Generator, world: World) -> Scene:
     """One to max_count objects: mostly all different, sometimes of any kinds."""
     count = between(rng, 1, world.max_count)
     if chance(rng, 0.3):
-        kinds = [random_kind(rng) for _ in range(count)]
+        kinds = [random_kind(rng, world) for _ in range(count)]
     else:
-        kinds = distinct_kinds(rng, min(count, 4))
+        kinds = distinct_kinds(rng, min(count, 4), world)
     return arrange(rng, shrink_crowd(kinds), world)
 
 

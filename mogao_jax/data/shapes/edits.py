@@ -15,8 +15,6 @@ from mogao_jax.data.shapes.language import (
     to_region,
 )
 from mogao_jax.data.shapes.placement import (
-    BACKGROUND_NAMES,
-    COLOR_NAMES,
     coordinate,
     fits,
     free_place,
@@ -25,7 +23,6 @@ from mogao_jax.data.shapes.placement import (
 from mogao_jax.data.shapes.scene import (
     REGION_NAMES,
     RELATIONS,
-    SHAPES,
     Object,
     Scene,
     World,
@@ -47,7 +44,7 @@ def random_edit(
     """
     kind = kind or pick(rng, EDITS)
     if kind == "background":
-        return Edit(kind, background=_another(rng, BACKGROUND_NAMES, scene.background))
+        return Edit(kind, background=_another(rng, world.backgrounds, scene.background))
     if kind == "add":
         return _add(rng, scene, world)
     if not scene.objects:
@@ -56,13 +53,13 @@ def random_edit(
     if kind == "remove":
         return Edit(kind, target=target) if len(scene.objects) > 1 else None
     if kind == "recolor":
-        new = dataclasses.replace(target, color=_another(rng, COLOR_NAMES, target.color))
+        new = dataclasses.replace(target, color=_another(rng, world.colors, target.color))
         return None if _twin(new, scene, target) else Edit(kind, target=target, new=new)
     if kind == "move":
         return _move(rng, scene, world, target)
-    shape = _another(rng, SHAPES, target.shape)
+    shape = _another(rng, world.shapes, target.shape)
     named = chance(rng, 0.5)
-    color = pick(rng, COLOR_NAMES) if named else target.color
+    color = pick(rng, world.colors) if named else target.color
     new = dataclasses.replace(target, shape=shape, color=color)
     asked = Wanted(shape, color if named else None)
     if _twin(new, scene, target):
@@ -97,7 +94,7 @@ def _twin(obj: Object, scene: Scene, leave_out: Object | None = None) -> bool:
 def _add(rng: np.random.Generator, scene: Scene, world: World) -> Edit | None:
     if len(scene.objects) >= world.max_count:
         return None
-    kind = random_kind(rng)
+    kind = random_kind(rng, world)
     size_named = chance(rng, 0.2)
     size = kind.size if size_named or len(scene.objects) < 2 else "small"
     new = Object(kind.shape, kind.color, size, world.diameter(size), 0, 0)

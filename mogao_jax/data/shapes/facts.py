@@ -14,8 +14,7 @@ from mogao_jax.data.shapes.language import (
     plural,
     with_article,
 )
-from mogao_jax.data.shapes.placement import COLOR_NAMES
-from mogao_jax.data.shapes.scene import OPPOSITE, RELATIONS, SHAPES
+from mogao_jax.data.shapes.scene import DEFAULT_WORLD, OPPOSITE, RELATIONS, World
 from mogao_jax.data.shapes.truth import Wanted
 
 FACTS = ("fact", "sum", "difference", "total", "relation", "choice")
@@ -33,14 +32,16 @@ GEOMETRY: dict[str, tuple[int, int] | None] = {
 Exchange = tuple[str, str]  # what is said or asked, and what follows or is answered
 
 
-def exchange(rng: np.random.Generator, kind: str | None = None) -> tuple[str, Exchange]:
+def exchange(
+    rng: np.random.Generator, kind: str | None = None, world: World = DEFAULT_WORLD
+) -> tuple[str, Exchange]:
     """A kind of FACTS (random if None) and a (question, answer) pair of that kind."""
     kind = kind or pick(rng, FACTS)
-    return kind, _MAKERS[kind](rng)
+    return kind, _MAKERS[kind](rng, world)
 
 
-def _fact(rng: np.random.Generator) -> Exchange:
-    shape = pick(rng, SHAPES)
+def _fact(rng: np.random.Generator, world: World) -> Exchange:
+    shape = pick(rng, world.shapes)
     name = with_article(pick(rng, NOUNS[shape]))
     geometry = GEOMETRY[shape]
     asks = pick(rng, ("round", "sides", "corners"))
@@ -55,14 +56,14 @@ def _things(rng: np.random.Generator, shape: str, count: int) -> str:
     return noun_phrase(rng, Wanted(shape, count=count), "number")
 
 
-def _sum(rng: np.random.Generator) -> Exchange:
+def _sum(rng: np.random.Generator, world: World) -> Exchange:
     a = between(rng, 1, 5)
     b = between(rng, 1, 5)
     if chance(rng, 0.5):
-        first, second = sample(rng, SHAPES, 2)
+        first, second = sample(rng, world.shapes, 2)
         unit = pick(rng, ("shapes", "objects"))
     else:
-        first = second = pick(rng, SHAPES)
+        first = second = pick(rng, world.shapes)
         unit = plural(pick(rng, NOUNS[first]))
     x, y = _things(rng, first, a), _things(rng, second, b)
     form = pick(
@@ -71,10 +72,10 @@ def _sum(rng: np.random.Generator) -> Exchange:
     return form.format(x=x, y=y), f"{NUMBERS[a + b]} {unit}."
 
 
-def _difference(rng: np.random.Generator) -> Exchange:
+def _difference(rng: np.random.Generator, world: World) -> Exchange:
     a = between(rng, 1, 10)
     b = between(rng, 0, a)
-    shape = pick(rng, SHAPES)
+    shape = pick(rng, world.shapes)
     x = _things(rng, shape, a)
     form = pick(
         rng,
@@ -90,10 +91,10 @@ def _difference(rng: np.random.Generator) -> Exchange:
     return text, NUMBERS[a - b] + "."
 
 
-def _total(rng: np.random.Generator) -> Exchange:
-    shapes = sample(rng, SHAPES, between(rng, 2, 3))
+def _total(rng: np.random.Generator, world: World) -> Exchange:
+    shapes = sample(rng, world.shapes, between(rng, 2, 3))
     counts = [between(rng, 1, 3) for _ in shapes]
-    colors = [pick(rng, (*COLOR_NAMES, None)) for _ in shapes]
+    colors = [pick(rng, (*world.colors, None)) for _ in shapes]
     things = [
         noun_phrase(rng, Wanted(s, c, count=n), "number")
         for s, c, n in zip(shapes, colors, counts, strict=True)
@@ -106,8 +107,8 @@ def _total(rng: np.random.Generator) -> Exchange:
     return f"{text} how many {plain} are there?", NUMBERS[counts[i]] + "."
 
 
-def _relation(rng: np.random.Generator) -> Exchange:
-    shapes, colors = sample(rng, SHAPES, 2), sample(rng, COLOR_NAMES, 2)
+def _relation(rng: np.random.Generator, world: World) -> Exchange:
+    shapes, colors = sample(rng, world.shapes, 2), sample(rng, world.colors, 2)
     named = chance(rng, 0.5)
     a, b = (Wanted(s, c if named else None) for s, c in zip(shapes, colors, strict=True))
     held = pick(rng, RELATIONS)
@@ -120,9 +121,9 @@ def _relation(rng: np.random.Generator) -> Exchange:
     return f"{text} is {the_b} {words} {the_a}?", "yes." if asked == OPPOSITE[held] else "no."
 
 
-def _choice(rng: np.random.Generator) -> Exchange:
+def _choice(rng: np.random.Generator, world: World) -> Exchange:
     """Colours and shapes are different kinds of words."""
-    color, shape = pick(rng, COLOR_NAMES), pick(rng, SHAPES)
+    color, shape = pick(rng, world.colors), pick(rng, world.shapes)
     word, answer = pick(rng, ((color, "a color."), (shape, "a shape.")))
     form = pick(rng, ("is {} a color or a shape?", "what is {}, a color or a shape?"))
     return form.format(word), answer

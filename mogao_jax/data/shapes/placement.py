@@ -8,10 +8,7 @@ import numpy as np
 
 from mogao_jax.data.shapes.chance import between, chance, pick, sample
 from mogao_jax.data.shapes.scene import (
-    BACKGROUNDS,
-    COLORS,
     DEFAULT_WORLD,
-    SHAPES,
     Kind,
     Object,
     Scene,
@@ -20,27 +17,26 @@ from mogao_jax.data.shapes.scene import (
 )
 from mogao_jax.errors import DataError
 
-COLOR_NAMES = tuple(COLORS)
-BACKGROUND_NAMES = tuple(BACKGROUNDS)
-
 _TRIES_PER_OBJECT = 12
 _TRIES_PER_SCENE = 400
 
 
-def random_kind(rng: np.random.Generator) -> Kind:
-    return Kind(pick(rng, SHAPES), pick(rng, COLOR_NAMES), random_size(rng))
+def random_kind(rng: np.random.Generator, world: World = DEFAULT_WORLD) -> Kind:
+    return Kind(pick(rng, world.shapes), pick(rng, world.colors), random_size(rng))
 
 
 def random_size(rng: np.random.Generator) -> str:
     return "small" if chance(rng, 0.6) else "large"
 
 
-def distinct_kinds(rng: np.random.Generator, count: int) -> list[Kind]:
+def distinct_kinds(
+    rng: np.random.Generator, count: int, world: World = DEFAULT_WORLD
+) -> list[Kind]:
     """Kinds no two of which share both shape and colour, so that each can be named."""
-    codes = sample(rng, range(len(SHAPES) * len(COLOR_NAMES)), count)
+    shapes, colors = world.shapes, world.colors
+    codes = sample(rng, range(len(shapes) * len(colors)), count)
     return [
-        Kind(SHAPES[c % len(SHAPES)], COLOR_NAMES[c // len(SHAPES)], random_size(rng))
-        for c in codes
+        Kind(shapes[c % len(shapes)], colors[c // len(shapes)], random_size(rng)) for c in codes
     ]
 
 
@@ -101,7 +97,7 @@ def arrange(
     Raises:
       DataError: no room was found on any canvas of the world (too many or too large objects).
     """
-    background = background or pick(rng, BACKGROUND_NAMES)
+    background = background or pick(rng, world.backgrounds)
     for _ in range(_TRIES_PER_SCENE):
         height, width = pick(rng, world.canvases)
         objects: list[Object] = []
@@ -138,4 +134,4 @@ def random_scene(
     """A scene of one to `world.max_count` objects (or `count`), each drawn by itself."""
     if count is None:
         count = between(rng, 1, world.max_count)
-    return arrange(rng, shrink_crowd([random_kind(rng) for _ in range(count)]), world)
+    return arrange(rng, shrink_crowd([random_kind(rng, world) for _ in range(count)]), world)

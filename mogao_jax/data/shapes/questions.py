@@ -16,7 +16,6 @@ from mogao_jax.data.shapes.language import (
     refer,
 )
 from mogao_jax.data.shapes.placement import (
-    COLOR_NAMES,
     arrange,
     distinct_kinds,
     random_kind,
@@ -24,7 +23,6 @@ from mogao_jax.data.shapes.placement import (
 )
 from mogao_jax.data.shapes.scene import (
     RELATIONS,
-    SHAPES,
     Kind,
     Object,
     Scene,
@@ -50,7 +48,7 @@ def question_and_scene(
 def some_objects(rng: np.random.Generator, world: World, low: int, high: int) -> Scene:
     """Between `low` and `high` objects (or max_count), all of different kinds."""
     count = between(rng, low, min(high, world.max_count))
-    return arrange(rng, shrink_crowd(distinct_kinds(rng, count)), world)
+    return arrange(rng, shrink_crowd(distinct_kinds(rng, count, world)), world)
 
 
 def attribute_of(rng: np.random.Generator, scene: Scene, name: str) -> Question | None:
@@ -75,7 +73,7 @@ def _shape(rng: np.random.Generator, world: World) -> tuple[Question | None, Sce
 
 def _counted_scene(rng: np.random.Generator, world: World) -> tuple[Wanted, Scene]:
     """A description and a scene in which every number of matches is about equally likely."""
-    like = random_kind(rng)
+    like = random_kind(rng, world)
     mode = pick(rng, ("all", "shape", "shape", "color", "both"))
     subject = Wanted(
         like.shape if mode in ("shape", "both") else None,
@@ -85,10 +83,10 @@ def _counted_scene(rng: np.random.Generator, world: World) -> tuple[Wanted, Scen
     rest = 0 if mode == "all" else between(rng, 0 if matching else 1, world.max_count - matching)
     kinds: list[Kind] = []
     while len(kinds) < matching:
-        kind = random_kind(rng)
+        kind = random_kind(rng, world)
         kinds.append(Kind(subject.shape or kind.shape, subject.color or kind.color, kind.size))
     while len(kinds) < matching + rest:
-        kind = random_kind(rng)
+        kind = random_kind(rng, world)
         if (subject.shape or kind.shape, subject.color or kind.color) != (kind.shape, kind.color):
             kinds.append(kind)
     return subject, arrange(rng, shrink_crowd(kinds), world)
@@ -127,9 +125,9 @@ def _where(rng: np.random.Generator, world: World) -> tuple[Question | None, Sce
     return Question("where", subject, moved.region), scene
 
 
-def claim_of(rng: np.random.Generator, question: Question, yes: bool) -> Question:
+def claim_of(rng: np.random.Generator, world: World, question: Question, yes: bool) -> Question:
     """Whether its answer is so (or, if not `yes`, another): of a color, shape or relation."""
-    options: tuple[str, ...] = {"color": COLOR_NAMES, "shape": SHAPES}.get(question.kind, RELATIONS)
+    options = {"color": world.colors, "shape": world.shapes}.get(question.kind, RELATIONS)
     held = next(o for o in options if SHORT.get(o, o) == question.answer)
     return dataclasses.replace(
         question,
@@ -153,9 +151,11 @@ def number_claim(
     return Question("yes_no", subject, _yes(yes), claim="count")
 
 
-def existence_claim(rng: np.random.Generator, scene: Scene, yes: bool) -> Question | None:
+def existence_claim(
+    rng: np.random.Generator, world: World, scene: Scene, yes: bool
+) -> Question | None:
     """Whether there is such a thing; None if words drawn for the one answer have the other."""
-    kind = random_kind(rng)
+    kind = random_kind(rng, world)
     obj = pick(rng, scene.objects)
     subject = describe(obj) if yes else Wanted(kind.shape, kind.color)
     drop = pick(rng, ("shape", "color", "nothing", "nothing"))
@@ -179,11 +179,11 @@ def _yes_no(rng: np.random.Generator, world: World) -> tuple[Question | None, Sc
         return number_claim(rng, world, subject, scene, yes), scene
     if claim == "exists":
         scene = some_objects(rng, world, 1, 4)
-        return existence_claim(rng, scene, yes), scene
+        return existence_claim(rng, world, scene, yes), scene
     question, scene = (
         _relation(rng, world) if claim == "relation" else _attribute(rng, world, claim)
     )
-    return question and claim_of(rng, question, yes), scene
+    return question and claim_of(rng, world, question, yes), scene
 
 
 _MAKERS = {

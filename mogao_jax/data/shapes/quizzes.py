@@ -19,7 +19,7 @@ import numpy as np
 
 from mogao_jax.data.shapes.chance import between, chance, pick, sample
 from mogao_jax.data.shapes.language import NUMBERS, refer
-from mogao_jax.data.shapes.placement import COLOR_NAMES, arrange, random_size, shrink_crowd
+from mogao_jax.data.shapes.placement import arrange, random_size, shrink_crowd
 from mogao_jax.data.shapes.questions import (
     attribute_of,
     claim_of,
@@ -28,7 +28,7 @@ from mogao_jax.data.shapes.questions import (
     relation_of,
     some_objects,
 )
-from mogao_jax.data.shapes.scene import SHAPES, Kind, Object, Scene, World, region
+from mogao_jax.data.shapes.scene import Kind, Object, Scene, World, region
 from mogao_jax.data.shapes.truth import Question, Wanted
 
 MIXED = ("color", "shape", "count", "relation", "where", "told_apart")
@@ -53,7 +53,7 @@ def questions_and_scene(
             if kind == "yes_no":
                 about, question = _claimed(rng, world, scene, crowd)
             elif crowd:
-                about, question = _counted(_description(rng, scene), scene)
+                about, question = _counted(_description(rng, world, scene), scene)
             else:
                 about, question = _about(rng, scene, kind or pick(rng, MIXED))
             if question is not None:
@@ -66,7 +66,7 @@ def questions_and_scene(
 
 def _crowd(rng: np.random.Generator, world: World) -> Scene:
     """Things of two shapes and two colors; of each, every number is about equally likely."""
-    shapes, colors = sample(rng, SHAPES, 2), sample(rng, COLOR_NAMES, 2)
+    shapes, colors = sample(rng, world.shapes, 2), sample(rng, world.colors, 2)
     of_shape, of_color = rng.random(), rng.random()
     kinds = [
         Kind(shapes[chance(rng, of_shape)], colors[chance(rng, of_color)], random_size(rng))
@@ -75,11 +75,11 @@ def _crowd(rng: np.random.Generator, world: World) -> Scene:
     return arrange(rng, shrink_crowd(kinds), world)
 
 
-def _description(rng: np.random.Generator, scene: Scene) -> Wanted:
+def _description(rng: np.random.Generator, world: World, scene: Scene) -> Wanted:
     """Words for some of a scene's things, or for none of them."""
     shape, color = pick(rng, scene.objects).shape, pick(rng, scene.objects).color
     if chance(rng, 0.1):
-        shape = pick(rng, SHAPES)
+        shape = pick(rng, world.shapes)
     by_shape, by_color, by_both = Wanted(shape), Wanted(None, color), Wanted(shape, color)
     return pick(rng, (Wanted(), by_shape, by_shape, by_color, by_color, by_both))
 
@@ -96,13 +96,13 @@ def _claimed(
     yes = chance(rng, 0.5)
     claim = "count" if crowd else pick(rng, ("relation", "relation", "color", "exists"))
     if claim == "count":
-        subject = _description(rng, scene)
+        subject = _description(rng, world, scene)
         return (claim, subject), number_claim(rng, world, subject, scene, yes)
     if claim == "exists":
-        question = existence_claim(rng, scene, yes)
+        question = existence_claim(rng, world, scene, yes)
         return (claim, question and question.subject), question
     about, asked = _about(rng, scene, claim)
-    return about, asked and claim_of(rng, asked, yes)
+    return about, asked and claim_of(rng, world, asked, yes)
 
 
 def _about(rng: np.random.Generator, scene: Scene, kind: str) -> tuple[Hashable, Question | None]:

@@ -33,6 +33,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "lavender": (222, 208, 252),
 }
 
+COLOR_NAMES = tuple(COLORS)
+BACKGROUND_NAMES = tuple(BACKGROUNDS)
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -107,6 +109,11 @@ class World:
       max_count: most objects in a picture.
       slow, fast: pixels that an object of a clip moves per frame.
       pitch: centres lie in the middle of the cells of a grid of this many pixels; 1: anywhere.
+      shapes, colors: of SHAPES and COLORS, three or more of each.
+      backgrounds: of BACKGROUNDS, two or more.
+
+    Raises:
+      ConfigError: a value that such a world cannot have.
     """
 
     canvases: tuple[tuple[int, int], ...] = (
@@ -131,6 +138,9 @@ class World:
     slow: int = 4
     fast: int = 10
     pitch: int = 1
+    shapes: tuple[str, ...] = SHAPES
+    colors: tuple[str, ...] = COLOR_NAMES
+    backgrounds: tuple[str, ...] = BACKGROUND_NAMES
 
     def __post_init__(self):
         if not self.canvases or any(h < 16 or h % 16 or w < 16 or w % 16 for h, w in self.canvases):
@@ -147,11 +157,31 @@ class World:
                 "shapes world: pitch must be 1 or more and divide slow and fast, got "
                 f"pitch {self.pitch}, slow {self.slow}, fast {self.fast}."
             )
+        for name, known, least in (
+            ("shapes", SHAPES, 3),
+            ("colors", COLOR_NAMES, 3),
+            ("backgrounds", BACKGROUND_NAMES, 2),
+        ):
+            given = getattr(self, name)
+            if len(set(given)) < least or len(set(given)) < len(given) or set(given) - set(known):
+                raise ConfigError(
+                    f"shapes world: {name} must be {least} or more different ones of "
+                    f"{', '.join(known)}, got {given}."
+                )
 
     @property
     def max_pixels(self) -> int:
         """Area of the largest canvas, the pixel budget of this world."""
         return max(h * w for h, w in self.canvases)
+
+    @property
+    def summary(self) -> str:
+        """What there is to be seen, in a line: figures of two worlds are not to be compared."""
+        lie = "anywhere" if self.pitch == 1 else f"on a grid of {self.pitch} pixels"
+        return (
+            f"{len(self.shapes)} shapes, {len(self.colors)} colors, {len(self.backgrounds)} "
+            f"backgrounds, 1 to {self.max_count} objects {lie}"
+        )
 
     def diameter(self, size: str) -> int:
         return self.small if size == "small" else self.large
@@ -179,12 +209,21 @@ class World:
 
 DEFAULT_WORLD = World()
 
+_GRID = World(small=10, large=14, margin=1, gap=2, slow=16, fast=32, pitch=16)
+
 # "free": objects anywhere, which takes a small model long to draw, since most lie across several
-# VAE tokens. "grid": every object lies inside one token of 16 x 16 pixels, so that a model that
-# trains for minutes can learn what to draw instead of how to join its parts.
+# VAE tokens. "grid": every object lies inside one token of 16 x 16 pixels, so that what has to be
+# learned is what to draw and not how to join its parts. "primer": a grid with few words, so that
+# minutes are enough to learn what goes with what.
 WORLDS = {
     "free": DEFAULT_WORLD,
-    "grid": World(small=10, large=14, margin=1, gap=2, slow=16, fast=32, pitch=16),
+    "grid": _GRID,
+    "primer": dataclasses.replace(
+        _GRID,
+        shapes=("circle", "square", "triangle"),
+        colors=("red", "green", "blue", "yellow"),
+        backgrounds=("white", "gray"),
+    ),
 }
 
 

@@ -21,7 +21,7 @@ from mogao_jax.data.shapes.language import (
     with_article,
 )
 from mogao_jax.data.shapes.placement import random_kind
-from mogao_jax.data.shapes.scene import Scene, World, region, relation
+from mogao_jax.data.shapes.scene import DEFAULT_WORLD, Scene, World, region, relation
 from mogao_jax.data.shapes.truth import Wanted
 
 REQUESTS = ("tell me about the picture.", "say something about the picture.")
@@ -36,12 +36,16 @@ def statements_and_scene(
     """Statements, all of the kind (of any if None), and the scene that they are about."""
     while True:
         scene = any_scene(rng, world)
-        if said := statements(rng, scene, kind):
+        if said := statements(rng, scene, kind, world=world):
             return said, scene
 
 
 def statements(
-    rng: np.random.Generator, scene: Scene, kind: str | None = None, num: int = NUM_STATEMENTS
+    rng: np.random.Generator,
+    scene: Scene,
+    kind: str | None = None,
+    num: int = NUM_STATEMENTS,
+    world: World = DEFAULT_WORLD,
 ) -> str:
     """Up to `num` statements about a scene with an object or more; "" if none fits.
 
@@ -49,7 +53,7 @@ def statements(
     """
     made: dict[Hashable, str] = {}
     for _ in range(4 * num):
-        statement = _MAKERS[kind or pick(rng, _MIXTURE)](rng, scene)
+        statement = _MAKERS[kind or pick(rng, _MIXTURE)](rng, world, scene)
         if statement is not None:
             fact, words = statement
             made.setdefault(fact, words)
@@ -61,7 +65,7 @@ def statements(
 _Statement = tuple[Hashable, str]  # what it is about, and its words
 
 
-def _color(rng: np.random.Generator, scene: Scene) -> _Statement | None:
+def _color(rng: np.random.Generator, world: World, scene: Scene) -> _Statement | None:
     obj = pick(rng, scene.objects)
     subject = refer(rng, scene, obj, without="color")
     if subject is None:
@@ -69,7 +73,7 @@ def _color(rng: np.random.Generator, scene: Scene) -> _Statement | None:
     return ("color", obj), f"{noun_phrase(rng, subject, 'the')} is {obj.color}."
 
 
-def _shape(rng: np.random.Generator, scene: Scene) -> _Statement | None:
+def _shape(rng: np.random.Generator, world: World, scene: Scene) -> _Statement | None:
     obj = pick(rng, scene.objects)
     subject = refer(rng, scene, obj, without="shape")
     if subject is None:
@@ -77,7 +81,7 @@ def _shape(rng: np.random.Generator, scene: Scene) -> _Statement | None:
     return ("shape", obj), f"{noun_phrase(rng, subject, 'the')} is {with_article(obj.shape)}."
 
 
-def _where(rng: np.random.Generator, scene: Scene) -> _Statement | None:
+def _where(rng: np.random.Generator, world: World, scene: Scene) -> _Statement | None:
     obj = pick(rng, scene.objects)
     subject, place = refer(rng, scene, obj), region(obj, scene)
     if subject is None or place is None:
@@ -85,7 +89,7 @@ def _where(rng: np.random.Generator, scene: Scene) -> _Statement | None:
     return ("where", obj), f"{noun_phrase(rng, subject, 'the')} is {plainly_at(place)}."
 
 
-def _relation(rng: np.random.Generator, scene: Scene) -> _Statement | None:
+def _relation(rng: np.random.Generator, world: World, scene: Scene) -> _Statement | None:
     """The other object first: the side is decided only once both are named."""
     if len(scene.objects) < 2:
         return None
@@ -100,7 +104,7 @@ def _relation(rng: np.random.Generator, scene: Scene) -> _Statement | None:
     return ("relation", frozenset((a, b))), words
 
 
-def _placed(rng: np.random.Generator, scene: Scene) -> _Statement | None:
+def _placed(rng: np.random.Generator, world: World, scene: Scene) -> _Statement | None:
     """The place right after the thing: it has to be known where the thing is named."""
     obj = pick(rng, scene.objects)
     subject, place = refer(rng, scene, obj), region(obj, scene)
@@ -109,9 +113,9 @@ def _placed(rng: np.random.Generator, scene: Scene) -> _Statement | None:
     return ("where", obj), f"{noun_phrase(rng, subject, 'the')} {place}."
 
 
-def _count(rng: np.random.Generator, scene: Scene) -> _Statement:
+def _count(rng: np.random.Generator, world: World, scene: Scene) -> _Statement:
     """The things first, then how many of them; mostly of things that are there."""
-    like = pick(rng, scene.objects).kind if chance(rng, 0.8) else random_kind(rng)
+    like = pick(rng, scene.objects).kind if chance(rng, 0.8) else random_kind(rng, world)
     subject = pick(
         rng,
         (Wanted(), Wanted(like.shape), Wanted(None, like.color), Wanted(like.shape, like.color)),
@@ -120,7 +124,7 @@ def _count(rng: np.random.Generator, scene: Scene) -> _Statement:
     return ("count", subject), f"{noun_phrase(rng, subject, 'plural')}: {number}."
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, Scene], _Statement | None]] = {
+_MAKERS: dict[str, Callable[[np.random.Generator, World, Scene], _Statement | None]] = {
     "color": _color,
     "shape": _shape,
     "where": _where,

@@ -75,7 +75,7 @@ def random_story(rng: np.random.Generator, world: World) -> Story:
 def _plot(
     rng: np.random.Generator, world: World, count: int, build: bool
 ) -> tuple[list[Scene], list[Edit]]:
-    scene = arrange(rng, distinct_kinds(rng, 1), world)
+    scene = arrange(rng, distinct_kinds(rng, 1, world), world)
     while True:  # a crowded small canvas may leave no room: begin anew
         scenes: list[Scene] = [scene]
         changes: list[Edit] = []
@@ -86,7 +86,7 @@ def _plot(
             if change is not None:
                 changes.append(change)
                 scenes.append(edits.apply(scenes[-1], change))
-        scene = arrange(rng, distinct_kinds(rng, 1), world)
+        scene = arrange(rng, distinct_kinds(rng, 1, world), world)
 
 
 DIRECTIONS = {
@@ -140,7 +140,7 @@ def _moving_scenes(
     rng: np.random.Generator, world: World, count: int
 ) -> tuple[Motion, list[Scene]]:
     while True:
-        kinds = shrink_crowd(distinct_kinds(rng, between(rng, 1, 2)))
+        kinds = shrink_crowd(distinct_kinds(rng, between(rng, 1, 2), world))
         scene = arrange(rng, kinds, world)
         direction = pick(rng, tuple(DIRECTIONS))
         speed = pick(rng, ("slow", "fast"))

@@ -59,7 +59,7 @@ def text(
     kinds = []
     pairs = []
     for _ in range(between(rng, 1, 3)):
-        kind, pair = facts.exchange(rng)
+        kind, pair = facts.exchange(rng, world=world)
         kinds.append(kind)
         pairs.append(pair)
     if chance(rng, 0.5):
@@ -102,7 +102,7 @@ def edit(
     change = None
     while change is None:
         count = between(rng, 2 if kind == "remove" else 1, min(4, world.max_count))
-        before = arrange(rng, shrink_crowd(distinct_kinds(rng, count)), world)
+        before = arrange(rng, shrink_crowd(distinct_kinds(rng, count, world)), world)
         change = edits.random_edit(rng, before, world, kind)
     after = edits.apply(before, change)
     words = edits.order(rng, before, change)

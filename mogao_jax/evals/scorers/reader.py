@@ -27,7 +27,16 @@ import dataclasses
 
 import numpy as np
 
-from mogao_jax.data.shapes.scene import BACKGROUNDS, COLORS, DEFAULT_WORLD, Object, Scene, World
+from mogao_jax.data.shapes.scene import (
+    BACKGROUND_NAMES,
+    BACKGROUNDS,
+    COLOR_NAMES,
+    COLORS,
+    DEFAULT_WORLD,
+    Object,
+    Scene,
+    World,
+)
 from mogao_jax.evals.scorers import templates
 
 MIN_FIT = 0.92
@@ -41,7 +50,6 @@ LEFT_OVER_DISTANCE = 36.0  # from the background, of a pixel (3x3 mean) outside 
 MAX_LEFT_OVER = 0.25  # area of such pixels, over the smallest object's area
 
 _SMALLEST_AREA = 0.355  # of its bounding square: the star's share, the least of all shapes
-_NAMES, _BACKGROUND_NAMES = tuple(COLORS), tuple(BACKGROUNDS)
 _COLORS = np.asarray(list(COLORS.values()), np.float32)
 _BACKGROUNDS = np.asarray(list(BACKGROUNDS.values()), np.float32)
 
@@ -110,7 +118,7 @@ def _background(values: np.ndarray) -> tuple[np.ndarray | None, str, list[str]]:
     number = int(_nearest(measured[None], _BACKGROUNDS)[0])
     if np.linalg.norm(measured - _BACKGROUNDS[number]) > MAX_BACKGROUND_DISTANCE:
         return measured, "", ["a background of no known color"]
-    return measured, _BACKGROUND_NAMES[number], []
+    return measured, BACKGROUND_NAMES[number], []
 
 
 def _nearest(values: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -174,7 +182,7 @@ def _read_piece(
     rows, columns = np.flatnonzero((mask > 0.25).any(1)), np.flatnonzero((mask > 0.25).any(0))
     cy, cx = int(rows[0] + rows[-1] + 1) // 2, int(columns[0] + columns[-1] + 1) // 2
     extent = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
-    name = _NAMES[color]
+    name = COLOR_NAMES[color]
     fits = templates.fit(mask, extent, cx, cy, world)
     if not fits or fits[0].score < MIN_FIT or fits[0].shape in templates.OTHERS:
         return [], f"something {name} that is no shape of ours"

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from mogao_jax.data.shapes.chance import between, pick
-from mogao_jax.data.shapes.placement import (
+from mogao_jax.data.shapes.placement import fits, free_place, random_kind
+from mogao_jax.data.shapes.scene import (
     BACKGROUND_NAMES,
     COLOR_NAMES,
-    fits,
-    free_place,
-    random_kind,
+    SHAPES,
+    SIZES,
+    Object,
+    Scene,
+    World,
+    relations,
 )
-from mogao_jax.data.shapes.scene import SHAPES, SIZES, Object, Scene, World, relations
 from mogao_jax.data.shapes.truth import Edit, Request, satisfies
 from mogao_jax.evals.scorers.verdicts import third, tolerance
 

@@ -1,9 +1,11 @@
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 
+from mogao_jax.data.shapes.language import NOUNS
 from mogao_jax.data.shapes.placement import arrange, coordinate, distinct_kinds, random_scene
 from mogao_jax.data.shapes.render import render
 from mogao_jax.data.shapes.scene import (
@@ -23,9 +25,10 @@ from mogao_jax.data.shapes.scene import (
     relation,
     relations,
 )
-from mogao_jax.data.shapes.tasks import TASKS
+from mogao_jax.data.shapes.tasks import TASK_CATEGORIES, TASKS
 from mogao_jax.data.shapes.world import ShapesSource
 from mogao_jax.errors import ConfigError, DataError
+from mogao_jax.sequence.document import Text
 
 
 def box(o):
@@ -35,10 +38,10 @@ def box(o):
 
 def check_scene(scene, world):
     assert (scene.height, scene.width) in world.canvases
-    assert scene.background in BACKGROUNDS
+    assert scene.background in world.backgrounds
     assert 0 < len(scene.objects) <= world.max_count
     for o in scene.objects:
-        assert o.shape in SHAPES and o.color in COLORS
+        assert o.shape in world.shapes and o.color in world.colors
         assert o.diameter == {"small": world.small, "large": world.large}[o.size]
         x0, x1, y0, y1 = box(o)
         assert min(x0, y0, scene.width - x1, scene.height - y1) >= world.margin
@@ -115,6 +118,42 @@ def test_objects_of_the_grid_lie_in_one_vae_token_each():
     assert {(m.direction, m.speed) for m in motions} == set(
         itertools.product(("left", "right", "up", "down"), ("slow", "fast"))
     )
+
+
+def test_the_primer_shows_and_says_few_words():
+    world = WORLDS["primer"]
+    assert set(world.shapes) < set(SHAPES) and set(world.colors) < set(COLORS)
+    rng = np.random.default_rng(5)
+    objects = [o for _ in range(200) for o in random_scene(rng, world).objects]
+    known = set(itertools.product(world.shapes, world.colors))
+    assert {(o.shape, o.color) for o in objects} == known
+    absent = {*SHAPES, *COLORS, *BACKGROUNDS} - {*world.shapes, *world.colors, *world.backgrounds}
+    for task in TASKS:
+        for category in ("", *TASK_CATEGORIES.get(task, ())):
+            source = ShapesSource(task, world=world, category=category)
+            said = [i.text for n in range(60) for i in source[n].items if isinstance(i, Text)]
+            words = set(re.findall("[a-z]+", " ".join(said)))
+            assert not words & absent, (task, category)
+    # Other names of absent shapes ("plus sign") as well.
+    others = {word for shape in absent & set(SHAPES) for word in NOUNS[shape]}
+    told = " ".join(i.text for n in range(300) for i in ShapesSource("text", world=world)[n].items)
+    assert not [word for word in others if re.search(rf"\b{word}\b", told)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("shapes", ("circle", "square"), "3 or more"),
+        ("shapes", ("circle", "square", "blob"), "3 or more"),
+        ("colors", ("red", "green", "green", "blue"), "3 or more"),
+        ("backgrounds", ("white",), "2 or more"),
+    ],
+)
+def test_a_world_needs_some_words_that_it_knows(field, value, least):
+    with pytest.raises(
+        ConfigError, match=f"{field} must be {least} different ones of .*{value[0]}"
+    ):
+        World(**{field: value})
 
 
 def test_coordinates_of_a_grid_are_those_a_search_finds():

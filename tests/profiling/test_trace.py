@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mogao_jax.profiling import groups
+from mogao_jax.profiling import groups, printing
 from mogao_jax.profiling.trace import covered, instruction_events, operation_times, self_times
 
 
@@ -135,3 +135,8 @@ def test_operation_times_add_up():
     assert times.covered == pytest.approx(8)
     assert times.top[0] == (pytest.approx(4), "dot.2", names["dot.2"])
     assert operation_times(events, {"unknown": ""}, 1) is None
+
+
+def test_an_instruction_joined_from_many_is_named_by_its_first_path():
+    assert printing._first_path("step/dot") == "step/dot"
+    assert printing._first_path("step/dot:step/add:step/sum") == "step/dot and 2 more"

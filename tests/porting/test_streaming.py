@@ -191,6 +191,48 @@ def test_what_the_system_says_of_a_write_reaches_people(llm, tmp_path):
     assert left_in(tmp_path) == []
 
 
+_PEAK = """
+import json, resource, sys
+from mogao_jax.checkpoints import by_parts
+from mogao_jax.config.convert import from_dict
+from mogao_jax.porting import from_hf, initialising, streaming
+from_hf.ROWS_BYTES = by_parts.PART_BYTES = initialising._LARGE_BYTES = 4 * 2**20
+seen = []
+for llm, out, config in json.loads(sys.argv[1]):
+    ported = streaming.stream_checkpoint(out, from_dict(config), llm=llm)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seen.append([ported.num_bytes, peak])
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    """What keeps the 7B under 6 GB: four times the layers take no more memory."""
+    from mogao_jax.config.convert import to_dict
+
+    cases = []
+    for layers in (4, 16):
+        model = dataclasses.replace(
+            MODEL, num_layers=layers, embed_dim=512, mlp_dim=1536, num_heads=8, head_dim=64
+        )
+        values = files.values(files.qwen2_shapes(model), "float32")
+        llm = files.write(tmp_path / f"llm{layers}", values, files.qwen2_config(model))
+        config = to_dict(dataclasses.replace(CONFIG, model=model))
+        cases.append([str(llm), str(tmp_path / f"out{layers}"), config])
+        del values
+    result = subprocess.run(
+        [sys.executable, "-c", _PEAK, json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    (small, less), (large, more) = json.loads(result.stdout)
+    assert large - small > 250e6
+    assert more - less < (large - small) / 3  # allocators keep some
+
+
 def test_what_a_killed_process_left_is_taken_away(llm, tmp_path):
     partial = tmp_path / "out.partial"
     (partial / "state").mkdir(parents=True)

@@ -10,8 +10,6 @@ import collections
 import dataclasses
 import os
 import pathlib
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 
 from mogao_jax.benchmarks import subjects
 from mogao_jax.benchmarks.mixed import longest, mixed_requests
+from mogao_jax.profiling.process_memory import peak_bytes
 from mogao_jax.sampling.interleaved import Sampler
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request, Result
@@ -197,5 +196,4 @@ def memory() -> int:
         pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak * (1 if sys.platform == "darwin" else 1024)
+        return peak_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 
 from mogao_jax.cli.logs import configure_logging
@@ -12,6 +11,7 @@ from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError, RequestError
 from mogao_jax.paths import expanded
+from mogao_jax.profiling.process_memory import peak_bytes
 
 USAGE = """usage: mogao port ACTION ...
 
@@ -193,9 +193,7 @@ def _positive(text: str) -> float:
 
 
 def _peak_memory() -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    scale = 1 if sys.platform == "darwin" else 1024
-    return f"peak memory {peak * scale / 1e9:.2f} GB"
+    return f"peak memory {peak_bytes() / 1e9:.2f} GB"
 
 
 def _say(message: str) -> None:

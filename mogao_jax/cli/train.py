@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from mogao_jax.models.system import (
     init_params,
     make_system,
 )
+from mogao_jax.profiling.process_memory import peak_bytes
 from mogao_jax.report.data_view import save_data_sample
 from mogao_jax.report.run_facts import save_run_facts
 from mogao_jax.sequence.batch import EMPTY
@@ -263,9 +263,7 @@ def _stop_on_signals() -> Callable[[], bool]:
 
 def _peak_memory() -> dict[str, Any]:
     """Peak memory of the process, and of the first device where it keeps count."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    scale = 1 if sys.platform == "darwin" else 1024
-    facts = {"peak memory": f"{peak * scale / 2**30:.2f} GiB"}
+    facts = {"peak memory": f"{peak_bytes() / 2**30:.2f} GiB"}
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         facts["peak device memory"] = f"{stats['peak_bytes_in_use'] / 2**30:.2f} GiB"

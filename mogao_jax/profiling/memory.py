@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Any
 
 import jax
+
+from mogao_jax.profiling.process_memory import peak_bytes
 
 
 def memory(compiled: Any) -> dict[str, float]:
@@ -15,8 +15,7 @@ def memory(compiled: Any) -> dict[str, float]:
     Args:
       compiled: the compiled training step.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    use = {"process peak": float(peak * (1 if sys.platform == "darwin" else 1024))}
+    use = {"process peak": float(peak_bytes())}
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         use["device peak"] = float(stats["peak_bytes_in_use"])

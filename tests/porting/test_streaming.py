@@ -192,21 +192,20 @@ def test_what_the_system_says_of_a_write_reaches_people(llm, tmp_path):
 
 
 _PEAK = """
-import json, resource, sys
+import json, sys
 from mogao_jax.checkpoints import by_parts
 from mogao_jax.config.convert import from_dict
 from mogao_jax.porting import from_hf, initialising, streaming
+from mogao_jax.profiling.process_memory import peak_bytes
 from_hf.ROWS_BYTES = by_parts.PART_BYTES = initialising._LARGE_BYTES = 4 * 2**20
 seen = []
 for llm, out, config in json.loads(sys.argv[1]):
     ported = streaming.stream_checkpoint(out, from_dict(config), llm=llm)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seen.append([ported.num_bytes, peak])
+    seen.append([ported.num_bytes, peak_bytes()])
 print(json.dumps(seen))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 def test_memory_does_not_grow_with_the_model(tmp_path):
     """What keeps the 7B under 6 GB: four times the layers take no more memory."""
     from mogao_jax.config.convert import to_dict

@@ -7,8 +7,8 @@ Data:  mogao data emoji --zip noto-emoji-64.zip --out data/emoji
 Run:   mogao train --config=configs/emoji.py --workdir runs/emoji \
            --config.vae.weights=FOLDER_OF_TAEF1
        (documents elsewhere: --config.data.sources.captions.path=..., and so on)
-Costs: 145 minutes on 2 CPU cores; other lengths: --config.train.max_minutes=... (45 minutes: edits
-       as they should be, half of the captions; docs/emoji.md)
+Costs: 145 minutes on 2 CPU cores; other lengths: --config.train.max_minutes=... (45 teach
+       the edits and half of the captions: docs/emoji.md)
 """
 
 from mogao_jax.config.convert import default_config, source
@@ -89,5 +89,5 @@ def get_config():
     c.train.max_minutes = 145.0
     c.train.batch_rows = 2
     c.mesh.cpu_devices = 2
-    c.train.checkpoint_every = 1000
+    c.train.checkpoint_every = 500
     return c

@@ -13,9 +13,6 @@ if "xla_force_host_platform_device_count" not in flags:
 if "xla_cpu_collective_call_terminate_timeout" not in flags:
     # XLA aborts where simulated devices wait 40 s for each other, as they may on a busy machine.
     flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-if "xla_backend_optimization_level" not in flags:
-    # Most of the time goes into compiling programs that run once; machine code may be plainer.
-    flags += " --xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = flags.strip()
 # Twice the devices: with one thread of XLA's pool per device they can wait for each other for ever.
 os.environ.setdefault("PJRT_NPROC", "16")

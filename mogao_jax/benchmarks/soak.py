@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +17,7 @@ import numpy as np
 
 from mogao_jax.benchmarks import subjects
 from mogao_jax.benchmarks.mixed import longest, mixed_requests
-from mogao_jax.profiling.process_memory import peak_bytes
+from mogao_jax.profiling.process_memory import held_bytes
 from mogao_jax.sampling.interleaved import Sampler
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request, Result
@@ -123,7 +121,7 @@ def soak(
             broken += [f"generation {done + i}: {x}" for x in faults(request, result, model)]
         done += len(part)
         counts = dict(sampler.engine.programs.counts)
-        points.append(Point(done, counts, memory(), time.monotonic() - began))
+        points.append(Point(done, counts, held_bytes(), time.monotonic() - began))
         say(f"{done} done, {points[-1].num_compilations} compilations")
     seen = {name: len(keys) for name, keys in shapes.items()}
     return Soak(points, dict(stops), dict(produced), broken, seen)
@@ -188,12 +186,3 @@ def _watch_shapes(sampler: Sampler) -> dict[str, set]:
     for name in seen:
         setattr(sampler.engine, name, noted(name, getattr(sampler.engine, name)))
     return seen
-
-
-def memory() -> int:
-    """Bytes of memory that the process holds now (where that is not known: at most, so far)."""
-    try:
-        pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return peak_bytes()

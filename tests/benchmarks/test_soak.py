@@ -10,7 +10,7 @@ import tiny_checkpoint as checkpoint
 
 from mogao_jax.benchmarks import subjects
 from mogao_jax.benchmarks.mixed import mixed_requests
-from mogao_jax.benchmarks.soak import Point, Soak, faults, memory
+from mogao_jax.benchmarks.soak import Point, Soak, faults
 from mogao_jax.sampling import prompts
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
@@ -115,9 +115,3 @@ def test_few_tokens_leave_the_ends_and_the_pictures():
     kept = set(np.nonzero(Sampler.allowed)[0])
     assert {tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext} < kept
     assert 10 < len(kept) < 20
-
-
-def test_memory_is_what_the_process_holds():
-    before = memory()
-    block = np.ones(2**26, np.uint8)
-    assert before > 2**24 and memory() >= before + block.nbytes // 2

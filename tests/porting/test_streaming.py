@@ -18,6 +18,7 @@ import tiny_files as files
 
 from mogao_jax.checkpoints import by_parts
 from mogao_jax.checkpoints.load_params import load_params
+from mogao_jax.config.convert import to_dict
 from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
 from mogao_jax.porting import from_hf, streaming, unfinished
 from mogao_jax.porting.formats import qwen2
@@ -180,8 +181,6 @@ except EnvironmentProblem as e:
 
 def test_what_the_system_says_of_a_write_reaches_people(llm, tmp_path):
     """A real refusal, deep in the library that writes: files may not grow past 6000 bytes."""
-    from mogao_jax.config.convert import to_dict
-
     out = tmp_path / "out"
     arguments = [str(llm), str(out), json.dumps(to_dict(CONFIG))]
     result = subprocess.run(
@@ -207,9 +206,7 @@ print(json.dumps(seen))
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """What keeps the 7B under 6 GB: four times the layers take no more memory."""
-    from mogao_jax.config.convert import to_dict
-
+    """What keeps the 7B under 6 GB: four times the layers take hardly more memory."""
     cases = []
     for layers in (4, 16):
         model = dataclasses.replace(
@@ -219,7 +216,6 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         llm = files.write(tmp_path / f"llm{layers}", values, files.qwen2_config(model))
         config = to_dict(dataclasses.replace(CONFIG, model=model))
         cases.append([str(llm), str(tmp_path / f"out{layers}"), config])
-        del values
     result = subprocess.run(
         [sys.executable, "-c", _PEAK, json.dumps(cases)],
         capture_output=True,

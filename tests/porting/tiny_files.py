@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -155,15 +156,15 @@ def vae_shapes(layout: str, vae: VaeConfig = VAE) -> dict[str, tuple[int, ...]]:
 
 
 def write(
-    folder: pathlib.Path, tensors: dict, config: dict | None = None, *, shards: int = 1,
+    folder: pathlib.Path, tensors: Mapping, config: dict | None = None, *, shards: int = 1,
     stem: str = "model",
 ) -> pathlib.Path:  # fmt: skip
-    """A folder as save_pretrained writes it; several shards with their index."""
+    """A folder as save_pretrained writes it; of several shards, one in memory at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     if shards == 1:
-        safetensors.numpy.save_file(tensors, folder / f"{stem}.safetensors")
+        safetensors.numpy.save_file(dict(tensors), folder / f"{stem}.safetensors")
         return folder
     keys, weight_map = list(tensors), {}
     for n in range(shards):

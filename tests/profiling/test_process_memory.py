@@ -1,4 +1,4 @@
-"""The process's own peak of memory."""
+"""The process's own memory: now, and at most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from mogao_jax.profiling.process_memory import peak_bytes
+from mogao_jax.profiling.process_memory import held_bytes, peak_bytes
 
 
 def run(program: str) -> list[int]:
@@ -29,3 +29,9 @@ def test_a_large_parent_does_not_count():
     (child,) = run("print(peak_bytes())")
     assert peak_bytes() >= held.nbytes
     assert 2**22 < child < 2**28
+
+
+def test_what_is_held_now():
+    before = held_bytes()
+    block = np.ones(2**26, np.uint8)
+    assert before > 2**24 and held_bytes() >= before + block.nbytes // 2

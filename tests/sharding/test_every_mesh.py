@@ -60,8 +60,7 @@ def test_training_by_two_processes_is_that_of_one_device(tmp_path):
     environment = {
         **os.environ,
         # As in conftest.py, for four devices a process.
-        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-        " --xla_backend_optimization_level=1",
+        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "PJRT_NPROC": "8",
         "PYTHONPATH": os.pathsep.join(map(str, (*places, os.environ.get("PYTHONPATH", "")))),
     }

@@ -185,10 +185,11 @@ def _emoji(argv: list[str]) -> None:
         with_config=False,
         zip=(str, None, "the archive of Noto emoji (index.jsonl and images/)"),
         out=(str, None, "folder to write"),
+        count=(int, 0, "how many emoji, evenly over the archive; 0: all"),
     )
     from mogao_jax.data.builders.emoji import convert
 
-    for name, count in convert(flags.zip, flags.out).items():
+    for name, count in convert(flags.zip, flags.out, flags.count).items():
         print(f"{flags.out}/{name}: {count} documents")
 
 

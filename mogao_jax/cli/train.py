@@ -50,6 +50,7 @@ from mogao_jax.sharding.mesh import (
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
+from mogao_jax.training.frozen import count_trained
 from mogao_jax.training.loop import Counters, Evaluator, Parts, evaluated_params, train
 from mogao_jax.training.metrics import MetricsWriter, read_metrics
 from mogao_jax.training.optimizer import Optimizer, make_optimizer
@@ -141,10 +142,11 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
             if config.train.init_from and multihost.is_main():
                 keep_origin(folder, config.train.init_from)
         parameters = count_parameters(state.params)
+        trained = count_trained(state.params, config.optimizer)
         if multihost.is_main():
             save_run_facts(folder, parameters=parameters, devices=jax.devices())
         attention = system.model.config.attention
-        _say(_summary(config, folder, mesh, parameters, state_bytes, step, attention))
+        _say(_summary(config, folder, mesh, parameters, trained, state_bytes, step, attention))
 
         with MetricsWriter(folder, resume_step=step, tensorboard=multihost.is_main()) as writer:
             evaluators, final = _evaluators(config, system, encoders, tokenizer, mesh, folder)
@@ -275,6 +277,7 @@ def _summary(
     folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
     parameters: dict[str, int],
+    trained: int,
     state_bytes: int,
     step: int,
     attention: AttentionConfig,
@@ -282,11 +285,13 @@ def _summary(
     axes = " x ".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "one device"
     total = sum(parameters.values())
     counts = ", ".join(f"{part} {n:,}" for part, n in parameters.items())
+    frozen = total - trained
+    held = f"; {frozen:,} of them frozen (optimizer.frozen)" if frozen else ""
     where = f"resuming at step {step}" if step else "starting"
     return (
         f"{config.name}: {where} in {folder}\n"
         f"  devices     {jax.device_count()} {jax.devices()[0].device_kind} ({axes})\n"
-        f"  parameters  {total:,} ({counts})\n"
+        f"  parameters  {total:,} ({counts}){held}\n"
         f"  state       {state_bytes / 2**20:.0f} MiB\n"
         f"  attention   {attention.implementation}, blocks of {attention.block_q} queries x "
         f"{attention.block_kv} keys\n"

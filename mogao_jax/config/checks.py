@@ -229,6 +229,12 @@ def _check_training(config: MogaoConfig) -> None:
             f"config.optimizer.end_learning_rate ({optimizer.end_learning_rate}) is over "
             f"learning_rate ({optimizer.learning_rate})."
         )
+    if optimizer.frozen == "llm" and config.model.fusion == "shared":
+        raise ConfigError(
+            "config.optimizer.frozen is 'llm' with config.model.fusion='shared', where pictures "
+            "are made by the LLM's own weights: nothing would learn to. Use fusion='deep', or "
+            "frozen='nothing'."
+        )
     if optimizer.warmup_steps > config.train.num_steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps ({optimizer.warmup_steps}) is over "

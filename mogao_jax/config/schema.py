@@ -319,6 +319,11 @@ class OptimizerConfig:
     weight_decay: float = _field(0.0, "on matrices only: no norms, biases or embeddings", minimum=0)
     clip_norm: float = _field(1.0, "global gradient norm; 0: none", minimum=0.0)
     ema_decay: float = _field(0.999, "0: no moving average", minimum=0.0, maximum=1.0)
+    frozen: Literal["nothing", "llm"] = _field(
+        "nothing",
+        "[choice] llm: what comes with a language model (understanding branch, embedding, head) "
+        "is not trained: answers to text stay the same to the bit",
+    )
     moments_dtype: Literal["float32", "bfloat16"] = _field(
         "float32",
         "[choice] of Adam's and Muon's moments between steps; the arithmetic is float32 in both",

@@ -18,7 +18,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.mogao import vit_feature_shape
-from mogao_jax.models.system import System, init_params
+from mogao_jax.models.system import System, count_parameters, init_params
 from mogao_jax.models.vae import STRIDE
 from mogao_jax.profiling.flops import branch_weights
 from mogao_jax.sequence.batch import PackedBatch
@@ -26,6 +26,7 @@ from mogao_jax.sequence.packing import budgets, empty_row
 from mogao_jax.sharding import rules
 from mogao_jax.sharding.ambient import BATCH_AXES
 from mogao_jax.sharding.mesh import MeshSizes, axis_sizes
+from mogao_jax.training.frozen import count_trained
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import TrainState
 
@@ -144,7 +145,9 @@ def estimate(
     encoders = encoder_bytes(config)
     if config.mesh.encoders == "sharded":
         encoders //= mesh.shape["fsdp"]
-    gradients = 4.0 * state["parameters"] / np.dtype(m.param_dtype).itemsize
+    params = rules.unbox(boxed.params)
+    trained = count_trained(params, config.optimizer) / sum(count_parameters(params).values())
+    gradients = 4.0 * state["parameters"] * trained / np.dtype(m.param_dtype).itemsize
     return {
         **{name: float(n) for name, n in state.items()},
         "frozen encoders": float(encoders),

@@ -123,6 +123,8 @@ def sent_by_formula(
     branches = 2 if m.fusion == "deep" else 1
     adaln = 6 * m.num_layers * m.embed_dim**2
     weights = (branches * branch_weights(m) + adaln + vocab_size * m.embed_dim) / tensor
+    frozen = branch_weights(m) + vocab_size * m.embed_dim
+    trained = weights - (frozen / tensor if config.optimizer.frozen == "llm" else 0)
     width = 2 if m.dtype == "bfloat16" else 4
     gradient = 4 if m.param_dtype == "float32" else 2
     row = p.und_tokens + p.clean_tokens + p.noised_tokens
@@ -134,14 +136,14 @@ def sent_by_formula(
             found[axis] = {"sent": sent, "what": what}
 
     def summed(size: int) -> float:  # gradients, each chip's part of them
-        return 2 * (size - 1) / size * gradient * weights / fsdp
+        return 2 * (size - 1) / size * gradient * trained / fsdp
 
     over = "fsdp"
     if config.mesh.weights == "fsdp_and_data":
         over = "+".join(x for x in ("data", "fsdp") if mesh_shape[x] > 1)
         data, fsdp = 1, data * fsdp
     share = (fsdp - 1) / fsdp
-    add(over, fsdp, a * share * weights * (2 * width + gradient),
+    add(over, fsdp, a * share * (weights * 2 * width + trained * gradient),
         "weights gathered twice, gradients scattered")  # fmt: skip
     add("data", data, a * summed(data), "gradients summed")
     hidden = tokens * m.embed_dim * width

@@ -56,10 +56,12 @@ def executed_flops(
     per_pair = 2.0 * m.num_layers * m.num_heads * m.head_dim
     tiles = (_FORWARD + _BACKWARD) * per_pair * work.pairs_executed - useful["attention"]
     recomputed = recomputed_share(config)
-    branches = (full["und branch"] + full["gen branch"] + full["AdaLN and timesteps"]) / 3
+    parts = ("und branch", "gen branch", "AdaLN and timesteps")
+    branches = sum(full[part] * _FORWARD / flops.per_weight(config, part) for part in parts)
     again = recomputed["matmuls"] * branches
     again += recomputed["attention"] * _FORWARD * per_pair * work.pairs_executed
-    head = useful["language head"] / 3  # its logits are computed anew in the backward pass
+    # Its logits are computed anew in the backward pass.
+    head = useful["language head"] * _FORWARD / flops.per_weight(config, "language head")
     return useful | {
         "padding of rows": padding,
         "attention: masked pairs of tiles, scores anew": tiles,

@@ -2,8 +2,9 @@
 
 The convention (MFU): forward and backward of a matmul of N weights cost 6 N per token that
 meets them, and attention 12 * layers * heads * head_dim per (query, key) pair that may attend
-(forward 4: scores and reading; backward twice that). Padding, recomputation and everything that
-is not a matmul earn nothing.
+(forward 4: scores and reading; backward twice that). Frozen weights (`optimizer.frozen`) cost 4 N:
+nothing is computed for their gradients, but what lies before them still has some. Padding,
+recomputation and everything that is not a matmul earn nothing.
 """
 
 from __future__ import annotations
@@ -112,6 +113,12 @@ def branch_weights(model: ModelConfig) -> int:
     return model.num_layers * per_layer
 
 
+def per_weight(config: MogaoConfig, part: str) -> float:
+    """FLOPs per weight and token of a part of `model_flops`, 2 of them forward."""
+    frozen = config.optimizer.frozen == "llm" and part in ("und branch", "language head")
+    return 4.0 if frozen else 6.0
+
+
 def model_flops(config: MogaoConfig, vocab_size: int, work: Work) -> dict[str, float]:
     """FLOPs of a step's forward and backward pass, by part.
 
@@ -131,10 +138,10 @@ def model_flops(config: MogaoConfig, vocab_size: int, work: Work) -> dict[str, f
     gen = work.clean + work.noised
     connectors = work.vit_tokens * vit_connector + gen * latents_in + work.noised * velocities_out
     return {
-        "und branch": 6.0 * branch * work.und,
+        "und branch": per_weight(config, "und branch") * branch * work.und,
         "gen branch": 6.0 * branch * gen,
         "attention": 12.0 * m.num_layers * m.num_heads * m.head_dim * work.pairs,
-        "language head": 6.0 * vocab_size * d * work.trained_text,
+        "language head": per_weight(config, "language head") * vocab_size * d * work.trained_text,
         "AdaLN and timesteps": 6.0 * (adaln + timestep) * work.images,
         "connectors": 6.0 * connectors,
     }

@@ -18,6 +18,7 @@ from mogao_jax.profiling.timing import time_calls
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.training import noise as noises
+from mogao_jax.training.frozen import frozen_mask, without_gradients
 from mogao_jax.training.objective import losses, model_inputs
 from mogao_jax.training.state import TrainState
 
@@ -82,7 +83,8 @@ def time_parts(
     inputs, target = jax.jit(lambda e, m, n: model_inputs(system, e, m, n))(encoders, micro, noise)
 
     def loss(params, micro, inputs, target):
-        result = losses(system, params, micro, inputs, target)
+        trained = without_gradients(params, config.optimizer)
+        result = losses(system, trained, micro, inputs, target)
         return config.objective.ntp_weight * result.ntp.mean() + result.flow.mean()
 
     forward = jax.jit(loss)
@@ -93,8 +95,11 @@ def time_parts(
 
     rate = jnp.zeros((), jnp.float32)
     decay = config.optimizer.ema_decay
+    frozen = frozen_mask(params, config.optimizer)
     update = jax.jit(
-        lambda s, g: s.apply_gradients(g, transform, learning_rate=rate, ema_decay=decay),
+        lambda s, g: s.apply_gradients(
+            g, transform, learning_rate=rate, ema_decay=decay, frozen=frozen
+        ),
         donate_argnums=0,
     )
 

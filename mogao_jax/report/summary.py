@@ -84,6 +84,8 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         "adamw": "AdamW",
         "muon": f"Muon (layers: {get('optimizer.muon_on')}) beside AdamW",
     }.get(kind := str(get("optimizer.kind")), kind)
+    if (frozen := get("optimizer.frozen")) not in ("?", "nothing"):
+        optimizer += f" (frozen: {frozen})"
     sources = get("data.sources")
     mixture = ", ".join(
         f"{name} ({s.get('weight', '?')})"

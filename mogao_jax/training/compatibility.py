@@ -28,8 +28,8 @@ _FREE_PREFIXES = (
 )
 _FREE_SUFFIXES = (".path", ".weights")
 # Exceptions from the above: the data position counts batches of this many rows; each kind of
-# optimizer keeps other arrays, and Muon others for each of its `muon_on`.
-_FIXED = ("train.batch_rows", "optimizer.kind")
+# optimizer keeps other arrays, Muon others for each of its `muon_on`, and what is frozen has none.
+_FIXED = ("train.batch_rows", "optimizer.kind", "optimizer.frozen")
 _ABSENT = "(absent)"
 # Of what may change, that which keeps the optimizer's or the average's arrays as they are: with or
 # without an average, or clipping (whose place in the chain of transforms names those after it).

@@ -13,6 +13,7 @@ import optax
 import optax.contrib
 
 from mogao_jax.config.schema import OptimizerConfig
+from mogao_jax.training.frozen import frozen_mask
 
 Schedule = Callable[..., float]
 
@@ -41,7 +42,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     where Adam's direction may be Muon's for matrices (Jordan et al. 2024).
 
     Arithmetic is float32 even where parameters or gradients are not; moments are kept in
-    `moments_dtype`.
+    `moments_dtype`. Parameters that `frozen` names have none, and do not move.
     """
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm:
@@ -56,6 +57,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     transform = _in_float32(optax.chain(*parts))
     if config.moments_dtype != "float32":
         transform = _stored_as(transform, jnp.dtype(config.moments_dtype))
+    if config.frozen != "nothing":
+        transform = _on_trained(transform, config)
     return Optimizer(transform, make_schedule(config, num_steps))
 
 
@@ -217,6 +220,18 @@ def _stored_as(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _on_trained(
+    inner: optax.GradientTransformationExtraArgs, config: OptimizerConfig
+) -> optax.GradientTransformationExtraArgs:
+    """The transform for what is trained, no update and no state for what is frozen."""
+
+    def labels(params: Any) -> Any:
+        mask = frozen_mask(params, config)
+        return jax.tree.map(lambda m: "frozen" if m else "trained", mask)
+
+    return optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels)
+
+
 # ----------------------------------------------------------------------------- moving average
 
 
@@ -234,7 +249,14 @@ def init_ema(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.array(p, dtype=jnp.float32, copy=True), params)
 
 
-def update_ema(ema: Any, params: Any, decay: float, num_updates: Any) -> Any:
-    """`d ema + (1 - d) params` with d from `ema_decay_at`, in float32."""
+def update_ema(ema: Any, params: Any, decay: float, num_updates: Any, frozen: Any = None) -> Any:
+    """`d ema + (1 - d) params` with d from `ema_decay_at`, in float32.
+
+    `frozen`: True for parameters whose average stays as it is, of `frozen_mask`; None: none.
+    """
     d = ema_decay_at(decay, jnp.asarray(num_updates, jnp.float32))
-    return jax.tree.map(lambda e, p: d * e + (1 - d) * p.astype(jnp.float32), ema, params)
+
+    def one(e: Any, p: Any, stays: bool = False) -> Any:
+        return e if stays else d * e + (1 - d) * p.astype(jnp.float32)
+
+    return jax.tree.map(one, ema, params, *([] if frozen is None else [frozen]))

@@ -19,6 +19,7 @@ from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.balance import balanced
 from mogao_jax.training import noise as noises
+from mogao_jax.training.frozen import frozen_mask, without_gradients
 from mogao_jax.training.objective import (
     breakdown,
     losses,
@@ -61,7 +62,8 @@ def loss_and_gradients(
             copies=config.layout.noised_copies,
         )
         inputs, target = model_inputs(system, encoders, micro, draw)
-        result = losses(system, params, micro, inputs, target)
+        trained = without_gradients(params, config.optimizer)
+        result = losses(system, trained, micro, inputs, target)
         loss = total_loss(
             result.ntp._replace(weight=ntp_denominator),
             result.flow._replace(weight=flow_denominator),
@@ -107,6 +109,7 @@ def make_train_step(
             transform,
             learning_rate=learning_rate,
             ema_decay=config.optimizer.ema_decay,
+            frozen=frozen_mask(grads, config.optimizer),
         )
         return state, metrics
 

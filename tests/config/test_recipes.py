@@ -9,12 +9,24 @@ import pathlib
 import pytest
 
 from mogao_jax.config import SourceConfig, check, load_config
+from mogao_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _name(path: str | pathlib.Path) -> str:
+    return pathlib.Path(path).name.replace(".py", "")
+
+
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+VARIANTS = ["smollm_emoji.py:few"]
+
+
+@pytest.mark.parametrize(
+    "path", [*RECIPES, *(f"{ROOT / 'configs'}/{v}" for v in VARIANTS)], ids=_name
+)
 def test_recipe_is_sound(path, tmp_path):
     config = load_config(path)
     assert config.name != "default"
@@ -39,6 +51,11 @@ def test_recipe_says_how_to_run_it(path):
         pytest.skip("a base for other recipes, not run by itself")
     words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"--config=configs/{path.name}" in words
+
+
+def test_a_variant_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"smollm_emoji\.py:some: there is 'all' and 'few'"):
+        load_config(f"{ROOT / 'configs' / 'smollm_emoji.py'}:some")
 
 
 def test_there_are_recipes():

@@ -109,6 +109,25 @@ def test_conversion_twice_gives_the_same(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
+def test_a_few_emoji_are_taken_evenly_with_all_their_variants(tmp_path):
+    path = make_zip(tmp_path / "e.zip", [record(i) for i in range(60)])
+    emoji.convert(path, tmp_path / "all")
+    emoji.convert(path, tmp_path / "few", count=20)
+    of = {}
+    for folder in ("all", "few"):
+        lines = "".join(p.read_text() for p in (tmp_path / folder).glob("captions*.jsonl"))
+        of[folder] = {json.loads(x)["id"]: x for x in lines.splitlines()}
+    third = {f"{i:x}" for i in range(0, 60, 3)}
+    assert of["few"] == {k: x for k, x in of["all"].items() if k.split("/")[2] in third}
+    pictures = {p.name for p in (tmp_path / "few" / "images").iterdir()}
+    assert pictures == {f"{i}.png" for i in third} | {
+        f"{i:x}-{v}.png" for i in range(3, 60, 6) for v in range(3)
+    }
+    for count in (61, -1):
+        with pytest.raises(DataError, match=f"{count} emoji are asked for; the archive holds 60"):
+            emoji.convert(path, tmp_path / "x", count=count)
+
+
 @pytest.mark.parametrize(
     "changes, match",
     [

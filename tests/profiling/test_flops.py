@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from mogao_jax.models.mogao import example_inputs, vit_feature_shape
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.profiling import encoder_flops, flops
 from mogao_jax.sequence.masking import can_attend
+from mogao_jax.training.frozen import without_gradients
 
 
 def dot_flops(jaxpr) -> float:
@@ -63,6 +65,33 @@ def test_model_flops_are_three_times_the_matmuls_of_a_forward_pass(fusion):
     head = counted.pop("language head")
     assert head == 6 * tiny.TOKENIZER.vocab_size * 32 * rows * und
     assert flops.total(counted) == 3 * dot_flops(jaxpr.jaxpr)
+
+
+def test_frozen_weights_have_no_gradients_to_pay_for():
+    """Against the matmuls that JAX traces in a backward pass, with and without frozen weights."""
+    attention = tiny.AttentionConfig(implementation="dense")
+    found = {}
+    for frozen in ("nothing", "llm"):
+        config = tiny.config(
+            model={"attention": attention, "tie_embeddings": False}, optimizer={"frozen": frozen}
+        )
+        system = tiny.make_system(config)
+        und = 24
+        inputs = example_inputs((2, und, 8, 12, 3), 64, vit_feature_shape(config.vit, "merger", 16))
+
+        def loss(params, inputs, system=system, config=config):
+            params = {"params": without_gradients(params["params"], config.optimizer)}
+            out = system.model.apply(params, inputs)
+            logits = out.und_hidden @ params["params"]["lm_head"].T
+            return out.velocity.sum() + logits.sum()
+
+        params = nn.unbox(jax.eval_shape(system.model.init, jax.random.key(0), inputs))
+        traced = jax.make_jaxpr(jax.grad(loss))(params, inputs)
+        work = flops.Work(2 * und, 2 * 8, 2 * 12, 2 * und, 8, 8, 2 * (und + 20) ** 2, 0, 1, 1)
+        counted = flops.model_flops(config, tiny.TOKENIZER.vocab_size, work)
+        found[frozen] = flops.total(counted), dot_flops(traced.jaxpr)
+    useful, run = (found["nothing"][i] - found["llm"][i] for i in (0, 1))
+    assert useful == run > 0.1 * found["nothing"][0]
 
 
 def test_work_of_a_batch_counts_real_tokens_and_pairs():

@@ -260,6 +260,8 @@ def test_the_optimizer_that_was_used_is_named():
     for given, words in (
         (adamw, "AdamW, learning rate 0.1, cosine, 3 warm-up"),
         ({**adamw, "kind": "muon", "muon_on": "und"}, "Muon (layers: und) beside AdamW, learning"),
+        ({**adamw, "frozen": "llm"}, "AdamW (frozen: llm), learning rate 0.1"),
+        ({**adamw, "frozen": "nothing"}, "AdamW, learning rate 0.1"),
     ):
         assert words in dict(summary.config_summary({"optimizer": given}))["optimizer"]
 

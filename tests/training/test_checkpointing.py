@@ -351,6 +351,7 @@ def test_moments_go_on_in_another_dtype(tmp_path, dtypes):
         ({}, {"kind": "muon"}, ["optimizer.kind"]),
         ({"kind": "muon"}, {"kind": "muon", "muon_on": "und"}, ["optimizer.muon_on"]),
         ({}, {"clip_norm": 0.0}, ["optimizer.clip_norm"]),
+        ({}, {"frozen": "llm"}, ["optimizer.frozen"]),
         ({}, {"muon_on": "und"}, []),
         ({}, {"clip_norm": 2.0, "moments_dtype": "bfloat16"}, []),
         ({}, {"weight_decay": 0.1, "b1": 0.8, "eps": 1e-6}, []),

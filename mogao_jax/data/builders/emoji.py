@@ -89,16 +89,24 @@ class Emoji:
         return zlib.crc32(self.file.encode()) % VALIDATION_EVERY == 0
 
 
-def convert(zip_path: str | pathlib.Path, out: str | pathlib.Path) -> dict[str, int]:
+def convert(
+    zip_path: str | pathlib.Path, out: str | pathlib.Path, count: int = 0
+) -> dict[str, int]:
     """Converts the archive; returns the number of documents of each file written.
 
+    Args:
+      count: how many emoji to take, evenly over the index (0: all), each with its variants.
     Raises:
-      DataError: the archive is missing, damaged, or not of this form.
+      DataError: the archive is missing, damaged, or not of this form; or holds fewer emoji.
       EnvironmentProblem: `out` cannot be written.
     """
     out = expanded(out)
     with SafeZip(zip_path) as archive:
         emojis = read_index(archive.read("index.jsonl", MAX_INDEX_BYTES).decode("utf-8", "replace"))
+        if count < 0 or count > len(emojis):
+            raise DataError(f"{count} emoji are asked for; the archive holds {len(emojis)}.")
+        if count:
+            emojis = [emojis[i * len(emojis) // count] for i in range(count)]
         try:
             return _write(archive, emojis, out)
         except OSError as e:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before jax is imported anywhere: the number of devices is fixed when its backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,6 +19,12 @@ if "xla_cpu_collective_call_terminate_timeout" not in flags:
 os.environ["XLA_FLAGS"] = flags.strip()
 # Twice the devices: with one thread of XLA's pool per device they can wait for each other for ever.
 os.environ.setdefault("PJRT_NPROC", "16")
+# Programs are compiled once per run of the tests, for all its processes and commands they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="mogao-tests-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

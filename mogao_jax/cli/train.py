@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from mogao_jax.checkpoints.carried import describe_tokenizer, keep_origin, keep_tokenizer
+from mogao_jax.cli.compile_cache import keep_compiled_programs
 from mogao_jax.cli.logs import configure_logging
 from mogao_jax.config.checks import check, check_on_mesh
 from mogao_jax.config.convert import parse_config_args, to_dict
@@ -83,6 +84,7 @@ def main(argv: list[str]) -> int:
     configure_logging()
     split_cpu(config.mesh.cpu_devices)
     multihost.initialize()
+    keep_compiled_programs()  # a run that goes on starts at once
     run(config, pathlib.Path(arguments.workdir), restart_data=arguments.restart_data)
     return 0
 

@@ -44,7 +44,7 @@ PEAKS = {"v5p:4x4x4": 12.0, "v6e:8x8": 11.0, "v5e:16x16": 9.0}
 LENGTHS = (4096, 8192, 16384, 32768, 65536)  # tokens per row that the kernel is compiled for
 KERNEL_CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 LONG_ROW = 262144
-LONG_MESHES = ((16, 4), (4, 16))  # fsdp, context
+LONG_MESHES = ((16, 4), (4, 16), (1, 64))  # fsdp, context
 
 
 class Row(NamedTuple):
@@ -254,11 +254,17 @@ def keep_matmuls(config: MogaoConfig, say: Say) -> Iterator[Row]:
 
 
 def context(config: MogaoConfig, say: Say) -> Iterator[Row]:
-    """A row of 256k tokens over the context axis of v5p:4x4x4."""
+    """Rows of 256k tokens over the context axis of v5p:4x4x4, down to one row on all chips."""
     topology, peaks = topologies.parse("v5p:4x4x4"), []
     for fsdp, ways in LONG_MESHES:
         plan, _ = _plan(
-            on_mesh(with_rows(config, LONG_ROW), remat="full", fsdp=fsdp, context=ways),
+            on_mesh(
+                with_rows(config, LONG_ROW),
+                remat="full",
+                fsdp=fsdp,
+                context=ways,
+                weights="fsdp_and_context",
+            ),
             topology,
             say,
         )

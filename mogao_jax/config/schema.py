@@ -358,10 +358,11 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
-    weights: Literal["fsdp", "fsdp_and_data"] = _field(
+    weights: Literal["fsdp", "fsdp_and_data", "fsdp_and_context"] = _field(
         "fsdp",
-        "axes that weights, moments and averages are cut over; with data, too, weights are "
-        "gathered in two steps: for TPUs' tori, which gather along a line or a plane",
+        "axes that weights, moments and averages are cut over; over two, weights are gathered in "
+        "two steps. With data: for TPUs' tori, which gather along a line or a plane; with context: "
+        "for long rows, whose devices otherwise hold the state once each",
     )
     num_slices: int = _field(
         1,

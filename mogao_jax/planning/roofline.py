@@ -132,16 +132,23 @@ def sent_by_formula(
     found: dict[str, dict] = {}
 
     def add(axis: str, size: int, sent: float, what: str) -> None:
-        if size > 1:
-            found[axis] = {"sent": sent, "what": what}
+        if size > 1:  # weights alone over context come before what context sends otherwise
+            before = found.get(axis, {"sent": 0.0, "what": ""})
+            said = f"{before['what']}; {what}" if before["what"] else what
+            found[axis] = {"sent": before["sent"] + sent, "what": said}
 
     def summed(size: int) -> float:  # gradients, each chip's part of them
         return 2 * (size - 1) / size * gradient * trained / fsdp
 
-    over = "fsdp"
-    if config.mesh.weights == "fsdp_and_data":
-        over = "+".join(x for x in ("data", "fsdp") if mesh_shape[x] > 1)
-        data, fsdp = 1, data * fsdp
+    second = {"fsdp_and_data": "data", "fsdp_and_context": "context"}.get(config.mesh.weights)
+    over, summed_over_context = "fsdp", context
+    if second:
+        over = "+".join(x for x in MESH_AXES if x in ("fsdp", second) and mesh_shape[x] > 1)
+        fsdp *= mesh_shape[second]
+    if second == "data":
+        data = 1
+    elif second == "context":
+        summed_over_context = 1
     share = (fsdp - 1) / fsdp
     add(over, fsdp, a * share * (weights * 2 * width + trained * gradient),
         "weights gathered twice, gradients scattered")  # fmt: skip
@@ -151,7 +158,7 @@ def sent_by_formula(
         "activations summed after attention and FFN")  # fmt: skip
     kv = tokens * context * 2 * m.num_kv_heads * m.head_dim / tensor
     moved = (context - 1) / context * kv * m.num_layers * (2 * width + 4)
-    add("context", context, a * (moved + summed(context)),
+    add("context", context, a * (moved + summed(summed_over_context)),
         "keys and values gathered, gradients of these and of weights summed")  # fmt: skip
     return found
 

@@ -5,10 +5,12 @@ Models name what an axis *is*; this table says where it lives. Weights are cut t
 over "tensor". Activations follow the batch over "data" and "fsdp", and the tokens of a row over
 "context".
 
-`embed` may be cut over "data" as well (`WEIGHTS`, config `mesh.weights`). Weights are then gathered
-in two steps, and their gradients summed in two. That is for a TPU's torus of three dimensions:
-over a line or a plane of it, its compiler gathers, and sums and scatters; over all of it, it turns
-both into sums of whole arrays, which is twice the bytes and a whole copy more of each.
+`embed` may be cut over "data" or "context" as well (`WEIGHTS`, config `mesh.weights`). Weights are
+then gathered in two steps, and their gradients summed in two. With data that is for a TPU's torus
+of three dimensions: over a line or a plane of it, its compiler gathers, and sums and scatters; over
+all of it, it turns both into sums of whole arrays, which is twice the bytes and a whole copy more
+of each. With context it is for long rows: the more devices share a row, the fewer are left for
+fsdp, and without it each would hold a larger part of the state.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 _TABLE = dict(RULES)
 
 # What weights are cut over, outermost first; they are gathered from the last axis to the first.
-WEIGHTS = {"fsdp": ("fsdp",), "fsdp_and_data": ("fsdp", "data")}
+WEIGHTS = {
+    "fsdp": ("fsdp",),
+    "fsdp_and_data": ("fsdp", "data"),
+    "fsdp_and_context": ("fsdp", "context"),
+}
 _weights: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
     "mogao_jax_weights", default=WEIGHTS["fsdp"]
 )

@@ -361,6 +361,18 @@ def test_weights_cut_over_data_are_sent_over_data():
     assert roofline.by_link({("data", "fsdp"): 5.0}, slices, shape)["network"] == 5.0
 
 
+def test_weights_cut_over_context_are_sent_over_context():
+    """As over so many devices of fsdp; what context sends otherwise, but for weights' gradients."""
+    cfg = config(fsdp=2, context=4, weights="fsdp_and_context")
+    sent = _sent(cfg, fsdp=2, context=4)
+    assert sent["fsdp+context"] == _sent(config(fsdp=8), fsdp=8)["fsdp"]
+    m, p = cfg.model, cfg.packing
+    kv = (p.und_tokens + p.clean_tokens + p.noised_tokens) * 8 / 2 * m.num_kv_heads * m.head_dim
+    assert sent["context"] == pytest.approx(3 / 4 * 2 * kv * m.num_layers * 12)
+    alone = _sent(dataclasses.replace(cfg, train=TrainConfig(batch_rows=1)), context=8)
+    assert set(alone) == {"context"} and alone["context"] > sent["fsdp+context"]
+
+
 def test_every_device_along_context_has_a_part_of_all_gradients():
     cfg = dataclasses.replace(config(), train=TrainConfig(batch_rows=8, accumulate=3))
     m, p = cfg.model, cfg.packing

@@ -55,6 +55,12 @@ def test_weights_cut_over_data_too_train_as_on_one_device(sizes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 1, 1, 8)], ids=name)
+def test_weights_cut_over_context_too_train_as_on_one_device(sizes):
+    assert_as_alone(*mesh_training.train(sizes, "fsdp_and_context"))
+
+
+@pytest.mark.slow
 def test_training_by_two_processes_is_that_of_one_device(tmp_path):
     places = [pathlib.Path(m.__file__).parent for m in (mesh_training, tiny)]
     environment = {

@@ -45,6 +45,16 @@ def test_weights_cut_over_two_axes():
         assert rules.ambient_spec((8, 12), ("embed", "mlp")) == P(("fsdp",), ("tensor",))
 
 
+def test_weights_cut_over_context_leave_tokens_where_they_are():
+    long = rules.WEIGHTS["fsdp_and_context"]
+    assert rules.partition_spec(("q_heads", "head_dim", "embed"), long) == P(
+        "tensor", None, ("fsdp", "context")
+    )
+    assert rules.partition_spec(("act_batch", "act_len", "act_embed"), long) == P(
+        ("data", "fsdp"), "context", None
+    )
+
+
 def test_a_mesh_axis_is_used_once():
     assert rules.partition_spec(("embed", "embed")) == P("fsdp", None)
     assert rules.partition_spec(("embed", "act_batch")) == P("fsdp", "data")

@@ -157,6 +157,11 @@ def flags(
             f"it lie along some of them: config.mesh.data={two_axes[0]}, "
             f"config.mesh.fsdp={two_axes[1]}, config.mesh.weights='fsdp_and_data'."
         )
+    if shape["context"] > 1 and config.mesh.weights != "fsdp_and_context":
+        said.append(
+            f"the {shape['context']} chips that share a row each hold the same part of the state, "
+            "and sum whole gradients; config.mesh.weights='fsdp_and_context' cuts it over them."
+        )
     for name, size in replicated_arrays(boxed, mesh, config.mesh.weights)[:5]:
         said.append(
             f"state{name} ({size / 2**20:.0f} MiB) is whole on every chip: no mesh axis divides "

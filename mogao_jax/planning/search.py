@@ -42,7 +42,7 @@ def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]
                             config,
                             mesh=dataclasses.replace(
                                 config.mesh,
-                                **_weights(topology, repeat, rest),
+                                **_weights(topology, repeat, rest, context),
                                 tensor=tensor,
                                 context=context,
                                 num_slices=slices,
@@ -56,15 +56,17 @@ def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]
                         )
 
 
-def _weights(topology: Topology, repeat: int, rest: int) -> dict[str, Any]:
+def _weights(topology: Topology, repeat: int, rest: int, context: int) -> dict[str, Any]:
     """The data and fsdp axes of `rest` chips in each slice that repeat the weights so often.
 
     Where one slice of a TPU holds them once, the two axes lie along different axes of its torus.
+    Where rows are split, weights are cut over those devices too.
     """
     if topology.two_axes and topology.num_slices == repeat == 1 and rest == topology.num_chips:
         data, fsdp = topology.two_axes
         return {"data": data, "fsdp": fsdp, "weights": "fsdp_and_data"}
-    return {"data": topology.num_slices * repeat, "fsdp": rest // repeat, "weights": "fsdp"}
+    weights = "fsdp_and_context" if context > 1 else "fsdp"
+    return {"data": topology.num_slices * repeat, "fsdp": rest // repeat, "weights": weights}
 
 
 def search(

@@ -400,7 +400,19 @@ def test_on_a_torus_weights_lie_along_two_axes():
     once = [c.mesh for c in candidates(cfg, parse("v5p:4x4x4")) if c.mesh.data * c.mesh.fsdp == 64]
     assert {(m.data, m.fsdp) for m in once if m.weights == "fsdp_and_data"} == {(4, 16)}
     assert all(m.data > 1 for m in once)  # in one step, over all of it, they are never gathered
-    assert {c.mesh.weights for c in candidates(cfg, GPUS)} == {"fsdp"}
+    on_gpus = {(c.mesh.context > 1, c.mesh.weights) for c in candidates(cfg, GPUS)}
+    assert on_gpus == {(False, "fsdp"), (True, "fsdp_and_context")}
+
+
+def test_a_state_that_is_held_by_all_who_share_a_row_is_flagged(known):
+    def said(**sizes):
+        cfg = config(**sizes)
+        mesh = memory.abstract_mesh(cfg.mesh, 8)
+        return flags.flags(cfg, mesh, known.boxed, 0, 1e9, 2e9, [])
+
+    (flag,) = said(data=1, fsdp=2, context=4)
+    assert "4 chips that share a row" in flag and "weights='fsdp_and_context'" in flag
+    assert not said(data=1, fsdp=2, context=4, weights="fsdp_and_context")
 
 
 @pytest.mark.parametrize("machine", ["v5e-256", "v5p-64", "v5p-512", "v6e-64"])

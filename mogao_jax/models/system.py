@@ -123,6 +123,11 @@ def part_of(names: Sequence[str]) -> str:
     return next((p for p, keys in PARTS.items() if set(keys) & set(names)), names[0])
 
 
+def is_of_llm(names: Sequence[str]) -> bool:
+    """Whether a parameter comes with a language model, by the names on its path."""
+    return part_of(names) in ("embedding", "und branch", "final_norm", "lm_head")
+
+
 def count_parameters(params: Any) -> dict[str, int]:
     """Number of parameters per part: the first part whose module lies on the path, else by name.
 

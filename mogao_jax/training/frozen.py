@@ -12,10 +12,7 @@ from typing import Any
 import jax
 
 from mogao_jax.config.schema import OptimizerConfig
-
-# Outside of the layers, what comes with a language model; in them, its branch.
-_OF_LLM = ("token_embedding", "final_norm", "lm_head")
-_BRANCH = "und"
+from mogao_jax.models.system import is_of_llm
 
 
 def frozen_mask(params: Any, config: OptimizerConfig) -> Any:
@@ -27,7 +24,7 @@ def frozen_mask(params: Any, config: OptimizerConfig) -> Any:
 
     def one(path: tuple[Any, ...], _: Any) -> bool:
         names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
-        return config.frozen == "llm" and (names[0] in _OF_LLM or _BRANCH in names)
+        return config.frozen == "llm" and is_of_llm(names)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

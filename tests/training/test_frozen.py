@@ -16,7 +16,7 @@ from mogao_jax.config import check, load_config
 from mogao_jax.config.schema import MeshConfig, OptimizerConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.system import count_parameters, init_params, make_model
-from mogao_jax.porting.formats.qwen2 import is_of_llm
+from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.slots import slots
 from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.training.frozen import count_trained, frozen_mask, without_gradients
@@ -42,7 +42,9 @@ def test_frozen_is_what_a_language_model_fills(scan_layers, tie_embeddings):
         assert count_trained(params, LLM) == sum(count_parameters(params).values()) - frozen
         assert not any(jax.tree.leaves(frozen_mask(params, OptimizerConfig())))
     named = {name: (slot.leaf, slot.shape) for name, slot in slots(params).items()}
-    wanted = {leaf for name, (leaf, _) in named.items() if is_of_llm(name)}
+    table = [rule.ours for rule in qwen2.table(config.model) if rule.ours]
+    filled = {p.replace("{i}", str(i)) for p in table for i in range(config.model.num_layers)}
+    wanted = {leaf for name, (leaf, _) in named.items() if name in filled}
     found = {
         ".".join(str(k.key) for k in path)
         for path, m in jax.tree_util.tree_leaves_with_path(mask)
@@ -67,8 +69,10 @@ def _trained(optimizer: OptimizerConfig):
     return states
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-@pytest.mark.parametrize("moments_dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "moments_dtype"), [("adamw", "float32"), ("muon", "bfloat16")], ids=str
+)
 def test_frozen_parameters_stay_to_the_bit_and_all_others_move(kind, moments_dtype):
     optimizer = dataclasses.replace(LLM, kind=kind, moments_dtype=moments_dtype)
     states = _trained(optimizer)
@@ -83,6 +87,7 @@ def test_frozen_parameters_stay_to_the_bit_and_all_others_move(kind, moments_dty
                 assert same == frozen, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_trained_as_without():
     """The first step: later ones see other gradients, since the rest has moved."""
     plain = OptimizerConfig(warmup_steps=0, ema_decay=0.0, clip_norm=0.0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mogao_jax.config.schema import LayoutConfig, ModelConfig
 from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.models import system
 from mogao_jax.porting.formats.fields import Field, compare
 from mogao_jax.porting.sources import Renamed, TensorSource
 from mogao_jax.porting.tables import Rule
@@ -56,9 +57,8 @@ def table(model: ModelConfig) -> tuple[Rule, ...]:
 
 
 def is_of_llm(name: str) -> bool:
-    """Whether one of our parameters comes from the language model."""
-    outside = ("token_embedding", "final_norm.scale", "lm_head")
-    return name in outside or (name.startswith("layers.") and ".und." in name)
+    """Whether one of our parameters (by its slot's name) comes from the language model."""
+    return system.is_of_llm(name.split("."))
 
 
 def check_config(source: TensorSource, model: ModelConfig) -> None:

@@ -20,7 +20,8 @@ USAGE = """usage: mogao data ACTION ...
   fill     --config=FILE [--rows N]    how full rows are, and how fast the pipeline is
   budgets  --config=FILE [--num N] [--und-tokens N]
                                        packing budgets in proportion to the mixture
-  emoji    --zip PATH --out DIR        Noto emoji -> documents (captions, names, edits, series)
+  emoji    --zip PATH --out DIR [--count N]
+                                       Noto emoji -> documents (captions, names, edits, series)
   tfds     --documents PATH --out DIR  documents -> a tfds data set (array_record)
   tokenizer  --documents PATH... --out FILE [--vocab N]
                                        a byte-level BPE of one's own documents, to train with

@@ -80,11 +80,11 @@ def _over_slices(config: Any, topology: Any, keep_mesh: bool) -> Any:
     if keep_mesh:
         return config
     sizes = dict(abstract_mesh(config.mesh, topology.num_chips // slices).shape)
-    if config.mesh.weights == "fsdp_and_data":
-        sizes["data"], sizes["fsdp"] = 1, sizes["data"] * sizes["fsdp"]
-        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, weights="fsdp"))
+    weights = config.mesh.weights
+    if weights == "fsdp_and_data":
+        sizes["data"], sizes["fsdp"], weights = 1, sizes["data"] * sizes["fsdp"], "fsdp"
     sizes["data"] *= slices
-    mesh = dataclasses.replace(config.mesh, **sizes, num_slices=slices)
+    mesh = dataclasses.replace(config.mesh, **sizes, weights=weights, num_slices=slices)
     return dataclasses.replace(config, mesh=mesh)
 
 

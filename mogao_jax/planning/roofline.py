@@ -8,12 +8,13 @@ pass over the state, which overlaps with nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.planning.topology import Topology
 from mogao_jax.profiling.flops import branch_weights
-from mogao_jax.sharding.rules import MESH_AXES
+from mogao_jax.sharding.rules import MESH_AXES, WEIGHTS
 
 # Shares of a chip's published peaks that are taken to be reached: assumptions, printed with
 # every estimate. Matmuls as MaxText reports of dense models (docs/performance.md); attention's
@@ -140,15 +141,11 @@ def sent_by_formula(
     def summed(size: int) -> float:  # gradients, each chip's part of them
         return 2 * (size - 1) / size * gradient * trained / fsdp
 
-    second = {"fsdp_and_data": "data", "fsdp_and_context": "context"}.get(config.mesh.weights)
-    over, summed_over_context = "fsdp", context
-    if second:
-        over = "+".join(x for x in MESH_AXES if x in ("fsdp", second) and mesh_shape[x] > 1)
-        fsdp *= mesh_shape[second]
-    if second == "data":
-        data = 1
-    elif second == "context":
-        summed_over_context = 1
+    cut = WEIGHTS[config.mesh.weights]
+    over = "+".join(x for x in MESH_AXES if x in cut and mesh_shape[x] > 1)
+    fsdp = math.prod(mesh_shape[x] for x in cut)
+    # Whole gradients are summed over what does not cut them.
+    data, summing = (1 if x in cut else mesh_shape[x] for x in ("data", "context"))
     share = (fsdp - 1) / fsdp
     add(over, fsdp, a * share * (weights * 2 * width + trained * gradient),
         "weights gathered twice, gradients scattered")  # fmt: skip
@@ -158,7 +155,7 @@ def sent_by_formula(
         "activations summed after attention and FFN")  # fmt: skip
     kv = tokens * context * 2 * m.num_kv_heads * m.head_dim / tensor
     moved = (context - 1) / context * kv * m.num_layers * (2 * width + 4)
-    add("context", context, a * (moved + summed(summed_over_context)),
+    add("context", context, a * (moved + summed(summing)),
         "keys and values gathered, gradients of these and of weights summed")  # fmt: skip
     return found
 

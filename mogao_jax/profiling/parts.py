@@ -18,7 +18,7 @@ from mogao_jax.profiling.timing import time_calls
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.training import noise as noises
-from mogao_jax.training.frozen import frozen_mask, without_gradients
+from mogao_jax.training.frozen import without_gradients
 from mogao_jax.training.objective import losses, model_inputs
 from mogao_jax.training.state import TrainState
 
@@ -95,11 +95,8 @@ def time_parts(
 
     rate = jnp.zeros((), jnp.float32)
     decay = config.optimizer.ema_decay
-    frozen = frozen_mask(params, config.optimizer)
     update = jax.jit(
-        lambda s, g: s.apply_gradients(
-            g, transform, learning_rate=rate, ema_decay=decay, frozen=frozen
-        ),
+        lambda s, g: s.apply_gradients(g, transform, learning_rate=rate, ema_decay=decay),
         donate_argnums=0,
     )
 

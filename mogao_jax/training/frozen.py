@@ -1,7 +1,7 @@
 """Parameters that are not trained: config `optimizer.frozen`.
 
-They get no gradient (the backward pass leaves its matmuls out), no moments and no decay, and the
-moving average keeps them as they are: they stay what they were to the bit.
+They get no gradient (the backward pass leaves its matmuls out), no moments and no decay: they, and
+their moving average, stay what they were to the bit.
 """
 
 from __future__ import annotations

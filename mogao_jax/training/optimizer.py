@@ -249,14 +249,10 @@ def init_ema(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.array(p, dtype=jnp.float32, copy=True), params)
 
 
-def update_ema(ema: Any, params: Any, decay: float, num_updates: Any, frozen: Any = None) -> Any:
+def update_ema(ema: Any, params: Any, decay: float, num_updates: Any) -> Any:
     """`d ema + (1 - d) params` with d from `ema_decay_at`, in float32.
 
-    `frozen`: True for parameters whose average stays as it is, of `frozen_mask`; None: none.
+    As a step towards params: the average of what does not move (`frozen`) stays to the bit.
     """
     d = ema_decay_at(decay, jnp.asarray(num_updates, jnp.float32))
-
-    def one(e: Any, p: Any, stays: bool = False) -> Any:
-        return e if stays else d * e + (1 - d) * p.astype(jnp.float32)
-
-    return jax.tree.map(one, ema, params, *([] if frozen is None else [frozen]))
+    return jax.tree.map(lambda e, p: e + (1 - d) * (p.astype(jnp.float32) - e), ema, params)

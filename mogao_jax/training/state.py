@@ -48,21 +48,15 @@ class TrainState(NamedTuple):
         *,
         learning_rate: Any,
         ema_decay: float = 0.0,
-        frozen: Any = None,
     ) -> TrainState:
-        """One optimizer step.
-
-        Args:
-          learning_rate: float32[] of this step.
-          frozen: True for parameters that the transform leaves alone, of `frozen_mask`.
-        """
+        """One optimizer step. `learning_rate`: float32[] of this step."""
         updates, opt_state = transform.update(
             grads, self.opt_state, self.params, learning_rate=learning_rate
         )
         params = optax.apply_updates(self.params, updates)
         ema = self.ema_params
         if ema is not None:
-            ema = optim.update_ema(ema, params, ema_decay, self.step, frozen)
+            ema = optim.update_ema(ema, params, ema_decay, self.step)
         return TrainState(self.step + 1, params, opt_state, ema)
 
 

@@ -19,7 +19,7 @@ from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.balance import balanced
 from mogao_jax.training import noise as noises
-from mogao_jax.training.frozen import frozen_mask, without_gradients
+from mogao_jax.training.frozen import without_gradients
 from mogao_jax.training.objective import (
     breakdown,
     losses,
@@ -109,7 +109,6 @@ def make_train_step(
             transform,
             learning_rate=learning_rate,
             ema_decay=config.optimizer.ema_decay,
-            frozen=frozen_mask(grads, config.optimizer),
         )
         return state, metrics
 

@@ -104,7 +104,10 @@ def convert(
     with SafeZip(zip_path) as archive:
         emojis = read_index(archive.read("index.jsonl", MAX_INDEX_BYTES).decode("utf-8", "replace"))
         if count < 0 or count > len(emojis):
-            raise DataError(f"{count} emoji are asked for; the archive holds {len(emojis)}.")
+            raise DataError(
+                f"{count} emoji are asked for; the archive holds {len(emojis)}. Ask for 1 to "
+                "that many, or 0 for all (--count)."
+            )
         if count:
             emojis = [emojis[i * len(emojis) // count] for i in range(count)]
         try:

@@ -27,10 +27,9 @@ setup(
     package_data={
         "mogao_jax": [
             "py.typed",
-            "assets/*.safetensors",
-            "assets/*.json",
-            "data/shapes/tokenizer.json",
-            "report/*.html",
+            "worlds/shapes/assets/*.safetensors",
+            "worlds/shapes/tokenizer.json",
+            "tools/report/*.html",
             "gallery/*.html",
         ]
     },

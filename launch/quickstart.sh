@@ -16,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 workdir=runs/quickstart
 prompts=launch/prompts/quickstart.jsonl
-demo=mogao_jax/assets/demo.safetensors
+demo=mogao_jax/worlds/shapes/assets/demo.safetensors
 cases=${MOGAO_CASES:-16}
 steps=${MOGAO_STEPS:-50}
 for number in "$cases" "$steps"; do

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from mogao_jax.sampling.generator import Generator
+    from mogao_jax.sampling.pipeline import Pipeline
 
 __version__ = "0.1.0"
 
@@ -17,7 +17,7 @@ def load(
     weights: Literal["best", "ema", "raw"] = "best",
     max_context: int | None = None,
     **places: Any,
-) -> Generator:
+) -> Pipeline:
     """Loads a model to write and draw with.
 
         model = mogao_jax.load("demo")
@@ -34,6 +34,6 @@ def load(
     Raises:
       CheckpointError, ConfigError, RequestError: with the place and the remedy.
     """
-    from mogao_jax.sampling import generator  # brings JAX along: not for who asks the version
+    from mogao_jax.sampling import pipeline
 
-    return generator.load(path, weights=weights, max_context=max_context, **places)
+    return pipeline.load(path, weights=weights, max_context=max_context, **places)

@@ -188,7 +188,7 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     if config.kind == "byte":
         return ByteTokenizer()
     if config.kind == "shapes":
-        embedded = importlib.resources.files("mogao_jax") / "data" / "shapes" / "tokenizer.json"
+        embedded = importlib.resources.files("mogao_jax") / "worlds" / "shapes" / "tokenizer.json"
         with importlib.resources.as_file(embedded) as path:
             return BpeTokenizer(path)
     if config.kind == "file":

@@ -9,7 +9,7 @@ import numpy as np
 
 from mogao_jax.sampling.requests import (
     Finished,
-    Picture,
+    GeneratedImage,
     PictureProgress,
     PictureStarted,
     Result,
@@ -60,7 +60,7 @@ class FakeSampler:
                 tell(index, PictureProgress(step + 1, options.num_steps))
             pixels = np.full((height, width, 3), request.seed % 256, np.uint8)
             items.append(Image(pixels=pixels, role="assistant"))
-            tell(index, Picture(items[-1]))
+            tell(index, GeneratedImage(items[-1]))
         write(self.script[1])
         document = dataclasses.replace(
             request.document, items=(*request.document.items, *items), complete=True

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from mogao_jax.data.shapes.world import ShapesSource
 from mogao_jax.sampling.requests import Result
 from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.worlds.shapes.world import ShapesSource
 
 
 def whole(request) -> tuple[Document, int]:

@@ -13,11 +13,11 @@ import pytest
 from test_tokenizer import QWEN, small_bpe
 
 from mogao_jax.chat import ChatTemplate, read_template
-from mogao_jax.checkpoints import carried
+from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.config.schema import TokenizerConfig
 from mogao_jax.errors import CheckpointError, ConfigError, DocumentError
 from mogao_jax.sequence.document import Document, Text
-from mogao_jax.sequence.render import Token, render, render_prompt
+from mogao_jax.sequence.elements import Token, render, render_prompt
 from mogao_jax.tokenizer import SPECIAL_TOKENS, BpeTokenizer
 
 CHATML = (
@@ -131,16 +131,16 @@ def test_a_run_keeps_the_template_and_refuses_another(tmp_path):
     here.mkdir(), run.mkdir()
     tokenizer = tokenizer_with(here, WITH_SYSTEM)
     config = TokenizerConfig("file", str(here))
-    carried.keep_tokenizer(run, config)
+    sidecar_files.keep_tokenizer(run, config)
     kept = dataclasses.replace(config, path=str(run))
     assert BpeTokenizer(run).chat.source == WITH_SYSTEM
-    assert carried.file_digest(kept) == carried.file_digest(config)
-    meta = {"tokenizer": carried.describe_tokenizer(config, tokenizer)}
+    assert sidecar_files.file_digest(kept) == sidecar_files.file_digest(config)
+    meta = {"tokenizer": sidecar_files.describe_tokenizer(config, tokenizer)}
     other = tokenizer_with(here, CHATML)
     with pytest.raises(CheckpointError, match="another tokenizer"):
-        carried.check_tokenizer(meta, config, other, "run")
+        sidecar_files.check_tokenizer(meta, config, other, "run")
     with pytest.raises(CheckpointError, match="begun with another tokenizer"):
-        carried.keep_tokenizer(run, config)
+        sidecar_files.keep_tokenizer(run, config)
 
 
 def test_qwen_says_who_it_is_where_nobody_does(tmp_path):

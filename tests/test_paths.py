@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from mogao_jax.cli.writing import make_folder, write_text
+from mogao_jax.console.writing import make_folder, write_text
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.gallery.folder import Folder
 from mogao_jax.paths import expanded

@@ -15,7 +15,7 @@ import tiny_system as tiny
 from mogao_jax.checkpoints.exported import write_exported
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.encoder_weights import tiny_vae_config, tiny_vit_config
-from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.state import TrainState
 

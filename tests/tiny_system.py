@@ -22,8 +22,8 @@ from mogao_jax.config.schema import (
     VaeConfig,
     VitConfig,
 )
+from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import build, example_inputs, vit_feature_shape
-from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.batch import PackedBatch, Sizes
@@ -75,24 +75,24 @@ def _encoders() -> EncoderParams:
     return EncoderParams(vae_params, vit_params)
 
 
-def make_system(cfg: MogaoConfig = CONFIG) -> System:
+def load_modules(cfg: MogaoConfig = CONFIG) -> Modules:
     uses_vit = cfg.layout.understanding_encoder == "vit"
     model = build(cfg.model, cfg.vae, cfg.vit, vocab_size=TOKENIZER.vocab_size,
                   text_reads_vae=not uses_vit)  # fmt: skip
-    return System(
+    return Modules(
         cfg, model, FluxVae(cfg.vae), VisionTower(cfg.vit) if uses_vit else None, ("a", "b")
     )
 
 
-def initial_params(system: System):
-    cfg = system.config
+def initial_params(modules: Modules):
+    cfg = modules.config
     inputs = example_inputs((1, 8, 4, 4, 1), 64, vit_feature_shape(cfg.vit, "merger", 4))
-    return nn.unbox(jax.jit(system.model.init)(jax.random.key(0), inputs)["params"])
+    return nn.unbox(jax.jit(modules.model.init)(jax.random.key(0), inputs)["params"])
 
 
-def make_params(system: System, *, perturb: float = 0.05):
+def make_params(modules: Modules, *, perturb: float = 0.05):
     """Parameters with everything moved off its initial value, so that no path is zero."""
-    params = initial_params(system)
+    params = initial_params(modules)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     moved = [x + perturb * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -137,24 +137,24 @@ def rows(documents: list[list[Document]], cfg: MogaoConfig = CONFIG, **kwargs) -
 @functools.cache
 def _encode():
     """`model_inputs` of CONFIG's encoders, jitted once for all variants of the transformer."""
-    systems = {vit: make_system(config(layout={"understanding_encoder": vit}))
+    all_modules = {vit: load_modules(config(layout={"understanding_encoder": vit}))
                for vit in ("vit", "vae")}  # fmt: skip
     params = encoders()
 
     def encode(which, batch, key):
-        system = systems[which]
-        cfg = system.config
+        modules = all_modules[which]
+        cfg = modules.config
         noise = noises.draw(
             key, batch.images, cfg.objective, latent_channels=cfg.vae.latent_channels
         )
-        return model_inputs(system, params, batch, noise)
+        return model_inputs(modules, params, batch, noise)
 
     return jax.jit(encode, static_argnums=0)
 
 
-def inputs(batch: PackedBatch, system: System, seed: int = 5):
+def inputs(batch: PackedBatch, modules: Modules, seed: int = 5):
     """(MogaoInputs, velocities to predict) of a batch under a fixed key."""
-    which = system.config.layout.understanding_encoder
+    which = modules.config.layout.understanding_encoder
     return _encode()(which, batch, jax.random.key(seed))
 
 

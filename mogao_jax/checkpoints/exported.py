@@ -210,7 +210,7 @@ def read_params(path: str | os.PathLike, abstract: Any) -> Any:
 
     Args:
       path: the file.
-      abstract: nested dicts of ShapeDtypeStructs (`models.system.param_shapes` of the header's
+      abstract: nested dicts of ShapeDtypeStructs (`models.modules.param_shapes` of the header's
         config): every tensor of the file must be one of these, and each of these be there.
     Returns:
       Nested dicts of arrays on the default device, with the dtypes of `abstract`.

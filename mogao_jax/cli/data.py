@@ -237,12 +237,12 @@ def _encode(argv: list[str]) -> None:
         out=(str, None, "the folder to write"),
         dtype=(_float_dtype, "float32", "of the values on disk: float32 or float16"),
     )
-    from mogao_jax.encoders.precompute import encode_sources
-    from mogao_jax.models.system import make_system
+    from mogao_jax.models.modules import load_modules
+    from mogao_jax.precompute import encode_sources
 
-    system, encoders = make_system(config, load_tokenizer(config.tokenizer).vocab_size)
+    modules, encoders = load_modules(config, load_tokenizer(config.tokenizer).vocab_size)
     out = pathlib.Path(flags.out)
-    done = encode_sources(system, encoders, out, dtype=flags.dtype)
+    done = encode_sources(modules, encoders, out, dtype=flags.dtype)
     print(
         f"{out}: {done.pictures:,} pictures, {done.bytes / 2**20:.1f} MiB; "
         f"{done.skipped} records could not be read"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mogao_jax.cli import eval_pictures, eval_shapes
+from mogao_jax.cli import eval_retrieval
 from mogao_jax.errors import DataError
+from mogao_jax.worlds.shapes.commands import eval as eval_shapes
 
 USAGE = """usage: mogao eval BENCHMARK ...
 
@@ -16,7 +17,7 @@ USAGE = """usage: mogao eval BENCHMARK ...
 
 def main(argv: list[str]) -> int:
     """Dispatches on the benchmark; returns its exit status."""
-    benchmarks = {"shapes": eval_shapes.main, "pictures": eval_pictures.main}
+    benchmarks = {"shapes": eval_shapes.main, "pictures": eval_retrieval.main}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2

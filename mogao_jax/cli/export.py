@@ -7,12 +7,12 @@ import dataclasses
 import jax
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.carried import origin
 from mogao_jax.checkpoints.load_params import best_weights, load_params
-from mogao_jax.cli.parser import Parser
-from mogao_jax.cli.picture_options import add_picture_flags, picture_options
+from mogao_jax.checkpoints.sidecar_files import origin
 from mogao_jax.config.convert import from_dict
-from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.console.image_options import add_picture_flags, picture_options
+from mogao_jax.console.parser import Parser
+from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.tokenizer import load_tokenizer
 
 _NAMES = {"ema": "moving average", "raw": "raw parameters"}

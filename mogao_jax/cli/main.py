@@ -28,6 +28,14 @@ COMMANDS = {
     "bench": "what sampling costs, as ratios; and many generations in a row",
     "report": "an HTML page about a run",
 }
+# Commands that stand beside what they belong to; the others are modules of this folder.
+_ELSEWHERE = {
+    "encoders": "mogao_jax.worlds.shapes.commands.encoders",
+    "profile": "mogao_jax.tools.profile.command",
+    "plan": "mogao_jax.tools.plan.command",
+    "bench": "mogao_jax.tools.bench.command",
+    "report": "mogao_jax.tools.report.command",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,9 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def module_name(command: str) -> str:
+    """The dotted name of the module whose `main` runs the command."""
+    return _ELSEWHERE.get(command, f"mogao_jax.cli.{command}")
+
+
 def _module(command: str):
     """The command's module; imported only now, since most of them bring JAX along."""
-    name = f"mogao_jax.cli.{command}"
+    name = module_name(command)
     if importlib.util.find_spec(name) is None:
         raise MogaoError(f"the command {command!r} is not in this installation.")
     return importlib.import_module(name)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mogao_jax.cli.logs import configure_logging
-from mogao_jax.cli.parser import Parser
 from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.console.logs import configure_logging
+from mogao_jax.console.parser import Parser
 from mogao_jax.errors import ConfigError, RequestError
 from mogao_jax.paths import expanded
-from mogao_jax.profiling.process_memory import peak_bytes
+from mogao_jax.process_memory import peak_bytes
 
 USAGE = """usage: mogao port ACTION ...
 
@@ -170,7 +170,7 @@ def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConf
 
 def _config_of(llm: str | None) -> MogaoConfig:
     """The config that a whole Mogao of to-hf carries."""
-    from mogao_jax.porting.own import config_of_folder, is_mogao_folder
+    from mogao_jax.porting.mogao_checkpoint import config_of_folder, is_mogao_folder
     from mogao_jax.porting.safetensors_folder import read_json
 
     folder = expanded(llm or "")

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mogao_jax.cli import sample_prompts as prompts_lib
-from mogao_jax.cli.logs import configure_logging
-from mogao_jax.cli.parser import Parser
-from mogao_jax.cli.sample_options import TASKS
 from mogao_jax.cli.sample_progress import Progress
 from mogao_jax.cli.sample_prompts import Prompt, Refused
+from mogao_jax.console.logs import configure_logging
+from mogao_jax.console.parser import Parser
+from mogao_jax.console.sample_options import TASKS
 from mogao_jax.errors import EnvironmentProblem, RequestError
 from mogao_jax.gallery import page
 from mogao_jax.gallery.folder import PAGE, Folder, default_folder
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     prompts, refused = prompts_lib.read_prompts(arguments)
 
     # These bring JAX along: not for those who ask for help or mistype a flag.
-    from mogao_jax.cli.compile_cache import keep_compiled_programs
+    from mogao_jax.console.compile_cache import keep_compiled_programs
     from mogao_jax.sampling.loading import open_checkpoint
 
     keep_compiled_programs()
@@ -65,9 +65,9 @@ def main(argv: list[str]) -> int:
     _spare_inputs(folder, sources)
     model = opened.load()
 
-    from mogao_jax.sampling.generator import Generator
+    from mogao_jax.sampling.pipeline import Pipeline
 
-    generator = Generator(model, batch_size=arguments.batch_size, max_context=arguments.max_context)
+    generator = Pipeline(model, batch_size=arguments.batch_size, max_context=arguments.max_context)
     folder.clear()  # as --overwrite allows; not before all that can be checked is checked
     _Session(generator, folder, arguments, refused).run(prompts)
     if refused:

@@ -13,8 +13,8 @@ from mogao_jax.gallery.folder import Folder
 from mogao_jax.sampling.requests import (
     Event,
     Finished,
+    GeneratedImage,
     OnEvent,
-    Picture,
     PictureProgress,
     PictureStarted,
     TextChunk,
@@ -82,7 +82,7 @@ class Progress:
         elif isinstance(event, PictureProgress):
             self._drawing[index] = (event.step, event.num_steps)
             self._show()
-        elif isinstance(event, Picture):
+        elif isinstance(event, GeneratedImage):
             self._drawing.pop(index, None)
             if not self._drawing:
                 self._end_bar()

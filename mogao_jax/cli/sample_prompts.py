@@ -20,8 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mogao_jax.cli import sample_options
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.console import sample_options
 from mogao_jax.errors import DocumentError, MogaoError, RequestError
 from mogao_jax.sampling import lengths, prompts
 from mogao_jax.sampling.options import SamplingOptions

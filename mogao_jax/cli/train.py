@@ -18,27 +18,25 @@ from typing import Any
 
 import jax
 
-from mogao_jax.checkpoints.carried import describe_tokenizer, keep_origin, keep_tokenizer
-from mogao_jax.cli.compile_cache import keep_compiled_programs
-from mogao_jax.cli.logs import configure_logging
+from mogao_jax.checkpoints.sidecar_files import describe_tokenizer, keep_origin, keep_tokenizer
 from mogao_jax.config.checks import check, check_on_mesh
 from mogao_jax.config.convert import parse_config_args, to_dict
 from mogao_jax.config.schema import AttentionConfig, MogaoConfig
+from mogao_jax.console.compile_cache import keep_compiled_programs
+from mogao_jax.console.logs import configure_logging
 from mogao_jax.data.encoded import open_encoded
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches
-from mogao_jax.encoders.precompute import check_encoded
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import file_digests
-from mogao_jax.models.system import (
+from mogao_jax.models.modules import (
     EncoderParams,
-    System,
+    Modules,
     count_parameters,
     init_params,
-    make_system,
+    load_modules,
 )
-from mogao_jax.profiling.process_memory import peak_bytes
-from mogao_jax.report.data_view import save_data_sample
-from mogao_jax.report.run_facts import save_run_facts
+from mogao_jax.precompute import check_encoded
+from mogao_jax.process_memory import peak_bytes
 from mogao_jax.sequence.batch import EMPTY
 from mogao_jax.sharding import multihost, rules
 from mogao_jax.sharding.mesh import (
@@ -49,13 +47,15 @@ from mogao_jax.sharding.mesh import (
     split_cpu,
 )
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
+from mogao_jax.tools.report.data_view import save_data_sample
+from mogao_jax.tools.report.run_facts import save_run_facts
 from mogao_jax.training import workdir
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.frozen import count_trained
+from mogao_jax.training.init_from import load_initial_params
 from mogao_jax.training.loop import Counters, Evaluator, Parts, evaluated_params, train
 from mogao_jax.training.metrics import MetricsWriter, read_metrics
 from mogao_jax.training.optimizer import Optimizer, make_optimizer
-from mogao_jax.training.starting import load_start
 from mogao_jax.training.state import (
     TrainState,
     abstract_state,
@@ -111,13 +111,13 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         reader=reader,
         num_readers=num_readers,
     )
-    system, encoders = make_system(config, tokenizer.vocab_size)
+    modules, encoders = load_modules(config, tokenizer.vocab_size)
     if config.data.encoded:
-        check_encoded(open_encoded(config.data.encoded), system, encoders)
+        check_encoded(open_encoded(config.data.encoded), modules, encoders)
     encoders = jax.device_put(encoders, encoder_shardings(mesh, encoders, config.mesh.encoders))
 
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    init = functools.partial(init_params, config, system.model, jax.random.key(config.seed))
+    init = functools.partial(init_params, config, modules.model, jax.random.key(config.seed))
     ema_decay = config.optimizer.ema_decay
     abstract = abstract_state(init, optimizer.transform, mesh, ema_decay, config.mesh.weights)
     state_bytes = num_bytes(abstract)
@@ -147,11 +147,11 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         trained = count_trained(state.params, config.optimizer)
         if multihost.is_main():
             save_run_facts(folder, parameters=parameters, devices=jax.devices())
-        attention = system.model.config.attention
+        attention = modules.model.config.attention
         _say(_summary(config, folder, mesh, parameters, trained, state_bytes, step, attention))
 
         with MetricsWriter(folder, resume_step=step, tensorboard=multihost.is_main()) as writer:
-            evaluators, final = _evaluators(config, system, encoders, tokenizer, mesh, folder)
+            evaluators, final = _evaluators(config, modules, encoders, tokenizer, mesh, folder)
             if step == 0 and "validation" in evaluators:
                 untrained = evaluators["validation"](evaluated_params(state))
                 writer.write(0, untrained, split="validation_untrained")
@@ -159,7 +159,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
                 config=config,
                 mesh=mesh,
                 train_step=jax.jit(
-                    make_train_step(system, optimizer.transform),
+                    make_train_step(modules, optimizer.transform),
                     donate_argnums=0,
                     # As they came in: else XLA re-shards small leaves, and cannot reuse them.
                     out_shardings=(shardings_of(abstract), None),
@@ -171,7 +171,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
                 final_evaluators=final,
                 checkpointer=checkpointer,
                 writer=writer,
-                sources=system.sources,
+                sources=modules.sources,
                 should_stop=_stop_on_signals(),
             )
             state = train(parts, state, counters)
@@ -198,13 +198,13 @@ def _first_state(
     if not config.train.init_from:
         ema_decay = config.optimizer.ema_decay
         return init_state(init, optimizer.transform, mesh, ema_decay, config.mesh.weights)
-    params = load_start(config, abstract.params, tokenizer, report=_say)
+    params = load_initial_params(config, abstract.params, tokenizer, report=_say)
     return state_from(params, abstract, optimizer.transform)
 
 
 def _evaluators(
     config: MogaoConfig,
-    system: System,
+    modules: Modules,
     encoders: EncoderParams,
     tokenizer: Tokenizer,
     mesh: jax.sharding.Mesh,
@@ -227,13 +227,13 @@ def _evaluators(
             shown[0],
             tokenizer,
             folder,
-            sources=system.sources,
+            sources=modules.sources,
             text_reads_vae=config.layout.understanding_encoder == "vae",
         )
     blind = make_validation_batches(config, tokenizer, context=EMPTY, **share)
     blind = [hide_pictures(batch) for batch in blind]
-    step = jax.jit(make_eval_step(system))
-    make = functools.partial(make_evaluator, system, encoders, mesh, eval_step=step)
+    step = jax.jit(make_eval_step(modules))
+    make = functools.partial(make_evaluator, modules, encoders, mesh, eval_step=step)
     return {"validation": make(batches)}, {"validation_no_condition": make(blind)}
 
 

@@ -62,8 +62,8 @@ def open_source(
     """
     try:
         if config.kind == "shapes":
-            from mogao_jax.data.shapes.scene import fitting_world
-            from mogao_jax.data.shapes.world import ShapesSource
+            from mogao_jax.worlds.shapes.scene import fitting_world
+            from mogao_jax.worlds.shapes.world import ShapesSource
 
             fitting = fitting_world(world, images.max_pixels, images.max_side)
             return ShapesSource(config.task, seed, split, world=fitting, category=config.category)

@@ -1,5 +1,1 @@
-"""Benchmarks of what a model generates, one file each, and the scorers they judge with.
-
-from mogao_jax.evals.scorers.reader import read_picture
-from mogao_jax.evals.shapes import run
-"""
+"""Scores of what a model generates that need no particular world."""

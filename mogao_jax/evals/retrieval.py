@@ -21,12 +21,12 @@ import numpy as np
 from mogao_jax import images as image_ops
 from mogao_jax.config.schema import ImageConfig
 from mogao_jax.errors import DataError, DocumentError
-from mogao_jax.evals.cards import Card, Picture
-from mogao_jax.evals.shares import Share, count
+from mogao_jax.evals.proportion import Proportion, count
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.sequence.pictures import native_pixels
+from mogao_jax.sequence.geometry import native_pixels
+from mogao_jax.worlds.shapes.evals.cards import Card, CardImage
 
 BLOCK = 4
 NEAR = (1, 5)  # ranks that are reported
@@ -80,7 +80,7 @@ class Retrieval:
     judged: tuple[Judged, ...]
     size: int
 
-    def within(self, rank: int) -> Share:
+    def within(self, rank: int) -> Proportion:
         """How often the wanted picture is among the `rank` nearest."""
         return count(0 < j.rank <= rank for j in self.judged)
 
@@ -89,7 +89,7 @@ class Retrieval:
         return min(1.0, rank / self.size)
 
     @property
-    def changed(self) -> Share:
+    def changed(self) -> Proportion:
         """Of edits: how often the picture is nearer to the wanted one than to the given one."""
         return count(bool(j.changed) for j in self.judged if j.changed is not None)
 
@@ -268,9 +268,9 @@ def _psnr(drawn: np.ndarray, wanted: np.ndarray) -> float:
 def card(judged: Judged) -> Card:
     """A case as people look at it: what was given, what was drawn, what was asked for."""
     words = " / ".join(x.text for x in judged.task.prompt.items if isinstance(x, Text))
-    pictures = [] if judged.task.given is None else [Picture(judged.task.given, "given")]
+    pictures = [] if judged.task.given is None else [CardImage(judged.task.given, "given")]
     if judged.drawn is not None:
-        pictures.append(Picture(judged.drawn, "drawn", judged.rank == 1))
-    pictures.append(Picture(judged.task.wanted, "asked for"))
+        pictures.append(CardImage(judged.drawn, "drawn", judged.rank == 1))
+    pictures.append(CardImage(judged.task.wanted, "asked for"))
     reason = f"the asked one is number {judged.rank}" if judged.rank else "nothing was drawn"
     return Card(words, tuple(pictures), "", judged.rank == 1, reason)

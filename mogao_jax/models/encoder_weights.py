@@ -271,7 +271,7 @@ def _vit_example(config: VitConfig):
 
 def _embedded_path(part: str) -> pathlib.Path:
     package = pathlib.Path(str(importlib.resources.files("mogao_jax")))
-    return package / "assets" / _EMBEDDED_FILES[part]
+    return package / "worlds" / "shapes" / "assets" / _EMBEDDED_FILES[part]
 
 
 def _names(path: pathlib.Path) -> list[str]:

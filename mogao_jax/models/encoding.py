@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mogao_jax.models.layers import constrain
-from mogao_jax.models.system import EncoderParams, System
+from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.vae import encode_images, latents_of_moments, patchify_latents
 from mogao_jax.models.vit import whole
 from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.sequence.batch import GenStream, ImageTable, PackedBatch
-from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, splitting_axes
+from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, sharded_axes
 
 
 def encode_batch(
-    system: System, encoders: EncoderParams, batch: PackedBatch, posterior: jax.Array
+    modules: Modules, encoders: EncoderParams, batch: PackedBatch, posterior: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the frozen encoders: each image once, however many copies it has.
 
@@ -27,22 +27,22 @@ def encode_batch(
       tokens of latents float32[B, I * tokens of the canvas, 64] and ViT features (see
       `MogaoInputs.vit_features`).
     """
-    tokens = patchify_latents(_latents(system, encoders.vae, batch.images, posterior))
+    tokens = patchify_latents(_latents(modules, encoders.vae, batch.images, posterior))
     tokens = constrain(tokens, "act_batch", *(None,) * 3)
     tokens = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])
-    if system.vit is None:
+    if modules.vit is None:
         rows, num_patches = batch.vit.segment.shape
-        shape = (rows, num_patches, system.config.vit.embed_dim)
+        shape = (rows, num_patches, modules.config.vit.embed_dim)
         return jax.lax.stop_gradient(tokens), jnp.zeros(shape, jnp.float32)
     features = batch.vit.features
     if features is None:
-        features = system.vit.apply({"params": whole(encoders.vit)}, *batch.vit[:3])
+        features = modules.vit.apply({"params": whole(encoders.vit)}, *batch.vit[:3])
     return jax.lax.stop_gradient((tokens, features))
 
 
-def _latents(system: System, params: Any, images: ImageTable, posterior: jax.Array) -> jax.Array:
+def _latents(modules: Modules, params: Any, images: ImageTable, posterior: jax.Array) -> jax.Array:
     """Model-scaled latents float32[B, I, Hc/8, Wc/8, 16]; looked up where they are in the batch."""
-    config = system.config.vae
+    config = modules.config.vae
     if images.moments is not None:
         noise = posterior if config.sample_posterior else None
         return latents_of_moments(images.moments, images.size, config, noise)
@@ -50,11 +50,11 @@ def _latents(system: System, params: Any, images: ImageTable, posterior: jax.Arr
     if config.sample_posterior:
         given.append(posterior)
     # Each device encodes its own images; frozen weights that are cut up are gathered here.
-    rows = splitting_axes(BATCH_AXES, images.pixels.shape[0])
-    spare = splitting_axes(SPARE_AXES, images.pixels.shape[1])
+    rows = sharded_axes(BATCH_AXES, images.pixels.shape[0])
+    spare = sharded_axes(SPARE_AXES, images.pixels.shape[1])
     spec = PartitionSpec(rows or None, spare or None)
     encode = per_shard(
-        functools.partial(encode_images, system.vae),
+        functools.partial(encode_images, modules.vae),
         (PartitionSpec(), *(spec for _ in given)),
         spec,
     )

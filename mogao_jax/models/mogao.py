@@ -19,7 +19,7 @@ from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, Vit
 from mogao_jax.flow import linear_velocity
 from mogao_jax.models import cache as caches
 from mogao_jax.models.block import Block, Rotations, Streams
-from mogao_jax.models.embed import TimestepEmbedder, VelocityHead, VitMerger
+from mogao_jax.models.connectors import TimestepEmbedder, VelocityHead, VitMerger
 from mogao_jax.models.gen_stream import join_gen, split_gen
 from mogao_jax.models.layers import Linear, constrain, gathered, zeros
 from mogao_jax.models.remat import rematerialised

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax.config.schema import VaeConfig
-from mogao_jax.models.masked import Conv, halve, image_mask, inside, upsample
+from mogao_jax.models.masked_layers import Conv, halve, image_mask, inside, upsample
 
 Array = jax.Array
 

@@ -18,7 +18,7 @@ import numpy as np
 from einops import rearrange
 
 from mogao_jax.config.schema import VaeConfig
-from mogao_jax.models.masked import (
+from mogao_jax.models.masked_layers import (
     Conv,
     GroupNorm,
     halve,

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 
 from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.ops.table_shards import Cut, cut_of, scatter_gradient, table_spec, whole_table
-from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES, SPARE_AXES, splitting_axes, ways
+from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES, SPARE_AXES, sharded_axes, ways
 
 
 def cross_entropy(
@@ -66,11 +66,11 @@ def cross_entropy(
     if hidden.shape[1] == 0:
         return jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)
     # Tokens know nothing of each other: over "tensor", too, it is they that are split.
-    length_axes = splitting_axes(SPARE_AXES, hidden.shape[1])
-    length_axes = length_axes or splitting_axes(LENGTH_AXES, hidden.shape[1])
+    length_axes = sharded_axes(SPARE_AXES, hidden.shape[1])
+    length_axes = length_axes or sharded_axes(LENGTH_AXES, hidden.shape[1])
     chunk = min(chunk, hidden.shape[1] // ways(length_axes))
     spec = table_spec(table.shape)
-    rows = splitting_axes(batch_axes, hidden.shape[0])
+    rows = sharded_axes(batch_axes, hidden.shape[0])
     tokens = PartitionSpec(rows or None, length_axes or None)
     compute = per_shard(
         functools.partial(_cross_entropy, chunk, cut_of(spec)),

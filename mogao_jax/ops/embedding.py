@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.ops.table_shards import Cut, cut_of, scatter_gradient, table_spec, whole_table
-from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES, free_axes, splitting_axes
+from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES, sharded_axes, unmapped_axes
 
 
 def embed_tokens(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
@@ -22,11 +22,11 @@ def embed_tokens(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
 
     Under an ambient mesh every device looks up its own tokens in the whole table.
     """
-    if not free_axes():
+    if not unmapped_axes():
         return jnp.take(table, tokens, axis=0).astype(dtype)
     spec = table_spec(table.shape)
-    rows = splitting_axes(BATCH_AXES, tokens.shape[0]) or None
-    length = splitting_axes(LENGTH_AXES, tokens.shape[1]) or None
+    rows = sharded_axes(BATCH_AXES, tokens.shape[0]) or None
+    length = sharded_axes(LENGTH_AXES, tokens.shape[1]) or None
     compute = per_shard(
         functools.partial(_embed, cut_of(spec), jnp.dtype(dtype)),
         (spec, PartitionSpec(rows, length)),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from mogao_jax.sharding.ambient import free_axes
+from mogao_jax.sharding.ambient import unmapped_axes
 
 
 def per_shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -24,7 +24,7 @@ def per_shard(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Ca
       function: it communicates, if at all, by collectives over the named axes.
       in_specs, out_specs: trees of PartitionSpec, as of `jax.shard_map`.
     """
-    axes = free_axes()
+    axes = unmapped_axes()
     if not axes:
         return function
     mesh = jax.sharding.get_abstract_mesh()

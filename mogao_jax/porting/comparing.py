@@ -15,9 +15,9 @@ import numpy as np
 from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.from_hf import Place
 from mogao_jax.porting.inspecting import open_any
-from mogao_jax.porting.own import OwnModel
-from mogao_jax.porting.sources import TensorSource, Turned
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.tables import compress, match
+from mogao_jax.porting.tensor_sources import TensorSource, TransformedSource
 from mogao_jax.porting.transforms import Shape
 
 
@@ -89,7 +89,7 @@ def compare(a: Place, b: Place) -> Comparison:
         else:
             values.append(difference)
     for source in (first, second):
-        if isinstance(source, OwnModel):
+        if isinstance(source, MogaoCheckpoint):
             source.verify()
     return Comparison(
         same,
@@ -142,7 +142,7 @@ def _difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
 
 def _alike(a: TensorSource, b: TensorSource) -> tuple[TensorSource, TensorSource, str]:
     """Both by the same names; and a word on what is compared."""
-    own = isinstance(a, OwnModel), isinstance(b, OwnModel)
+    own = isinstance(a, MogaoCheckpoint), isinstance(b, MogaoCheckpoint)
     if own == (True, False) and _is_llm(b):
         return _Part(a), _as_own(b, a), "the und branch of A against the language model B"
     if own == (False, True) and _is_llm(a):
@@ -175,10 +175,10 @@ class _Part:
 
 def _as_own(llm: TensorSource, model: TensorSource) -> TensorSource:
     """A language model by our names, shaped as `model` has them."""
-    assert isinstance(model, OwnModel)
+    assert isinstance(model, MogaoCheckpoint)
     source = qwen2.of_the_model_alone(llm)
     wanted = _Part(model).shapes
     table = qwen2.table(model.model_config.model)
     qwen2.check_tied_head(source, model.model_config.model)
     plan = match(table, source.shapes, wanted, place=repr(llm.place))
-    return Turned(source, plan, wanted)
+    return TransformedSource(source, plan, wanted)

@@ -18,20 +18,20 @@ import numpy as np
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models import encoder_weights
-from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
 from mogao_jax.porting.initialising import Initialiser, unflatten
+from mogao_jax.porting.param_specs import ParamSpec, shapes_of, slots
 from mogao_jax.porting.safetensors_folder import SafetensorsFolder, require_floats
-from mogao_jax.porting.slots import Slot, shapes_of, slots
-from mogao_jax.porting.sources import Joined, Renamed, TensorSource
 from mogao_jax.porting.tables import Pair, Plan, Rule, match
+from mogao_jax.porting.tensor_sources import ChainedSource, PrefixedSource, TensorSource
 
 Place = str | os.PathLike
 ROWS_BYTES = 64 * 2**20  # larger tensors are read in parts, where their rows are rows of ours
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """A part of a leaf, ready to be put in its place.
 
     Attributes:
@@ -49,7 +49,7 @@ class ModelPlan(NamedTuple):
     """How a whole model comes about.
 
     Attributes:
-      shapes: of the parameter tree (`models.system.param_shapes`).
+      shapes: of the parameter tree (`models.modules.param_shapes`).
       slots: all parameters, by name.
       source: of the file's tensors; None: everything is initialised.
       pairs: tensor -> our names (two for a branch that is copied).
@@ -59,7 +59,7 @@ class ModelPlan(NamedTuple):
     """
 
     shapes: Any
-    slots: dict[str, Slot]
+    slots: dict[str, ParamSpec]
     source: TensorSource | None
     pairs: list[tuple[Pair, list[str]]]
     fresh: dict[str, list[int] | None]
@@ -155,17 +155,17 @@ def open_vae(place: Place | TensorSource, **options: Any) -> TensorSource:
         halves = {half: folder / file for half, file in taef1.FILES.items()}
         if folder.is_dir() and any(file.is_file() for file in halves.values()):
             parts = [
-                Renamed(SafetensorsFolder(file, **options), "", prefix=f"{half}.")
+                PrefixedSource(SafetensorsFolder(file, **options), "", prefix=f"{half}.")
                 for half, file in halves.items()
             ]
-            return Joined(str(folder), *parts)
+            return ChainedSource(str(folder), *parts)
     return open_tensors(place, **options)
 
 
 def match_llm(
     source: TensorSource,
     config: MogaoConfig,
-    found: dict[str, Slot],
+    found: dict[str, ParamSpec],
     allow_missing: Sequence[str] = (),
 ) -> Plan:
     """Pairs an LLM's tensors with the slots that come from it."""
@@ -252,16 +252,16 @@ def _plan_encoder(table: Sequence[Rule], source: TensorSource, template: Any) ->
 # -------------------------------------------------------------------------------- carrying out
 
 
-def pieces(model: ModelPlan, initialiser: Initialiser | None = None) -> Iterator[Piece]:
+def pieces(model: ModelPlan, initialiser: Initialiser | None = None) -> Iterator[Chunk]:
     """Everything that a plan says, each tensor read once, no more than one at a time in memory."""
     if model.fresh and initialiser is None:
         raise ValueError("a plan with fresh leaves needs an initialiser")
     for leaf, value in initialiser.leaves(list(model.fresh)) if initialiser else ():
         layers = model.fresh[leaf]
         if layers is None:
-            yield Piece(leaf, 0, value)
+            yield Chunk(leaf, 0, value)
         for i in layers or ():
-            yield Piece(leaf, i, value[i : i + 1])
+            yield Chunk(leaf, i, value[i : i + 1])
     for pair, names in model.pairs:
         assert model.source is not None
         yield from _of_tensor(model, pair, names)
@@ -270,7 +270,7 @@ def pieces(model: ModelPlan, initialiser: Initialiser | None = None) -> Iterator
             yield from _more_rows(model, pair, names, initialiser)
 
 
-def _of_tensor(model: ModelPlan, pair: Pair, names: list[str]) -> Iterator[Piece]:
+def _of_tensor(model: ModelPlan, pair: Pair, names: list[str]) -> Iterator[Chunk]:
     source = model.source
     assert source is not None
     shape = source.shapes[pair.key]
@@ -281,7 +281,7 @@ def _of_tensor(model: ModelPlan, pair: Pair, names: list[str]) -> Iterator[Piece
         for start in range(0, shape[0], step):
             rows = source.read_rows(pair.key, start, min(shape[0], start + step))
             for name in names:
-                yield Piece(model.slots[name].leaf, start, rows.astype(model.slots[name].dtype))
+                yield Chunk(model.slots[name].leaf, start, rows.astype(model.slots[name].dtype))
         return
     tensor = source.read(pair.key)
     have = (shape[0], *first.shape[1:]) if pair.name in model.grown else first.shape
@@ -290,20 +290,20 @@ def _of_tensor(model: ModelPlan, pair: Pair, names: list[str]) -> Iterator[Piece
     del tensor
     for name in names:  # of one shape and dtype: a branch and its copy
         slot = model.slots[name]
-        yield Piece(slot.leaf, slot.layer or 0, value if slot.layer is None else value[None])
+        yield Chunk(slot.leaf, slot.layer or 0, value if slot.layer is None else value[None])
 
 
-def _more_rows(model, pair, names, initialiser) -> Iterator[Piece]:
+def _more_rows(model, pair, names, initialiser) -> Iterator[Chunk]:
     """Rows of new tokens: of the spread that the file's own rows have."""
     have = model.grown[pair.name]
     sample = model.source.read_rows(pair.key, 0, min(have, 4096)).astype(np.float32)
     spread = float(sample.std())
     for name in names:
         slot = model.slots[name]
-        yield Piece(slot.leaf, have, initialiser.rows(slot, have, slot.shape[0], spread))
+        yield Chunk(slot.leaf, have, initialiser.rows(slot, have, slot.shape[0], spread))
 
 
-def _collect(model: ModelPlan, parts: Iterator[Piece]) -> dict[str, Any]:
+def _collect(model: ModelPlan, parts: Iterator[Chunk]) -> dict[str, Any]:
     arrays: dict[str, np.ndarray] = {}
     shapes = leaf_shapes(model.slots)
     for leaf, start, value in parts:
@@ -313,7 +313,7 @@ def _collect(model: ModelPlan, parts: Iterator[Piece]) -> dict[str, Any]:
     return unflatten({leaf: jnp.asarray(x) for leaf, x in arrays.items()})
 
 
-def leaf_shapes(found: dict[str, Slot]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def leaf_shapes(found: dict[str, ParamSpec]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Leaf -> (shape, dtype) of the arrays that slots lie in."""
     layers: dict[str, int] = {}
     for slot in found.values():
@@ -355,11 +355,11 @@ def _rows(source: TensorSource | None) -> int:
     return 1
 
 
-def _llm_slots(found: dict[str, Slot]) -> dict[str, Slot]:
+def _llm_slots(found: dict[str, ParamSpec]) -> dict[str, ParamSpec]:
     return {name: slot for name, slot in found.items() if qwen2.is_of_llm(name)}
 
 
-def _fresh(found: dict[str, Slot], filled: set[str]) -> dict[str, list[int] | None]:
+def _fresh(found: dict[str, ParamSpec], filled: set[str]) -> dict[str, list[int] | None]:
     """Leaves that are not filled, and which layers of those that are filled in part."""
     absent: dict[str, list[int] | None] = {}
     partly = {found[name].leaf for name in filled}
@@ -373,14 +373,14 @@ def _fresh(found: dict[str, Slot], filled: set[str]) -> dict[str, list[int] | No
     return absent
 
 
-def _copies(name: str, config: MogaoConfig, found: dict[str, Slot]) -> list[str]:
+def _copies(name: str, config: MogaoConfig, found: dict[str, ParamSpec]) -> list[str]:
     """Our names that one tensor of the LLM fills: a layer's und branch, and its gen branch."""
     twin = name.replace(".und.", ".gen.")
     copied = config.porting.gen_branch == "copy" and twin != name and twin in found
     return [name, twin] if copied else [name]
 
 
-def _grown(plan: Plan, source: TensorSource, found: dict[str, Slot]) -> dict[str, int]:
+def _grown(plan: Plan, source: TensorSource, found: dict[str, ParamSpec]) -> dict[str, int]:
     rows = {pair.name: source.shapes[pair.key][0] for pair in plan.pairs}
     same = ("token_embedding", "lm_head")
     return {n: rows[n] for n in same if n in rows and rows[n] < found[n].shape[0]}

@@ -17,8 +17,8 @@ from flax import traverse_util
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.layers import fan_in
-from mogao_jax.models.system import init_params, make_model
-from mogao_jax.porting.slots import Slot, is_stacked
+from mogao_jax.models.modules import init_params, make_model
+from mogao_jax.porting.param_specs import ParamSpec, is_stacked
 from mogao_jax.sharding import rules
 
 _LARGE_BYTES = 256 * 2**20
@@ -33,7 +33,7 @@ class Initialiser:
     def __init__(self, config: MogaoConfig, shapes: Any, key: jax.Array):
         """
         Args:
-          shapes: of the parameter tree (`models.system.param_shapes`).
+          shapes: of the parameter tree (`models.modules.param_shapes`).
           key: of the model's initialiser; training uses `jax.random.key(config.seed)`.
         """
         self._config, self._key = config, key
@@ -75,7 +75,7 @@ class Initialiser:
                 return np.broadcast_to(first.flat[0], shape.shape)
         return self._made(self._config, [name])[name]
 
-    def rows(self, slot: Slot, start: int, stop: int, spread: float) -> np.ndarray:
+    def rows(self, slot: ParamSpec, start: int, stop: int, spread: float) -> np.ndarray:
         """Rows of a table that is longer than the file's: normal, of the given deviation."""
         key = jax.random.fold_in(self._key, start)
         shape = (stop - start, *slot.shape[1:])

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 from mogao_jax.checkpoints.fingerprint import RunningFingerprint
-from mogao_jax.models.system import part_of
+from mogao_jax.models.modules import part_of
 from mogao_jax.porting.from_hf import Place, open_vae
-from mogao_jax.porting.own import OwnModel, is_own
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, is_own
 from mogao_jax.porting.safetensors_file import FLOATS
-from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import compress
+from mogao_jax.porting.tensor_sources import TensorSource
 from mogao_jax.porting.transforms import Shape
 
 
@@ -58,7 +58,7 @@ class Inspection:
 
 def open_any(place: Place) -> TensorSource:
     """A model of ours (checkpoint, exported file, folder), or others' safetensors."""
-    return OwnModel(place) if is_own(place) else open_vae(place, allow_non_finite=True)
+    return MogaoCheckpoint(place) if is_own(place) else open_vae(place, allow_non_finite=True)
 
 
 def inspect(place: Place, *, verify: bool = False) -> Inspection:
@@ -70,12 +70,12 @@ def inspect(place: Place, *, verify: bool = False) -> Inspection:
       CheckpointError: nothing there that can be read; or, with `verify`, it is damaged.
     """
     source = open_any(place)
-    part_of = _own_part if isinstance(source, OwnModel) else _their_part
+    part_of = _own_part if isinstance(source, MogaoCheckpoint) else _their_part
     parts: dict[str, list[str]] = {}
     for name in source.shapes:
         parts.setdefault(part_of(name), []).append(name)
     lines = {part: _lines(source, names) for part, names in parts.items()}
-    if not isinstance(source, OwnModel):
+    if not isinstance(source, MogaoCheckpoint):
         kind = source.config.get("architectures") or [source.config.get("_class_name", "")]
         title = f"safetensors of {kind[0]}" if kind[0] else "safetensors"
         return Inspection(title, lines, _fingerprint(source), {})

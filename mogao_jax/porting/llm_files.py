@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mogao_jax.chat import SETTINGS, TEMPLATE
-from mogao_jax.checkpoints import carried
+from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import CheckpointError, ConfigError
@@ -17,7 +17,7 @@ from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
 from mogao_jax.porting.from_hf import Place
 from mogao_jax.porting.safetensors_folder import folder_of
-from mogao_jax.porting.sources import TensorSource
+from mogao_jax.porting.tensor_sources import TensorSource
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -26,7 +26,7 @@ class Settled(NamedTuple):
 
     Attributes:
       config: with it.
-      facts: what meta says of it (`carried.describe_tokenizer`).
+      facts: what meta says of it (`sidecar_files.describe_tokenizer`).
       notes: what nothing could be held against, for people.
     """
 
@@ -47,7 +47,7 @@ def settle_tokenizer(
     Raises:
       CheckpointError: the tokenizer belongs to another model.
     """
-    own = None if llm is None else folder_of(llm) / carried.TOKENIZER
+    own = None if llm is None else folder_of(llm) / sidecar_files.TOKENIZER
     own = own if own is not None and own.is_file() else None
     wanted = config.tokenizer
     if given is not None:
@@ -63,7 +63,7 @@ def settle_tokenizer(
             "--tokenizer, or more rows with config.model.vocab_size (and "
             "config.porting.vocabulary='extend')."
         )
-    facts = carried.describe_tokenizer(wanted, text)
+    facts = sidecar_files.describe_tokenizer(wanted, text)
     notes: list[str] = []
     theirs = TokenizerConfig("file", str(own)) if own is not None else _without_file(source)
     if theirs is not None:
@@ -85,7 +85,7 @@ def settle_tokenizer(
             )
         if given is None:
             notes.append(
-                f"{source.place!r} brings no {carried.TOKENIZER}: whether {name} "
+                f"{source.place!r} brings no {sidecar_files.TOKENIZER}: whether {name} "
                 f"({text.vocab_size:,} tokens; the embedding has {rows:,} rows) is the one it "
                 "learned with was not checked. Its own is given with --tokenizer"
             )
@@ -97,8 +97,8 @@ def copy_files(folder: pathlib.Path, config: MogaoConfig, llm: Place | None) -> 
 
     A chat template goes along with its own tokenizer alone.
     """
-    carried.keep_tokenizer(folder, config.tokenizer)
-    for name in set(carried.COMPANIONS) - {SETTINGS, TEMPLATE}:
+    sidecar_files.keep_tokenizer(folder, config.tokenizer)
+    for name in set(sidecar_files.COMPANIONS) - {SETTINGS, TEMPLATE}:
         if llm is not None and (file := folder_of(llm) / name).is_file():
             shutil.copyfile(file, folder / name)
 
@@ -109,10 +109,12 @@ def copy_files(folder: pathlib.Path, config: MogaoConfig, llm: Place | None) -> 
 def _require_same(
     theirs: TokenizerConfig, wanted: TokenizerConfig, text: Tokenizer, facts: Mapping[str, Any]
 ) -> None:
-    if theirs == wanted or (theirs.kind == "file" and carried.file_digest(theirs) == facts["file"]):
+    if theirs == wanted or (
+        theirs.kind == "file" and sidecar_files.file_digest(theirs) == facts["file"]
+    ):
         return
     other = load_tokenizer(theirs)
-    if carried.tokenizer_digest(other) != facts["digest"]:
+    if sidecar_files.tokenizer_digest(other) != facts["digest"]:
         path = f" --config.tokenizer.path={theirs.path}" if theirs.path else ""
         raise CheckpointError(
             f"{theirs.path or theirs.kind!r} is another tokenizer or chat template "

@@ -25,24 +25,24 @@ from typing import Any, NamedTuple
 import jax
 import tqdm
 
-from mogao_jax.checkpoints import carried, files
-from mogao_jax.checkpoints.by_parts import PartWriter
+from mogao_jax.checkpoints import files, sidecar_files
+from mogao_jax.checkpoints.chunked_io import PartWriter
 from mogao_jax.config.checks import check_architecture
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models import encoder_weights
-from mogao_jax.models.system import count_parameters
+from mogao_jax.models.modules import count_parameters
 from mogao_jax.porting import from_hf
+from mogao_jax.porting.atomic import absent, unfinished
 from mogao_jax.porting.formats import flux_vae, taef1
 from mogao_jax.porting.from_hf import ModelPlan, Place
 from mogao_jax.porting.initialising import Initialiser
 from mogao_jax.porting.llm_files import copy_files, settle_tokenizer
+from mogao_jax.porting.param_specs import slots
 from mogao_jax.porting.safetensors_writer import ShardWriter
-from mogao_jax.porting.slots import slots
-from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import Plan
-from mogao_jax.porting.unfinished import absent, unfinished
+from mogao_jax.porting.tensor_sources import TensorSource
 
 LEFT = "vit_left.safetensors"
 
@@ -239,7 +239,7 @@ def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[Encoder])
         weights = str(out / f"{encoder.part}.safetensors")
         changed[encoder.part] = dataclasses.replace(encoder.config, weights=weights)
     if config.tokenizer.kind == "file":
-        changed["tokenizer"] = TokenizerConfig("file", str(out / carried.TOKENIZER))
+        changed["tokenizer"] = TokenizerConfig("file", str(out / sidecar_files.TOKENIZER))
     return dataclasses.replace(config, **changed)
 
 

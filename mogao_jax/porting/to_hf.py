@@ -14,27 +14,32 @@ from typing import Any, Literal
 
 import tqdm
 
-from mogao_jax.checkpoints import carried
+from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models import encoder_weights
-from mogao_jax.models.system import part_of
+from mogao_jax.models.modules import part_of
 from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
+from mogao_jax.porting.atomic import unfinished
+from mogao_jax.porting.export_job import ExportJob, bytes_of, write
 from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
 from mogao_jax.porting.from_hf import Place
 from mogao_jax.porting.model_card import model_card
-from mogao_jax.porting.own import OwnModel, Weights
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, Weights
+from mogao_jax.porting.param_specs import shapes_of, slots
 from mogao_jax.porting.safetensors_file import FLOATS
 from mogao_jax.porting.safetensors_folder import SafetensorsFolder
 from mogao_jax.porting.safetensors_writer import SHARD_BYTES
-from mogao_jax.porting.slots import shapes_of, slots
-from mogao_jax.porting.sources import InMemory, Joined, TensorSource, Turned
 from mogao_jax.porting.streaming import LEFT, left_digest
 from mogao_jax.porting.tables import Pair, Rule, invert, match
+from mogao_jax.porting.tensor_sources import (
+    ChainedSource,
+    InMemory,
+    TensorSource,
+    TransformedSource,
+)
 from mogao_jax.porting.transforms import SAME
-from mogao_jax.porting.unfinished import unfinished
-from mogao_jax.porting.writing_out import Work, bytes_of, write
 from mogao_jax.tokenizer import load_tokenizer
 
 PARTS = ("llm", "vit", "vae", "all")
@@ -78,12 +83,12 @@ def export(
       ConfigError: a part that the model does not have.
       EnvironmentProblem: no room, or `out` cannot be written.
     """
-    model = OwnModel(checkpoint, weights=weights)
+    model = MogaoCheckpoint(checkpoint, weights=weights)
     if allow_non_finite is None:
         # What was taken in may go out again; after training it would be news.
         allow_non_finite = not model.step and bool(model.porting.get("allow_nan"))
     opening = {"allow_non_finite": allow_non_finite}
-    work: list[Work] = []
+    work: list[ExportJob] = []
     if part == "llm":
         work.append(_llm(model, dtype))
     else:
@@ -110,7 +115,7 @@ def export(
 # --------------------------------------------------------------------------------- what to write
 
 
-def _llm(model: OwnModel, dtype: str | None) -> Work:
+def _llm(model: MogaoCheckpoint, dtype: str | None) -> ExportJob:
     config = model.model_config
     if config.model.fusion == "shared" and model.step:
         raise ConfigError(
@@ -136,10 +141,10 @@ def _llm(model: OwnModel, dtype: str | None) -> Work:
         if "dtype" in theirs:  # transformers 5's name
             made["dtype"] = made["torch_dtype"]
     texts: dict[str, str | pathlib.Path] = {"config.json": _json(made)}
-    return Work("", "model", model, pairs, dtypes, texts | _companions(model))
+    return ExportJob("", "model", model, pairs, dtypes, texts | _companions(model))
 
 
-def _whole(model: OwnModel, dtype: str | None) -> Work:
+def _whole(model: MogaoCheckpoint, dtype: str | None) -> ExportJob:
     config = model.model_config
     pairs = [Pair(name, name, SAME) for name in model.shapes]
     dtypes = {name: dtype or model.dtypes[name] for name in model.shapes}
@@ -154,12 +159,12 @@ def _whole(model: OwnModel, dtype: str | None) -> Work:
         porting=model.porting,
     )
     texts: dict[str, str | pathlib.Path] = {"config.json": _json(made), "README.md": card}
-    return Work("", "model", model, pairs, dtypes, texts | _companions(model))
+    return ExportJob("", "model", model, pairs, dtypes, texts | _companions(model))
 
 
 def _vit(
-    model: OwnModel, dtype: str | None, folder: str, opening: dict[str, Any], say: Say
-) -> list[Work]:
+    model: MogaoCheckpoint, dtype: str | None, folder: str, opening: dict[str, Any], say: Say
+) -> list[ExportJob]:
     config = model.model_config
     if config.layout.understanding_encoder != "vit":
         return []
@@ -167,7 +172,7 @@ def _vit(
     table = qwen2_vl_vision.table(config.vit)
     left = _left(source, model, opening)
     pairs = [*invert(table, source.shapes), *(Pair(key, key, SAME) for key in left.shapes)]
-    both = Joined(source.place, source, left)
+    both = ChainedSource(source.place, source, left)
     dtypes = {pair.key: dtype or both.dtypes[pair.name] for pair in pairs}
     width = left.shapes.get("merger.mlp.2.bias", (config.vit.merger_dim,))[0]
     if not width:
@@ -177,16 +182,16 @@ def _vit(
             "`mogao port from-hf` reads them as they are."
         )
     made = qwen2_vl_vision.to_config(config.vit, hidden_size=width, dtype=_common(dtypes))
-    return [Work(folder, "model", both, pairs, dtypes, {"config.json": _json(made)})]
+    return [ExportJob(folder, "model", both, pairs, dtypes, {"config.json": _json(made)})]
 
 
 def _vae(
-    model: OwnModel,
+    model: MogaoCheckpoint,
     dtype: str | None,
     layout: str | None,
     folder: str,
     opening: dict[str, Any],
-) -> list[Work]:
+) -> list[ExportJob]:
     config = model.model_config
     source = _own_encoder("vae", config, opening)
     kind = taef1 if config.vae.kind == "taef1" else flux_vae
@@ -204,26 +209,26 @@ def _vae(
     dtypes = {pair.key: dtype or source.dtypes[pair.name] for pair in pairs}
     if layout == "diffusers":
         text: dict[str, str | pathlib.Path] = {"config.json": _json(made)}
-        return [Work(folder, "diffusion_pytorch_model", source, pairs, dtypes, text)]
+        return [ExportJob(folder, "diffusion_pytorch_model", source, pairs, dtypes, text)]
     if layout == "bfl":
-        return [Work(folder, "ae", source, pairs, dtypes, {})]
+        return [ExportJob(folder, "ae", source, pairs, dtypes, {})]
     work = []
     for half, file in taef1.FILES.items():  # a file for each half, which the keys do not name
         half_pairs = [p for p in pairs if p.key.startswith(f"{half}.")]
         bare = [p._replace(key=p.key.removeprefix(f"{half}.")) for p in half_pairs]
         kept = {b.key: dtypes[p.key] for b, p in zip(bare, half_pairs, strict=True)}
-        work.append(Work(folder, file.removesuffix(".safetensors"), source, bare, kept, {}))
+        work.append(ExportJob(folder, file.removesuffix(".safetensors"), source, bare, kept, {}))
     return work
 
 
 # ------------------------------------------------------------------------------------- helpers
 
 
-def _check_encoders(model: OwnModel, parts: Sequence[str]) -> None:
+def _check_encoders(model: MogaoCheckpoint, parts: Sequence[str]) -> None:
     """Raises CheckpointError if these encoders are not those that the model was made with."""
     saved = {part: digest for part, digest in model.encoders.items() if part in parts}
     now = encoder_weights.file_digests(model.model_config) if saved else {}
-    if changed := carried.changed_encoders(saved, now):
+    if changed := sidecar_files.changed_encoders(saved, now):
         raise CheckpointError(
             f"{model.place!r} was made with {changed}: the file was replaced, or is damaged. Put "
             "the one back that it was made with; nothing written."
@@ -242,7 +247,7 @@ def _own_encoder(
         return source
     plan_it = from_hf.plan_autoencoder if part == "vae" else from_hf.plan_vision_tower
     theirs, plan = plan_it(getattr(config, part).weights, getattr(config, part), **opening)
-    return Turned(theirs, plan, shapes_of(slots(_template(part, config))))
+    return TransformedSource(theirs, plan, shapes_of(slots(_template(part, config))))
 
 
 def _template(part: str, config: MogaoConfig) -> Any:
@@ -251,7 +256,7 @@ def _template(part: str, config: MogaoConfig) -> Any:
     return encoder_weights.vit_template(config.vit)
 
 
-def _left(vit: TensorSource, model: OwnModel, opening: dict[str, Any]) -> TensorSource:
+def _left(vit: TensorSource, model: MogaoCheckpoint, opening: dict[str, Any]) -> TensorSource:
     """What `port from-hf` left aside of a vision tower: its merger, where the model has none."""
     file = pathlib.Path(vit.place).with_name(LEFT)
     if not file.is_file():
@@ -276,7 +281,7 @@ def _common(dtypes: Mapping[str, str]) -> str:
     return Counter(dtypes.values()).most_common(1)[0][0]
 
 
-def _counts(model: OwnModel) -> dict[str, int]:
+def _counts(model: MogaoCheckpoint) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, shape in model.shapes.items():
         part = part_of(name.split("."))
@@ -289,13 +294,13 @@ def _special_ids(config: MogaoConfig) -> dict[str, int]:
     return {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.im_end}
 
 
-def _companions(model: OwnModel) -> dict[str, str | pathlib.Path]:
+def _companions(model: MogaoCheckpoint) -> dict[str, str | pathlib.Path]:
     """The tokenizer and what else belongs to the LLM."""
     found: dict[str, str | pathlib.Path] = {}
     if model.model_config.tokenizer.kind == "file":
-        found[carried.TOKENIZER] = carried.tokenizer_file(model.model_config.tokenizer)
-    for name in carried.COMPANIONS:
-        if file := carried.beside(model.folder, name):
+        found[sidecar_files.TOKENIZER] = sidecar_files.tokenizer_file(model.model_config.tokenizer)
+    for name in sidecar_files.COMPANIONS:
+        if file := sidecar_files.beside(model.folder, name):
             found[name] = file
     return found
 

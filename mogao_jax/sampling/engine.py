@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import LATENT_PATCH, head_table
-from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.sampling import image, prefill, text
 from mogao_jax.sampling.buckets import Programs
-from mogao_jax.sampling.pictures import Encoders
+from mogao_jax.sampling.images import Encoders
 from mogao_jax.sampling.probing import Probe
 from mogao_jax.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ class Engine:
 
     def __init__(
         self,
-        system: System,
+        modules: Modules,
         params: Any,
         encoder_params: EncoderParams,
         tokenizer: Tokenizer,
@@ -40,25 +40,25 @@ class Engine:
         step_chunk: int,
         probe: Probe | None,
     ):
-        self.system, self.params = system, jax.device_put(params)
+        self.modules, self.params = modules, jax.device_put(params)
         self.text_chunk, self.step_chunk = text_chunk, step_chunk
-        self.channels = system.config.vae.latent_channels * LATENT_PATCH**2
+        self.channels = modules.config.vae.latent_channels * LATENT_PATCH**2
         self.allowed = text.allowed_tokens(tokenizer, head_table(params).shape[0])
         self.programs = programs = Programs()
-        self.encoders = Encoders(system, jax.device_put(encoder_params), programs)
-        self.extend = programs.jit(functools.partial(prefill.extend, system), donate_argnums=1)
+        self.encoders = Encoders(modules, jax.device_put(encoder_params), programs)
+        self.extend = programs.jit(functools.partial(prefill.extend, modules), donate_argnums=1)
         decode = functools.partial(
             text.decode,
-            system,
+            modules,
             stop_tokens=(tokenizer.im_end, tokenizer.endoftext),
             vision_start=tokenizer.vision_start,
             chunk=text_chunk,
             probe=probe,
         )
         self.decode = programs.jit(decode, donate_argnums=1)
-        draw = functools.partial(image.draw, system, probe=probe)
+        draw = functools.partial(image.draw, modules, probe=probe)
         self.draw = programs.jit(draw, static_argnames=("und_length", "clean_length", "solver"))
 
     @property
     def config(self) -> MogaoConfig:
-        return self.system.config
+        return self.modules.config

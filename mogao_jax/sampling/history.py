@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mogao_jax.config.schema import LayoutConfig
-from mogao_jax.sequence.pictures import text_positions, vae_positions, vit_positions
+from mogao_jax.sequence.geometry import text_positions, vae_positions, vit_positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Drawn:
+class EncodedImage:
     """A finished picture, as its later readers need it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Drawn:
         return self.size[0] // 16, self.size[1] // 16
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """Tokens that are computed together: a text token, or a picture's ViT or clean VAE tokens."""
 
     token: int  # vocabulary id, for the und stream
@@ -72,8 +72,8 @@ class Context:
         self.slot = -1
         self.next_time = self.next_t = 0
         self.num_und = self.num_clean = 0
-        self.pending: deque[Piece] = deque()
-        self.pending_clean: deque[Piece] = deque()
+        self.pending: deque[TokenSpan] = deque()
+        self.pending_clean: deque[TokenSpan] = deque()
 
     @property
     def und_length(self) -> int:
@@ -89,11 +89,11 @@ class Context:
         """A text token; `t` is its T id if it is not simply the next one."""
         t = self.next_t if t is None else t
         positions = text_positions(np.array([t]), self._layout.text_positions)
-        self.pending.append(Piece(token, np.array([self.next_time], np.int32), positions))
+        self.pending.append(TokenSpan(token, np.array([self.next_time], np.int32), positions))
         self.next_time += 1
         self.next_t = t + 1
 
-    def add_picture(self, picture: Drawn, t: int | None = None) -> None:
+    def add_picture(self, picture: EncodedImage, t: int | None = None) -> None:
         """A finished picture: its ViT tokens, then its clean VAE tokens."""
         t = self.next_t if t is None else t
         span, reads_vit = 1, picture.features is not None
@@ -104,18 +104,18 @@ class Context:
             steps = np.arange(n) if is_causal else np.zeros(n)
             times = (self.next_time + steps).astype(np.int32)
             positions = vit_positions(t, picture.vit_grid, picture.vae_grid)
-            self.pending.append(Piece(self._image_pad, times, positions, picture.features))
+            self.pending.append(TokenSpan(self._image_pad, times, positions, picture.features))
         last = np.full(len(picture.latents), self.next_time + span - 1, np.int32)
-        clean = Piece(0, last, vae_positions(t, picture.vae_grid), latents=picture.latents)
+        clean = TokenSpan(0, last, vae_positions(t, picture.vae_grid), latents=picture.latents)
         (self.pending_clean if reads_vit else self.pending).append(clean)
         self.next_time += span
         self.next_t = t + 1
 
-    def take_pending(self, limit: int, keep_last: bool) -> list[Piece]:
+    def take_pending(self, limit: int, keep_last: bool) -> list[TokenSpan]:
         """The first pending pieces, of up to `limit` tokens (but at least one piece)."""
         return _take(self.pending, limit, 1 if keep_last else 0)
 
-    def take_clean(self, limit: int) -> list[Piece]:
+    def take_clean(self, limit: int) -> list[TokenSpan]:
         """The same of clean tokens that were kept apart."""
         return _take(self.pending_clean, limit, 0)
 
@@ -126,8 +126,8 @@ class Context:
         self.num_und += num_tokens
 
 
-def _take(pieces: deque[Piece], limit: int, keep: int) -> list[Piece]:
-    taken: list[Piece] = []
+def _take(pieces: deque[TokenSpan], limit: int, keep: int) -> list[TokenSpan]:
+    taken: list[TokenSpan] = []
     room = limit
     while len(pieces) > keep and (not taken or len(pieces[0]) <= room):
         taken.append(pieces.popleft())
@@ -160,7 +160,7 @@ class History:
         if is_vision:
             self.image_only.add_token(token, self._reduced_t(t))
 
-    def add_picture(self, picture: Drawn) -> None:
+    def add_picture(self, picture: EncodedImage) -> None:
         t = self.full.next_t
         self.full.add_picture(picture)
         self.image_only.add_picture(picture, self._reduced_t(t))

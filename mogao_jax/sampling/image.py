@@ -17,18 +17,18 @@ from jax import lax
 
 from mogao_jax import flow
 from mogao_jax.config.schema import ObjectiveConfig
+from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import MogaoInputs
-from mogao_jax.models.system import System
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import guidance, kv_cache
 from mogao_jax.sampling.history import Context
 from mogao_jax.sampling.prefill import no_noised
 from mogao_jax.sampling.probing import Probe, tell
+from mogao_jax.sequence.geometry import vae_positions
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, TokenMeta
-from mogao_jax.sequence.pictures import vae_positions
 
 
-class Lines(NamedTuple):
+class GuidanceBatch(NamedTuple):
     """The pictures to draw, each in the contexts that its guidance needs."""
 
     rows: Any  # int32[J] row of the cache
@@ -63,7 +63,7 @@ def time_grid(
     return times
 
 
-def lay_out_lines(
+def build_guidance_batch(
     contexts: Sequence[dict[int, Context]],
     weights: Sequence[dict[int, float]],
     intervals: Sequence[tuple[float, float]],
@@ -73,7 +73,7 @@ def lay_out_lines(
     num_lines: int,
     num_tokens: int,
     nowhere: int,
-) -> Lines:
+) -> GuidanceBatch:
     """Lays out the lines of some pictures, padded to R, J and N.
 
     Args:
@@ -82,7 +82,7 @@ def lay_out_lines(
       grids: (rows, columns) of VAE tokens.
       nowhere: a row beyond the cache, for lines that are padding.
     """
-    lines = Lines(
+    lines = GuidanceBatch(
         rows=np.full(num_lines, nowhere, np.int32),
         picture=np.zeros(num_lines, np.int32),
         meta=TokenMeta(*(np.zeros((num_lines, num_tokens), np.int32) for _ in range(3))),
@@ -108,13 +108,13 @@ def lay_out_lines(
 
 
 def draw(
-    system: System,
+    modules: Modules,
     params: Any,
     cache: Parts,
     x: jax.Array,
     timesteps: jax.Array,
     num_steps: jax.Array,
-    lines: Lines,
+    lines: GuidanceBatch,
     *,
     und_length: int,
     clean_length: int,
@@ -138,7 +138,7 @@ def draw(
 
     def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
         inputs = noised_inputs(x[lines.picture], t[lines.picture], lines)
-        out = system.model.apply({"params": params}, inputs, work).velocity
+        out = modules.model.apply({"params": params}, inputs, work).velocity
         seen = {"row": lines.rows, "x": x[lines.picture], "t": t[lines.picture]}
         tell(probe, "velocity", seen | {"velocity": out})
         return guidance.combine(out, t, lines.index, lines.weights, lines.interval)
@@ -152,7 +152,7 @@ def draw(
     return lax.fori_loop(0, num_steps, step, x)
 
 
-def noised_inputs(x: jax.Array, t: jax.Array, lines: Lines) -> MogaoInputs:
+def noised_inputs(x: jax.Array, t: jax.Array, lines: GuidanceBatch) -> MogaoInputs:
     """Inputs of noised tokens x[J, N, C] at t[J] alone."""
     num_lines = x.shape[0]
     absent, no_positions = no_noised(num_lines)

@@ -9,8 +9,8 @@ from mogao_jax import images as image_ops
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
 from mogao_jax.sequence.document import Document, Image
-from mogao_jax.sequence.pictures import VAE_GRID, vae_grid
-from mogao_jax.sequence.render import Picture, render_prompt
+from mogao_jax.sequence.elements import ImageRef, render_prompt
+from mogao_jax.sequence.geometry import VAE_GRID, vae_grid
 from mogao_jax.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2**20
@@ -76,7 +76,7 @@ def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) 
     pictures = [item.pixels for item in document.items if isinstance(item, Image)]
     und = clean = 0
     for element in render_prompt(document, tokenizer):
-        if not isinstance(element, Picture):
+        if not isinstance(element, ImageRef):
             und += 1
             continue
         pixels = pictures[element.index]

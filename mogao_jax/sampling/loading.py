@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.carried import changed_encoders, check_tokenizer, with_carried
 from mogao_jax.checkpoints.load_params import best_weights, load_params
+from mogao_jax.checkpoints.sidecar_files import changed_encoders, check_tokenizer, with_carried
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import file_digests
-from mogao_jax.models.system import EncoderParams, System, make_system, param_shapes
+from mogao_jax.models.modules import EncoderParams, Modules, load_modules, param_shapes
 from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 Weights = Literal["best", "ema", "raw"]
 DEMO = "demo"
-_DEMO_FILE = pathlib.Path(__file__).resolve().parents[1] / "assets" / "demo.safetensors"
+_DEMO_FILE = pathlib.Path(__file__).resolve().parents[1] / "worlds/shapes/assets/demo.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,14 +30,14 @@ class Model:
     """A model that can be run.
 
     Attributes:
-      system, params, encoders: as everywhere; parameters lie on the default device.
+      modules, params, encoders: as everywhere; parameters lie on the default device.
       tokenizer: the config's.
       name: what it was loaded from, for people.
       step: optimizer steps done.
       weights: "ema" (the moving average) or "raw".
     """
 
-    system: System
+    modules: Modules
     params: Any
     encoders: EncoderParams
     tokenizer: Tokenizer
@@ -47,7 +47,7 @@ class Model:
 
     @property
     def config(self) -> MogaoConfig:
-        return self.system.config
+        return self.modules.config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,13 +64,13 @@ class Opened:
     def load(self) -> Model:
         """Builds the modules and reads all parameters; raises as `load_model`."""
         try:
-            system, encoders = make_system(self.config, self.tokenizer.vocab_size)
+            modules, encoders = load_modules(self.config, self.tokenizer.vocab_size)
         except CheckpointError as e:
             raise CheckpointError(
                 f"an encoder of {self.name!r} cannot be loaded: {e} Where its file is now say "
                 "--vae and --vit (in Python: vae=, vit=)."
             ) from e
-        shapes = param_shapes(self.config, system.model)
+        shapes = param_shapes(self.config, modules.model)
         which: str
         if self.header is not None:
             params = exported.read_params(self.place, shapes)
@@ -78,7 +78,7 @@ class Opened:
         else:
             params, meta = load_params(self.place, weights=self.weights, abstract=shapes)
             step, which = meta["step"], best_weights(meta, self.weights)
-        return Model(system, params, encoders, self.tokenizer, self.name, step, which)
+        return Model(modules, params, encoders, self.tokenizer, self.name, step, which)
 
 
 def load_model(path: str | os.PathLike = DEMO, **arguments: Any) -> Model:

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import MogaoInputs
-from mogao_jax.models.system import System
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import buckets, kv_cache
-from mogao_jax.sampling.history import Context, Piece
+from mogao_jax.sampling.history import Context, TokenSpan
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
 
 # Tokens of a row that are computed at once. A row with more is computed in turns, unless a single
 # picture has more.
 MIN_TOKENS, MAX_TOKENS = 32, 512
-NOWHERE = np.iinfo(np.int32).max  # beyond any cache: not written
+OUT_OF_RANGE = np.iinfo(np.int32).max  # beyond any cache: not written
 
 
 class NewTokens(NamedTuple):
@@ -40,7 +40,7 @@ class NewTokens(NamedTuple):
 
 def assemble(
     contexts: Sequence[Context],
-    pieces: Sequence[Sequence[Piece]],
+    pieces: Sequence[Sequence[TokenSpan]],
     num_rows: int,
     feature_shape: tuple[int, int],
     channels: int,
@@ -75,7 +75,7 @@ def assemble(
             und=np.zeros((num_rows, num_und, 3), np.float32),
             clean=np.zeros((num_rows, num_clean, 3), np.float32),
         ),
-        destination=Parts(und=column(num_und, NOWHERE), clean=column(num_clean, NOWHERE)),
+        destination=Parts(und=column(num_und, OUT_OF_RANGE), clean=column(num_clean, OUT_OF_RANGE)),
     )
     for row, context in enumerate(contexts):
         start = num_vit = 0
@@ -100,13 +100,13 @@ def assemble(
     return new
 
 
-def _padded(rows: Sequence[Sequence[Piece]]) -> int:
+def _padded(rows: Sequence[Sequence[TokenSpan]]) -> int:
     longest = max(sum(len(p) for p in row) for row in rows)
     return buckets.power(longest, MIN_TOKENS) if longest else 0
 
 
 def _place(
-    new: NewTokens, part: str, row: int, here: slice, piece: Piece, kind: int, written: int
+    new: NewTokens, part: str, row: int, here: slice, piece: TokenSpan, kind: int, written: int
 ) -> None:
     segment, time, kinds = getattr(new.meta, part)
     segment[row, here], time[row, here], kinds[row, here] = 1, piece.times, kind
@@ -120,11 +120,11 @@ def no_noised(num_rows: int) -> tuple[TokenMeta, jax.Array]:
     return TokenMeta(empty, empty, empty + VAE_NOISED), jnp.zeros((num_rows, 0, 3), jnp.float32)
 
 
-def extend(system: System, params: Any, cache: Parts, rows: jax.Array, new: NewTokens) -> Parts:
+def extend(modules: Modules, params: Any, cache: Parts, rows: jax.Array, new: NewTokens) -> Parts:
     """The cache with new tokens in its rows int32[r]. A program: to be jitted, cache donated."""
     num_rows, num_und = new.tokens.shape
     num_clean = new.latents.shape[1]
-    reads_clean = num_clean > 0 or system.model.text_reads_vae
+    reads_clean = num_clean > 0 or modules.model.text_reads_vae
     work = Parts(
         und=kv_cache.take(cache.und, rows),
         clean=kv_cache.take(cache.clean, rows) if reads_clean else None,
@@ -145,7 +145,7 @@ def extend(system: System, params: Any, cache: Parts, rows: jax.Array, new: NewT
         und=new.destination.und if num_und else None,
         clean=new.destination.clean if num_clean else None,
     )
-    after = system.model.apply({"params": params}, inputs, work, destination).cache
+    after = modules.model.apply({"params": params}, inputs, work, destination).cache
     return Parts(
         und=kv_cache.put(cache.und, rows, after.und if num_und else None),
         clean=kv_cache.put(cache.clean, rows, after.clean if num_clean else None),

@@ -16,7 +16,7 @@ from mogao_jax.config.schema import ImageConfig, MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.sequence.pictures import VAE_GRID, native_pixels
+from mogao_jax.sequence.geometry import VAE_GRID, native_pixels
 from mogao_jax.tokenizer import SPECIAL_TOKENS
 
 MAX_STEPS = 10_000

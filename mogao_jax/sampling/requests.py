@@ -55,7 +55,7 @@ class PictureProgress:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
+class GeneratedImage:
     image: Image
 
 
@@ -66,5 +66,5 @@ class Finished:
     result: Result
 
 
-Event = TextChunk | PictureStarted | PictureProgress | Picture | Finished
+Event = TextChunk | PictureStarted | PictureProgress | GeneratedImage | Finished
 OnEvent = Callable[[int, Event], None]  # (index of the request, what happened)

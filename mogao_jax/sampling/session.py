@@ -10,11 +10,11 @@ import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sampling import guidance, lengths
-from mogao_jax.sampling.history import Context, Drawn, History
+from mogao_jax.sampling.history import Context, EncodedImage, History
 from mogao_jax.sampling.requests import (
     Event,
     Finished,
-    Picture,
+    GeneratedImage,
     PictureStarted,
     Request,
     Result,
@@ -23,8 +23,8 @@ from mogao_jax.sampling.requests import (
 )
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Image, Item, Role, Text
-from mogao_jax.sequence.pictures import VAE_GRID
-from mogao_jax.sequence.render import Token, render_prompt
+from mogao_jax.sequence.elements import Token, render_prompt
+from mogao_jax.sequence.geometry import VAE_GRID
 from mogao_jax.tokenizer import Tokenizer
 
 
@@ -68,7 +68,7 @@ class Session:
     def __init__(
         self,
         request: Request,
-        pictures: list[Drawn],
+        pictures: list[EncodedImage],
         *,
         config: MogaoConfig,
         tokenizer: Tokenizer,
@@ -191,14 +191,14 @@ class Session:
         """Hands the picture over; it joins the history by `resume`, unless all is done."""
         image = Image(pixels=pixels, role=self._role)
         self._items.append(image)
-        self._tell(Picture(image))
+        self._tell(GeneratedImage(image))
         self._num_drawn += 1
         if self._num_drawn >= self.options.max_images:
             self._end("max_images")
         elif self._tokens_left <= 0:
             self._end("max_tokens")
 
-    def resume(self, picture: Drawn) -> None:
+    def resume(self, picture: EncodedImage) -> None:
         """The drawn picture joins the history, and text goes on."""
         self.mode = Mode.WRITING
         full = self.history.full

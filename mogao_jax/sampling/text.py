@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import MogaoInputs, head_table
-from mogao_jax.models.system import System
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import kv_cache
-from mogao_jax.sampling.prefill import NOWHERE, no_noised
+from mogao_jax.sampling.prefill import OUT_OF_RANGE, no_noised
 from mogao_jax.sampling.probing import Probe, tell
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, TokenMeta
 from mogao_jax.tokenizer import Tokenizer
 
 
-class Choice(NamedTuple):
+class SamplingParams(NamedTuple):
     """How each row's tokens are chosen from its logits."""
 
     key: Any  # uint32[r, 2] the request's, from its seed alone
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     may_draw: Any  # bool[r] whether <|vision_start|> may be chosen
 
 
-class Writing(NamedTuple):
+class DecodeState(NamedTuple):
     """Where each row stands: `token` is chosen, but not yet in the cache."""
 
     token: Any  # int32[r]
@@ -59,7 +59,7 @@ def allowed_tokens(tokenizer: Tokenizer, num_rows: int) -> np.ndarray:
     return allowed
 
 
-def choose(logits: jax.Array, index: jax.Array, choice: Choice) -> jax.Array:
+def choose(logits: jax.Array, index: jax.Array, choice: SamplingParams) -> jax.Array:
     """The next token of every row, int32[r].
 
     Temperature first, then the `top_k` likeliest tokens, then the fewest of these that hold
@@ -94,12 +94,12 @@ def choose(logits: jax.Array, index: jax.Array, choice: Choice) -> jax.Array:
 
 
 def decode(
-    system: System,
+    modules: Modules,
     params: Any,
     cache: Parts,
     rows: jax.Array,
-    start: Writing,
-    choice: Choice,
+    start: DecodeState,
+    choice: SamplingParams,
     allowed: jax.Array,
     *,
     stop_tokens: tuple[int, ...],
@@ -119,7 +119,7 @@ def decode(
     Returns:
       the cache, and the tokens chosen, int32[r, chunk], -1 where none was.
     """
-    model = system.model
+    model = modules.model
     num_rows = rows.shape[0]
     table = head_table(params)
     work = Parts(
@@ -129,9 +129,9 @@ def decode(
     ends = jnp.asarray((*stop_tokens, vision_start), jnp.int32)
     may_choose = allowed & (choice.may_draw[:, None] | (jnp.arange(len(allowed)) != vision_start))
 
-    def predict(und: Any, now: Writing, active: jax.Array) -> tuple[Any, jax.Array]:
-        inputs = _one_token(now, active, system)
-        destination = Parts(und=jnp.where(active, now.length, NOWHERE)[:, None])
+    def predict(und: Any, now: DecodeState, active: jax.Array) -> tuple[Any, jax.Array]:
+        inputs = _one_token(now, active, modules)
+        destination = Parts(und=jnp.where(active, now.length, OUT_OF_RANGE)[:, None])
         cache = work._replace(und=und)
         out = model.apply({"params": params}, inputs, cache, destination)
         hidden = out.und_hidden[:, 0]
@@ -152,7 +152,7 @@ def decode(
         token = jnp.where(active, token, now.token)
         chosen = chosen.at[:, step].set(jnp.where(active, token, -1))
         one = active.astype(jnp.int32)
-        now = Writing(token, now.t + one, now.time + one, now.length + one, now.limit - one)
+        now = DecodeState(token, now.t + one, now.time + one, now.length + one, now.limit - one)
         is_end = jnp.any(token[:, None] == ends, axis=1)
         return step + 1, und, now, active & ~is_end & (now.limit > 0), chosen
 
@@ -169,13 +169,13 @@ def decode(
     return cache._replace(und=kv_cache.put(cache.und, rows, und)), chosen
 
 
-def _one_token(now: Writing, active: jax.Array, system: System) -> MogaoInputs:
+def _one_token(now: DecodeState, active: jax.Array, modules: Modules) -> MogaoInputs:
     """Inputs of one text token per row."""
     num_rows = now.token.shape[0]
     zero = jnp.zeros((num_rows, 1), jnp.int32)
     noised_meta, no_positions = no_noised(num_rows)
     t = now.t.astype(jnp.float32)[:, None]
-    other = t if system.config.layout.text_positions == "thw" else jnp.zeros_like(t)
+    other = t if modules.config.layout.text_positions == "thw" else jnp.zeros_like(t)
     no_latents = jnp.zeros((num_rows, 0, 1), jnp.float32)
     clean_meta = noised_meta._replace(kind=noised_meta.segment + VAE_CLEAN)
     return MogaoInputs(

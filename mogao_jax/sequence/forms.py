@@ -22,7 +22,7 @@ import numpy as np
 from mogao_jax.config.schema import LayoutConfig
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Image
-from mogao_jax.sequence.render import Element, Picture, Token
+from mogao_jax.sequence.elements import Element, ImageRef, Token
 
 
 def draw_contexts(
@@ -61,7 +61,7 @@ class Form:
 
 def make_forms(elements: list[Element], contexts: list[int], layout: LayoutConfig) -> list[Form]:
     """The full form first, then one image-only form if any image needs it, then the empty ones."""
-    targets = [e.index for e in elements if isinstance(e, Picture) and e.target]
+    targets = [e.index for e in elements if isinstance(e, ImageRef) and e.target]
     times = list(range(len(elements)))  # one T per text token and one per image
     in_full = [i for i in targets if contexts[i] == FULL]
     forms = [_form(elements, times, in_full, layout)]
@@ -84,7 +84,7 @@ def _reduced_form(
     kept: list[Element] = []
     kept_times: list[int] = []
     for element, time in zip(elements, times, strict=True):
-        if isinstance(element, Picture):
+        if isinstance(element, ImageRef):
             keep = element.index in pictures
         else:
             keep = element.picture is not None and element.picture in pictures
@@ -103,8 +103,8 @@ def _form(
     elements: list[Element], times: list[int], noised: Sequence[int], layout: LayoutConfig
 ) -> Form:
     """Decides which copies of each picture are read by anything in this form."""
-    order = [e.index for e in elements if isinstance(e, Picture)]
-    followed = [e.index for e in elements[:-1] if isinstance(e, Picture)]
+    order = [e.index for e in elements if isinstance(e, ImageRef)]
+    followed = [e.index for e in elements[:-1] if isinstance(e, ImageRef)]
     before_noised = order[: order.index(noised[-1])] if noised else []
     uses_vit = layout.understanding_encoder == "vit"
     if layout.lay_out_everything:

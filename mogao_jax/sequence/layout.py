@@ -32,9 +32,9 @@ from mogao_jax.sequence.batch import (
     VitPatches,
 )
 from mogao_jax.sequence.document import Document, Image
+from mogao_jax.sequence.elements import ImageRef, Token, TokenizerLike, render
 from mogao_jax.sequence.forms import Form, draw_contexts, make_forms
-from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
-from mogao_jax.sequence.pictures import (
+from mogao_jax.sequence.geometry import (
     VAE_GRID,
     native_pixels,
     text_positions,
@@ -43,7 +43,7 @@ from mogao_jax.sequence.pictures import (
     vit_input,
     vit_positions,
 )
-from mogao_jax.sequence.render import Picture, Token, TokenizerLike, render
+from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
 
 
 def lay_out(
@@ -164,7 +164,7 @@ class _Builder:
         )
 
     def _add_picture(
-        self, picture: Picture, form: Form, segment: int, order: int, time: int, items
+        self, picture: ImageRef, form: Form, segment: int, order: int, time: int, items
     ) -> int:
         """Adds the copies that this form has of the picture; returns how far `order` advances."""
         index = picture.index

@@ -22,7 +22,7 @@ def ambient_mesh() -> jax.sharding.AbstractMesh | None:
     return mesh
 
 
-def free_axes() -> dict[str, int]:
+def unmapped_axes() -> dict[str, int]:
     """Axes of the mesh in context that hold several devices and that no enclosing shard_map has
     taken: {axis: devices}."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -32,17 +32,17 @@ def free_axes() -> dict[str, int]:
     return {a: n for a, n in mesh.shape.items() if n > 1 and a not in taken}
 
 
-def splitting_axes(axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+def sharded_axes(axes: tuple[str, ...], size: int) -> tuple[str, ...]:
     """Those of `axes` that an array's axis of `size` elements is split over here.
 
     All that hold several devices; none at all where they do not divide the size.
     """
-    free = free_axes()
+    free = unmapped_axes()
     wanted = tuple(a for a in axes if a in free)
     return () if size % math.prod(free[a] for a in wanted) else wanted
 
 
 def ways(axes: tuple[str, ...]) -> int:
     """Number of devices along these axes of the mesh in context."""
-    free = free_axes()
+    free = unmapped_axes()
     return math.prod(free.get(a, 1) for a in axes)

@@ -26,7 +26,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from mogao_jax.sharding.ambient import SPARE_AXES, free_axes
+from mogao_jax.sharding.ambient import SPARE_AXES, unmapped_axes
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
@@ -101,7 +101,7 @@ def ambient_spec(shape: tuple[int, ...], names: tuple[str | None, ...]) -> Parti
     Mesh axes of one device and axes that an enclosing shard_map has taken are left out; an axis
     of the array that does not divide stays whole.
     """
-    free = free_axes()
+    free = unmapped_axes()
     if not free:
         return None
     entries: list[Any] = []

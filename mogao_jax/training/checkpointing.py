@@ -27,8 +27,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from mogao_jax.checkpoints import CHECKPOINTS, files
-from mogao_jax.checkpoints.carried import changed_encoders
 from mogao_jax.checkpoints.fingerprint import fingerprint
+from mogao_jax.checkpoints.sidecar_files import changed_encoders
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, OptimizerConfig
 from mogao_jax.errors import CheckpointError

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from mogao_jax.config.schema import OptimizerConfig
-from mogao_jax.models.system import is_of_llm
+from mogao_jax.models.modules import is_of_llm
 
 
 def frozen_mask(params: Any, config: OptimizerConfig) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.models.system import EncoderParams
+from mogao_jax.models.modules import EncoderParams
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import fill_shares
 from mogao_jax.sharding.mesh import global_batch, row_reader

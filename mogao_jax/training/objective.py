@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from mogao_jax import flow
 from mogao_jax.losses import WeightedSum, flow_loss, weighted_sum
 from mogao_jax.models.encoding import encode_batch, take_tokens
+from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import MogaoInputs, head_table, make_inputs
-from mogao_jax.models.system import EncoderParams, System
 from mogao_jax.ops.cross_entropy import cross_entropy
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.training.noise import NoiseDraw
@@ -32,10 +32,10 @@ class Losses(NamedTuple):
 
 
 def model_inputs(
-    system: System, encoders: EncoderParams, batch: PackedBatch, noise: NoiseDraw
+    modules: Modules, encoders: EncoderParams, batch: PackedBatch, noise: NoiseDraw
 ) -> tuple[MogaoInputs, jax.Array]:
     """The transformer's inputs, and the velocities float32[B, N, 64] it is to predict."""
-    latents, vit_features = encode_batch(system, encoders, batch, noise.posterior)
+    latents, vit_features = encode_batch(modules, encoders, batch, noise.posterior)
     rows, num_images, copies = noise.timesteps.shape
     x = take_tokens(latents, batch.noised, num_images)
     draw = _draw_index(batch, copies)
@@ -61,19 +61,19 @@ def _draw_index(batch: PackedBatch, copies: int) -> jax.Array:
 
 
 def losses(
-    system: System, params: Any, batch: PackedBatch, inputs: MogaoInputs, target: jax.Array
+    modules: Modules, params: Any, batch: PackedBatch, inputs: MogaoInputs, target: jax.Array
 ) -> Losses:
     """NTP and flow losses of a batch [B, ...] (equations 2 and 5), not yet divided.
 
     `inputs` and `target` are those of `model_inputs`.
     """
-    outputs = system.model.apply({"params": params}, inputs)
+    outputs = modules.model.apply({"params": params}, inputs)
     ntp, is_correct = cross_entropy(
         outputs.und_hidden,
         head_table(params),
         batch.und.targets,
         batch.und.loss_weights,
-        chunk=system.config.model.cross_entropy_chunk,
+        chunk=modules.config.model.cross_entropy_chunk,
     )
     per_token = flow_loss(outputs.velocity, target)
     return Losses(
@@ -91,7 +91,7 @@ def total_loss(ntp: WeightedSum, flow: WeightedSum, ntp_weight: float) -> jax.Ar
 
 
 def breakdown(
-    system: System, batch: PackedBatch, noise: NoiseDraw, result: Losses
+    modules: Modules, batch: PackedBatch, noise: NoiseDraw, result: Losses
 ) -> dict[str, WeightedSum]:
     """Metrics as weighted sums: totals, per source, per timestep bin, token accuracy.
 
@@ -103,9 +103,9 @@ def breakdown(
     timesteps = noise.timesteps.reshape(len(image), -1)
     draw = jnp.maximum(_draw_index(batch, noise.timesteps.shape[2]), 0)
     t = jnp.take_along_axis(timesteps, draw, 1)
-    num_bins = system.config.train.timestep_bins
+    num_bins = modules.config.train.timestep_bins
     timestep_bin = jnp.clip((t * num_bins).astype(jnp.int32), 0, num_bins - 1)
-    num_sources = len(system.sources)
+    num_sources = len(modules.sources)
     return {
         "ntp_loss": result.ntp,
         "flow_loss": result.flow,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from mogao_jax.losses import WeightedSum, global_sum
-from mogao_jax.models.system import EncoderParams, System
+from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.balance import balanced
 from mogao_jax.training import noise as noises
@@ -37,7 +37,7 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 
 
 def loss_and_gradients(
-    system: System, params: Any, encoders: EncoderParams, batch: PackedBatch, key: jax.Array
+    modules: Modules, params: Any, encoders: EncoderParams, batch: PackedBatch, key: jax.Array
 ) -> tuple[Metrics, Any]:
     """Loss sums and gradients of an optimizer window.
 
@@ -47,7 +47,7 @@ def loss_and_gradients(
     Returns:
       metrics as weighted sums over the window, and the gradient of lambda L_NTP + L_flow.
     """
-    config = system.config
+    config = modules.config
     ntp_denominator = global_sum(batch.und.loss_weights.swapaxes(0, 1))
     flow_denominator = global_sum(batch.noised.loss_weights.swapaxes(0, 1))
 
@@ -61,15 +61,15 @@ def loss_and_gradients(
             latent_channels=config.vae.latent_channels,
             copies=config.layout.noised_copies,
         )
-        inputs, target = model_inputs(system, encoders, micro, draw)
+        inputs, target = model_inputs(modules, encoders, micro, draw)
         trained = without_gradients(params, config.optimizer)
-        result = losses(system, trained, micro, inputs, target)
+        result = losses(modules, trained, micro, inputs, target)
         loss = total_loss(
             result.ntp._replace(weight=ntp_denominator),
             result.flow._replace(weight=flow_denominator),
             config.objective.ntp_weight,
         )
-        return loss, breakdown(system, micro, draw, result)
+        return loss, breakdown(modules, micro, draw, result)
 
     gradient = jax.grad(objective, has_aux=True)
     num_micro = batch.und.tokens.shape[0]
@@ -89,17 +89,17 @@ def loss_and_gradients(
 
 
 def make_train_step(
-    system: System, transform: optax.GradientTransformationExtraArgs
+    modules: Modules, transform: optax.GradientTransformationExtraArgs
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The function to jit: (state, encoders, batch, learning_rate) -> (state, metrics).
 
     `batch` is [A, B, ...], `learning_rate` float32[]. Donate the state.
     """
-    config = system.config
+    config = modules.config
 
     def train_step(state: TrainState, encoders: EncoderParams, batch: PackedBatch, learning_rate):
         key = step_key(config.seed, state.step)
-        metrics, grads = loss_and_gradients(system, state.params, encoders, batch, key)
+        metrics, grads = loss_and_gradients(modules, state.params, encoders, batch, key)
         metrics["loss"] = _scalar(
             total_loss(metrics["ntp_loss"], metrics["flow_loss"], config.objective.ntp_weight)
         )
@@ -115,13 +115,13 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(system: System) -> Callable[..., Metrics]:
+def make_eval_step(modules: Modules) -> Callable[..., Metrics]:
     """The function to jit: (params, encoders, batch, uniforms) -> metrics, without gradients.
 
     `batch` is [B, ...], `uniforms` float32[B, I]: with the fixed key below, a batch meets the
     same timesteps and the same noise at every evaluation and for every model.
     """
-    config = system.config
+    config = modules.config
 
     def eval_step(params, encoders: EncoderParams, batch: PackedBatch, uniforms: jax.Array):
         draw = noises.draw(
@@ -132,9 +132,9 @@ def make_eval_step(system: System) -> Callable[..., Metrics]:
             copies=config.layout.noised_copies,
             uniforms=uniforms,
         )
-        inputs, target = model_inputs(system, encoders, batch, draw)
-        result = losses(system, params, batch, inputs, target)
-        return breakdown(system, batch, draw, result)
+        inputs, target = model_inputs(modules, encoders, batch, draw)
+        result = losses(modules, params, batch, inputs, target)
+        return breakdown(modules, batch, draw, result)
 
     return eval_step
 

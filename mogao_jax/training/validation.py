@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mogao_jax.models.system import EncoderParams, System
+from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import PADDING_SEGMENT, VIT
 from mogao_jax.sharding import multihost
@@ -93,7 +93,7 @@ def hide_pictures(batch: PackedBatch) -> PackedBatch:
 
 
 def make_evaluator(
-    system: System,
+    modules: Modules,
     encoders: EncoderParams,
     mesh: jax.sharding.Mesh,
     batches: Sequence[PackedBatch],
@@ -101,11 +101,11 @@ def make_evaluator(
 ) -> Callable[[Any], dict[str, float]]:
     """A function params -> {metric: value} over a fixed list of host batches [B, ...].
 
-    `eval_step` may be a jitted `make_eval_step(system)`, shared between evaluators.
+    `eval_step` may be a jitted `make_eval_step(modules)`, shared between evaluators.
     """
-    step = eval_step or jax.jit(make_eval_step(system))
+    step = eval_step or jax.jit(make_eval_step(modules))
     uniforms = spread_uniforms(batches, _before_mine(mesh, batches))
-    names = labels(system.sources, system.config.train.timestep_bins)
+    names = labels(modules.sources, modules.config.train.timestep_bins)
 
     def evaluate(params: Any) -> dict[str, float]:
         accumulator = Accumulator(names)

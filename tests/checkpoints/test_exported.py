@@ -151,7 +151,7 @@ def test_tokenizer_digest_tells_vocabularies_apart(tmp_path):
     shapes = load_tokenizer(config)
     assert exported.tokenizer_digest(shapes) == exported.tokenizer_digest(load_tokenizer(config))
     assert exported.tokenizer_digest(shapes) != exported.tokenizer_digest(ByteTokenizer())
-    file = pathlib.Path(mogao_jax.__file__).parent / "data" / "shapes" / "tokenizer.json"
+    file = pathlib.Path(mogao_jax.__file__).parent / "worlds" / "shapes" / "tokenizer.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
     last = spec["model"]["merges"].pop()  # the same vocabulary, but other ids for one word
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")

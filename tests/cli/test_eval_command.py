@@ -14,15 +14,15 @@ import tiny_checkpoint
 import tiny_system as tiny
 from shapes_oracles import Oracle
 
-from mogao_jax.cli import compile_cache
 from mogao_jax.cli.main import main
-from mogao_jax.data.shapes.scene import WORLDS
-from mogao_jax.evals import validation
-from mogao_jax.evals.shares import Share
-from mogao_jax.models import system
-from mogao_jax.sampling import generator, loading
+from mogao_jax.console import compile_cache
+from mogao_jax.evals.proportion import Proportion
+from mogao_jax.models import modules
+from mogao_jax.sampling import loading, pipeline
 from mogao_jax.sampling.requests import Result
 from mogao_jax.sequence.document import Image
+from mogao_jax.worlds.shapes.evals import validation
+from mogao_jax.worlds.shapes.scene import WORLDS
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def loaded(monkeypatch):
 
     def load_model(path, **arguments):
         seen.load = (path, arguments)
-        made = tiny.make_system(tiny.config(images={"max_pixels": 4096, "max_side": 80}))
+        made = tiny.load_modules(tiny.config(images={"max_pixels": 4096, "max_side": 80}))
         return loading.Model(made, {}, None, tiny.TOKENIZER, path, 12, "ema")
 
     def make_sampler(model, batch_size):
@@ -41,7 +41,7 @@ def loaded(monkeypatch):
         return seen.sampler
 
     monkeypatch.setattr(loading, "load_model", load_model)
-    monkeypatch.setattr(generator, "make_sampler", make_sampler)
+    monkeypatch.setattr(pipeline, "make_sampler", make_sampler)
     monkeypatch.setattr(compile_cache, "keep_compiled_programs", lambda: None)
     return seen
 
@@ -85,7 +85,7 @@ def test_untrained(loaded, capsys, monkeypatch):
         assert config is tiny.CONFIG and model is not None
         return {"w": nn.Partitioned(jax.random.normal(key, (2,)), ("embed",))}
 
-    monkeypatch.setattr(system, "init_params", init_params)
+    monkeypatch.setattr(modules, "init_params", init_params)
     assert main(["eval", "shapes", "--untrained", "--tasks", "qa", "--per-category", "1"]) == 0
     assert "(untrained)" in capsys.readouterr().out
     expected = jax.random.normal(jax.random.key(0), (2,))
@@ -160,7 +160,7 @@ def test_home_folders(loaded, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("refused, status", [(100, 0), (98, 1)])
 def test_validation_has_a_bar(monkeypatch, tmp_path, capsys, refused, status):
-    found = validation.Validation("t2i", "x", Share(100, 100), Share(refused, 100), {})
+    found = validation.Validation("t2i", "x", Proportion(100, 100), Proportion(refused, 100), {})
     monkeypatch.setattr(validation, "distortions", lambda: {"rendered": validation.as_rendered})
     monkeypatch.setattr(validation, "trials", lambda *a: [])
     monkeypatch.setattr(validation, "validate", lambda *a: found)

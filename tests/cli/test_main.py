@@ -30,7 +30,7 @@ def test_help_lists_every_command(capsys):
 
 def test_every_command_has_a_module_with_main():
     for name in cli.COMMANDS:
-        spec = importlib.util.find_spec(f"mogao_jax.cli.{name}")
+        spec = importlib.util.find_spec(cli.module_name(name))
         assert spec is not None, name
 
 

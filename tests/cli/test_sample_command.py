@@ -15,12 +15,12 @@ import tiny_checkpoint as checkpoint
 from fake_sampler import FakeSampler
 
 from mogao_jax import images as image_ops
-from mogao_jax.cli import compile_cache
 from mogao_jax.cli.main import main
+from mogao_jax.console import compile_cache
 from mogao_jax.errors import CheckpointError
-from mogao_jax.sampling import generator as generator_lib
 from mogao_jax.sampling import loading
-from mogao_jax.sampling.requests import Picture
+from mogao_jax.sampling import pipeline as generator_lib
+from mogao_jax.sampling.requests import GeneratedImage
 from mogao_jax.sequence.document import Image, Text, from_json
 
 
@@ -194,7 +194,7 @@ def test_what_is_finished_is_kept_when_its_batch_is_interrupted(
     def third_is_cut(self, index, request, tell):
         def interrupt(index, event):
             tell(index, event)
-            if index == 2 and isinstance(event, Picture):
+            if index == 2 and isinstance(event, GeneratedImage):
                 raise KeyboardInterrupt
 
         return whole(self, index, request, interrupt)

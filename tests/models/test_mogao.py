@@ -13,7 +13,7 @@ import tiny_system as tiny
 
 from mogao_jax.config.convert import load_config
 from mogao_jax.models.block import Block, Rotations, Streams
-from mogao_jax.models.system import count_parameters, init_params, make_model
+from mogao_jax.models.modules import count_parameters, init_params, make_model
 from mogao_jax.ops.attention.parts import Parts
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -47,11 +47,11 @@ def _meta(n: int):
 
 
 def test_velocity_is_zero_at_initialisation():
-    system = tiny.make_system()
+    modules = tiny.load_modules()
     batch = tiny.rows([[tiny.interleaved_document(0)]])
-    inputs, _ = tiny.inputs(batch, system)
-    params = tiny.initial_params(system)
-    out = system.model.apply({"params": params}, inputs)
+    inputs, _ = tiny.inputs(batch, modules)
+    params = tiny.initial_params(modules)
+    out = modules.model.apply({"params": params}, inputs)
     assert not np.asarray(out.velocity).any()
 
 
@@ -85,28 +85,31 @@ def test_7b_has_the_papers_parameters():
 
 def test_text_alone_ignores_the_gen_branch():
     """A text-only prompt is computed by the und branch alone: the pretrained LLM, untouched."""
-    system = tiny.make_system()
+    modules = tiny.load_modules()
     batch = tiny.rows([[tiny.text_document("hello")]])
-    inputs, _ = tiny.inputs(batch, system)
-    params = tiny.make_params(system)
+    inputs, _ = tiny.inputs(batch, modules)
+    params = tiny.make_params(modules)
     other = dict(params)
     for name in ("layers_0", "layers_1"):
         other[name] = params[name] | {
             part: jax.tree.map(lambda x: x * 3 + 1, params[name][part]) for part in ("gen", "adaln")
         }
-    run = jax.jit(lambda p: system.model.apply({"params": p}, inputs).und_hidden)
+    run = jax.jit(lambda p: modules.model.apply({"params": p}, inputs).und_hidden)
     np.testing.assert_array_equal(run(params), run(other))
 
 
 @pytest.mark.parametrize("fusion", ["deep", "shared"])
 def test_fusion_modes_have_one_or_two_sets_of_weights(fusion):
     cfg = tiny.config(model={"fusion": fusion})
-    counts = count_parameters(tiny.initial_params(tiny.make_system(cfg)))
+    counts = count_parameters(tiny.initial_params(tiny.load_modules(cfg)))
     assert ("gen branch" in counts) == (fusion == "deep")
 
 
 def test_scanned_layers_compute_what_unrolled_ones_do():
-    plain, scanned = tiny.make_system(), tiny.make_system(tiny.config(model={"scan_layers": True}))
+    plain, scanned = (
+        tiny.load_modules(),
+        tiny.load_modules(tiny.config(model={"scan_layers": True})),
+    )
     params = tiny.make_params(plain)
     layers = [params[f"layers_{i}"] for i in range(2)]
     stacked = {k: v for k, v in params.items() if not k.startswith("layers_")}
@@ -120,8 +123,8 @@ def test_scanned_layers_compute_what_unrolled_ones_do():
 def test_connector_after_the_towers_own_merger():
     """[choice] The other side: Qwen2-VL's frozen merger, then a trainable linear layer."""
     cfg = tiny.config(model={"connector": "vit_merger"}, vit={"merger_dim": 24})
-    model = tiny.make_system(cfg).model
-    inputs, _ = tiny.inputs(tiny.rows([[tiny.interleaved_document(1)]]), tiny.make_system())
+    model = tiny.load_modules(cfg).model
+    inputs, _ = tiny.inputs(tiny.rows([[tiny.interleaved_document(1)]]), tiny.load_modules())
     rows, patches = inputs.vit_features.shape[:2]
     merged = jax.random.normal(jax.random.key(0), (rows, patches // 4, 24))
     inputs = inputs._replace(vit_features=merged)

@@ -12,7 +12,7 @@ import pytest
 
 from mogao_jax.config.schema import VaeConfig
 from mogao_jax.models import vae as vae_lib
-from mogao_jax.models.masked import segment_attention
+from mogao_jax.models.masked_layers import segment_attention
 from mogao_jax.models.vae import FluxVae
 
 CONFIG = VaeConfig(

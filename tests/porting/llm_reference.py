@@ -14,7 +14,7 @@ import tiny_system as tiny
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
 from mogao_jax.models.mogao import MogaoInputs, build, head_table
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.porting.sources import InMemory
+from mogao_jax.porting.tensor_sources import InMemory
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, TokenMeta
 
 

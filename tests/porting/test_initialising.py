@@ -11,9 +11,9 @@ import pytest
 import tiny_files as files
 
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.models.system import init_params, make_model
+from mogao_jax.models.modules import init_params, make_model
 from mogao_jax.porting import from_hf, initialising
-from mogao_jax.porting.sources import InMemory
+from mogao_jax.porting.tensor_sources import InMemory
 from mogao_jax.sharding import rules
 
 KEY = jax.random.key(3)

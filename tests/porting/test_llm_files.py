@@ -14,11 +14,11 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import TokenizerConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.porting.llm_files import copy_files, settle_tokenizer
-from mogao_jax.porting.sources import InMemory
+from mogao_jax.porting.tensor_sources import InMemory
 from mogao_jax.tokenizer import ByteTokenizer, load_tokenizer
 
 CONFIG = files.CONFIG  # of 300 rows, with the tokenizer of bytes
-FOREIGN = importlib.resources.files("mogao_jax") / "data" / "shapes" / "tokenizer.json"
+FOREIGN = importlib.resources.files("mogao_jax") / "worlds" / "shapes" / "tokenizer.json"
 EOS = ByteTokenizer().im_end
 
 

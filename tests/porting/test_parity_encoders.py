@@ -22,7 +22,7 @@ from mogao_jax.models.taef1 import FILES, Taef1
 from mogao_jax.models.vae import FluxVae, decode_latents, encode_images
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.porting.from_hf import load_autoencoder, load_vision_tower
-from mogao_jax.porting.sources import InMemory
+from mogao_jax.porting.tensor_sources import InMemory
 
 full_size = pytest.mark.skipif(
     not os.environ.get("MOGAO_FULL_SIZE"), reason="full size: MOGAO_FULL_SIZE=1"

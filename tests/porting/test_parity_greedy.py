@@ -16,13 +16,13 @@ import tiny_system as tiny
 
 from mogao_jax.config import load_config
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.models.system import EncoderParams, System, make_model
+from mogao_jax.models.modules import EncoderParams, Modules, make_model
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.porting.from_hf import build_mogao
-from mogao_jax.sampling.interleaved import Sampler
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request
+from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Document, Text
 from mogao_jax.tokenizer import BpeTokenizer, Tokenizer
 
@@ -47,9 +47,9 @@ class Written:
 def generate(config: MogaoConfig, params, tokenizer: Tokenizer, document: Document, num: int):
     """Ids and text that our sampler writes after a document of text."""
     model = make_model(config, tokenizer.vocab_size)
-    system = System(config, model, FluxVae(config.vae), VisionTower(config.vit), ())
+    modules = Modules(config, model, FluxVae(config.vae), VisionTower(config.vit), ())
     written = Written()
-    sampler = Sampler(system, params, EncoderParams({}, {}), tokenizer, max_context=256,
+    sampler = Sampler(modules, params, EncoderParams({}, {}), tokenizer, max_context=256,
                       text_chunk=16, probe=written)  # fmt: skip
     written.allowed = sampler.allowed.copy()
     written.allowed[tokenizer.vision_start] = False  # no pictures

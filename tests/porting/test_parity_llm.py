@@ -126,9 +126,9 @@ def test_text_through_the_whole_model_at_its_start_is_the_llm(order, measured):
     items = [tiny.Text("hello, what is this") if part == "text" else tiny.picture(rng)
              for part in order.split(", ")]  # fmt: skip
     batch = tiny.rows([[tiny.Document(items)]], config)
-    system = tiny.make_system(config)
-    inputs, _ = tiny.inputs(batch, system)
-    out = jax.jit(system.model.apply)({"params": params}, inputs)
+    modules = tiny.load_modules(config)
+    inputs, _ = tiny.inputs(batch, modules)
+    out = jax.jit(modules.model.apply)({"params": params}, inputs)
     before = len("hello, what is this") + ("picture" in order)  # and <|vision_start|>
     tokens = np.asarray(batch.und.tokens[0, :before])
     assert (tokens[-1] == tiny.TOKENIZER.vision_start) == ("picture" in order)

@@ -12,7 +12,7 @@ import random
 import pytest
 
 from mogao_jax.sequence.document import Document, Text
-from mogao_jax.sequence.render import render, render_prompt
+from mogao_jax.sequence.elements import render, render_prompt
 from mogao_jax.tokenizer import BpeTokenizer
 
 NUM_STRINGS = 10_000

@@ -14,10 +14,10 @@ import tiny_files as files
 from mogao_jax.cli.main import main
 from mogao_jax.config.convert import to_dict
 from mogao_jax.errors import CheckpointError
-from mogao_jax.porting.own import OwnModel
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 
 MODEL = dataclasses.replace(files.MODEL, num_layers=2)
-DEMO = importlib.resources.files("mogao_jax") / "assets" / "demo.safetensors"
+DEMO = importlib.resources.files("mogao_jax") / "worlds" / "shapes" / "assets" / "demo.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +166,18 @@ def test_an_older_checkpoint_in_place_of_a_damaged_one_is_said(checkpoint, tmp_p
         shutil.copytree(checkpoint, tmp_path / "checkpoints" / step)
     meta = tmp_path / "checkpoints" / "20" / "meta" / "metadata"
     meta.write_text(meta.read_text().replace('"step": 0', '"step": 1'))
-    assert OwnModel(tmp_path).folder.name == "10"
+    assert MogaoCheckpoint(tmp_path).folder.name == "10"
     assert "Damaged checkpoint left out" in caplog.text and "meta file is damaged" in caplog.text
 
 
 def test_an_average_that_nobody_kept(checkpoint):
     with pytest.raises(CheckpointError, match="has no moving average"):
-        OwnModel(checkpoint, weights="ema")
+        MogaoCheckpoint(checkpoint, weights="ema")
     with importlib.resources.as_file(DEMO) as file:
-        kept = OwnModel(file).weights
+        kept = MogaoCheckpoint(file).weights
         other = {"ema": "raw", "raw": "ema"}[kept]
         with pytest.raises(CheckpointError, match=f"holds {kept} parameters only"):
-            OwnModel(file, weights=other)
+            MogaoCheckpoint(file, weights=other)
 
 
 def test_a_damaged_exported_file_is_noticed_on_opening(tmp_path, capsys):
@@ -195,7 +195,7 @@ def test_a_folder_of_ours_with_a_broken_config(place, tmp_path, capsys):
         fields = {"model_type": "mogao", **fields}
         (tmp_path / "config.json").write_text(json.dumps(fields))
         with pytest.raises(CheckpointError, match=words):
-            OwnModel(tmp_path)
+            MogaoCheckpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mogao"}))
     status, _, err = run(capsys, "from-hf", "--llm", tmp_path, "--out", tmp_path / "out")
     assert status == 2 and "no config of the model" in err

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from mogao_jax.config import check, load_config
-from mogao_jax.models.system import count_parameters, init_params, make_model
+from mogao_jax.models.modules import count_parameters, init_params, make_model
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 

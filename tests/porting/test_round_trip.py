@@ -12,17 +12,17 @@ import pytest
 import safetensors.numpy
 import tiny_files as files
 
-from mogao_jax.checkpoints import carried
 from mogao_jax.checkpoints import files as checkpoint_files
+from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.porting import comparing, from_hf, inspecting
 from mogao_jax.porting.formats import mogao, qwen2
 from mogao_jax.porting.model_card import model_card
-from mogao_jax.porting.own import OwnModel
-from mogao_jax.porting.sources import InMemory
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.streaming import stream_checkpoint
+from mogao_jax.porting.tensor_sources import InMemory
 from mogao_jax.porting.to_hf import export
 from mogao_jax.sampling.loading import open_checkpoint
 
@@ -148,7 +148,9 @@ def test_the_whole_model_and_back(case, tmp_path):
     assert "und branch" in card and str(tmp_path) not in card and str(case.folder) not in card
     text = (tmp_path / "all" / "config.json").read_text()
     assert str(case.folder) not in text and '"weights": "vit"' in text
-    assert OwnModel(tmp_path / "all").model_config.vit.weights == str(tmp_path / "all" / "vit")
+    assert MogaoCheckpoint(tmp_path / "all").model_config.vit.weights == str(
+        tmp_path / "all" / "vit"
+    )
     # Read into the other layout of layers: slots do not depend on it.
     turned = dataclasses.replace(case.config.model, scan_layers=not case.config.model.scan_layers)
     again = tmp_path / "again"
@@ -226,13 +228,13 @@ def test_a_run_knows_what_it_began_with(case, tmp_path):
     del meta["porting"]
     shutil.rmtree(trained / "meta")
     checkpoint_files.write_folder_meta(trained, meta)
-    carried.keep_origin(tmp_path / "run", start)
+    sidecar_files.keep_origin(tmp_path / "run", start)
     names = {p.name for p in export(tmp_path / "run", tmp_path / "out", part="llm")}
     assert "generation_config.json" in names
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config == files.qwen2_config(case.config.model) | {"torch_dtype": "float32"}
     (tmp_path / "next").mkdir()
-    carried.keep_origin(tmp_path / "next", tmp_path / "run")
+    sidecar_files.keep_origin(tmp_path / "next", tmp_path / "run")
     assert json.loads((tmp_path / "next" / "porting.json").read_text())["llm"]["config"]
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tiny_files as files
 
-from mogao_jax.checkpoints import by_parts
+from mogao_jax.checkpoints import chunked_io
 from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.config.convert import to_dict
 from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
-from mogao_jax.porting import from_hf, streaming, unfinished
+from mogao_jax.porting import atomic, from_hf, streaming
 from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.streaming import stream_checkpoint
 from mogao_jax.porting.to_hf import export
@@ -50,7 +50,7 @@ def left_in(folder) -> list[str]:
 def test_pieces_smaller_than_arrays(llm, tmp_path, monkeypatch):
     """Embeddings read by rows, arrays of several files: the numbers are the same."""
     monkeypatch.setattr(from_hf, "ROWS_BYTES", 1000)
-    monkeypatch.setattr(by_parts, "PART_BYTES", 3000)
+    monkeypatch.setattr(chunked_io, "PART_BYTES", 3000)
     stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     files_of_one = list((tmp_path / "out" / "state" / "params.token_embedding").iterdir())
     assert len(files_of_one) > 10
@@ -143,7 +143,7 @@ def test_nothing_is_overwritten(llm, tmp_path):
 def test_no_room_is_noticed_beforehand(llm, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
-        unfinished.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20 + 1000)
+        atomic.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20 + 1000)
     )
     with pytest.raises(EnvironmentProblem, match="GB of room"):
         stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
@@ -151,7 +151,7 @@ def test_no_room_is_noticed_beforehand(llm, tmp_path, monkeypatch):
 
 
 def test_no_room_in_the_middle(llm, tmp_path, monkeypatch):
-    whole = by_parts.PartWriter.write
+    whole = chunked_io.PartWriter.write
     calls = []
 
     def write(self, name, start, rows):
@@ -160,7 +160,7 @@ def test_no_room_in_the_middle(llm, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(self, name, start, rows)
 
-    monkeypatch.setattr(by_parts.PartWriter, "write", write)
+    monkeypatch.setattr(chunked_io.PartWriter, "write", write)
     with pytest.raises(EnvironmentProblem, match="No space left"):
         stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     assert len(calls) == 9 and left_in(tmp_path) == []
@@ -195,8 +195,8 @@ import json, sys
 from mogao_jax.checkpoints import by_parts
 from mogao_jax.config.convert import from_dict
 from mogao_jax.porting import from_hf, initialising, streaming
-from mogao_jax.profiling.process_memory import peak_bytes
-from_hf.ROWS_BYTES = by_parts.PART_BYTES = initialising._LARGE_BYTES = 4 * 2**20
+from mogao_jax.process_memory import peak_bytes
+from_hf.ROWS_BYTES = chunked_io.PART_BYTES = initialising._LARGE_BYTES = 4 * 2**20
 seen = []
 for llm, out, config in json.loads(sys.argv[1]):
     ported = streaming.stream_checkpoint(out, from_dict(config), llm=llm)

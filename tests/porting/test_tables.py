@@ -11,10 +11,10 @@ import tiny_files as files
 from mogao_jax.config.schema import MogaoConfig, VaeConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.models.encoder_weights import vae_template, vit_template
-from mogao_jax.models.system import make_model, param_shapes
+from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.porting import transforms
 from mogao_jax.porting.formats import flux_vae, qwen2, qwen2_vl_vision, taef1
-from mogao_jax.porting.slots import shapes_of, slots
+from mogao_jax.porting.param_specs import shapes_of, slots
 from mogao_jax.porting.tables import Rule, compress, invert, match
 
 TABLE = (

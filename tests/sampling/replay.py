@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_system as tiny
 
+from mogao_jax.models.modules import EncoderParams
 from mogao_jax.models.mogao import MogaoInputs, example_inputs, head_table, vit_feature_shape
-from mogao_jax.models.system import EncoderParams
 from mogao_jax.models.vae import FluxVae, encode_images, patchify_latents
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling.interleaved import Sampler
+from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.batch import CONTEXTS, Sizes
 from mogao_jax.sequence.layout import image_uid
 from mogao_jax.sequence.masking import TEXT
@@ -29,7 +29,7 @@ LETTERS = [ord(c) for c in "abcd"]
 def random_params(init, seed: int):
     """Parameters of the shapes that `init` returns, random everywhere, scaled by their fan-in.
 
-    Drawn by numpy: nothing is compiled.
+    EncodedImage by numpy: nothing is compiled.
     """
     rng = np.random.default_rng(seed)
     shapes = nn.unbox(jax.eval_shape(init))["params"]
@@ -55,22 +55,22 @@ def encoders() -> EncoderParams:
 
 @functools.cache
 def tiny_model(**changes) -> tuple:
-    """(system, parameters) of a variant of the tiny config: `section__field=value`."""
+    """(modules, parameters) of a variant of the tiny config: `section__field=value`."""
     sections: dict[str, dict] = {}
     for name, value in changes.items():
         section, field = name.split("__")
         sections.setdefault(section, {})[field] = value
-    system = tiny.make_system(tiny.config(**sections))
-    cfg = system.config
+    modules = tiny.load_modules(tiny.config(**sections))
+    cfg = modules.config
     features = vit_feature_shape(cfg.vit, cfg.model.connector, 4)
     inputs = example_inputs((1, 8, 4, 4, 1), 64, features)
-    return system, random_params(lambda: system.model.init(jax.random.key(0), inputs), 3)
+    return modules, random_params(lambda: modules.model.init(jax.random.key(0), inputs), 3)
 
 
-def make_sampler(system, params, **kwargs) -> Sampler:
+def make_sampler(modules, params, **kwargs) -> Sampler:
     """A sampler that writes only the letters a to d and <|vision_start|>: text that reads back."""
     kwargs = {"max_context": 160, "text_chunk": 5, "step_chunk": 3} | kwargs
-    sampler = Sampler(system, params, encoders(), tiny.TOKENIZER, **kwargs)
+    sampler = Sampler(modules, params, encoders(), tiny.TOKENIZER, **kwargs)
     sampler.allowed[:] = False
     sampler.allowed[[*LETTERS, tiny.TOKENIZER.vision_start]] = True
     return sampler
@@ -121,9 +121,9 @@ class Recorder:
 class Replay:
     """A finished document laid out as in training, in one guidance context, without a cache."""
 
-    def __init__(self, system, params, document, context: int):
-        cfg = system.config
-        self._system, self._params, self._document = system, params, document
+    def __init__(self, modules, params, document, context: int):
+        cfg = modules.config
+        self._modules, self._params, self._document = modules, params, document
         laid = tiny.lay(document, cfg, context=context, require_loss=False)
         self.row = stack_rows([pack_row([laid], BUDGETS, cfg.images.max_side)])
         uids = list(self.row.images.uid[0])
@@ -150,8 +150,8 @@ class Replay:
             if image in x:
                 noised[line] = _on_canvas(x[image], size)
                 times[0, line] = t[image]
-        system = self._system
-        features = np.zeros((1, 4, 16), np.float32) if system.vit is None else _see(row.vit)
+        modules = self._modules
+        features = np.zeros((1, 4, 16), np.float32) if modules.vit is None else _see(row.vit)
         inputs = MogaoInputs(
             tokens=row.und.tokens,
             vit_index=row.und.vit_index,
@@ -163,7 +163,7 @@ class Replay:
             meta=Parts(*(p.meta for p in (row.und, row.clean, row.noised))),
             positions=Parts(*(p.positions for p in (row.und, row.clean, row.noised))),
         )
-        out = _apply(system)(self._params, inputs)
+        out = _apply(modules)(self._params, inputs)
         logits = np.asarray(out.und_hidden[0]) @ np.asarray(head_table(self._params)).T
         image_of = np.asarray(row.noised.image[0])
         velocity = np.asarray(out.velocity[0])
@@ -178,8 +178,8 @@ class Replay:
 
 
 @functools.cache
-def _apply(system):
-    return jax.jit(lambda params, inputs: system.model.apply({"params": params}, inputs))
+def _apply(modules):
+    return jax.jit(lambda params, inputs: modules.model.apply({"params": params}, inputs))
 
 
 @jax.jit

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import mogao_jax
-from mogao_jax.data.shapes.scene import fitting_world
-from mogao_jax.data.shapes.truth import Request as Asked
-from mogao_jax.data.shapes.truth import Wanted, satisfies
-from mogao_jax.evals.scorers.reader import read_picture
 from mogao_jax.sampling.loading import _DEMO_FILE
 from mogao_jax.sampling.prompts import as_document, make_options
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.worlds.shapes.evals.scorers.reader import read_picture
+from mogao_jax.worlds.shapes.scene import fitting_world
+from mogao_jax.worlds.shapes.truth import Request as Asked
+from mogao_jax.worlds.shapes.truth import Wanted, satisfies
 
 
 @pytest.fixture(scope="module")

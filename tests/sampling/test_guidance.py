@@ -85,7 +85,7 @@ def recorded():
 )  # fmt: skip
 def test_pictures_follow_plain_forwards(contexts, options):
     """The drawn latents are Euler's solution over training forwards, by the equation."""
-    system, params = replay.tiny_model()
+    modules, params = replay.tiny_model()
     sampler, recorder = recorded()
     recorder.clear()
     pixels = np.random.default_rng(3).integers(0, 256, (32, 16, 3), np.uint8)
@@ -96,12 +96,12 @@ def test_pictures_follow_plain_forwards(contexts, options):
     (drawn,) = recorder.latents
 
     plain = {
-        c: replay.Replay(system, params, result.document, c) for c in (FULL, IMAGE_ONLY, EMPTY)
+        c: replay.Replay(modules, params, result.document, c) for c in (FULL, IMAGE_ONLY, EMPTY)
     }
     noise = np.random.default_rng([7, 1]).standard_normal(drawn.shape, np.float32)
     # t / (s - (s - 1) t) of equal steps, s = 2.
     times = [t / (2 - t) for t in np.linspace(0, 1, 6)]
-    np.testing.assert_allclose(time_grid(5, 2, system.config.objective, 2.0), times, rtol=1e-6)
+    np.testing.assert_allclose(time_grid(5, 2, modules.config.objective, 2.0), times, rtol=1e-6)
     scale, image_scale = options.guidance_scale, options.image_guidance_scale
     low, high = options.guidance_interval
     x = noise

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mogao_jax.sampling.session import TextStream
-from mogao_jax.sampling.text import Choice, allowed_tokens, choose, seed_key
+from mogao_jax.sampling.text import SamplingParams, allowed_tokens, choose, seed_key
 from mogao_jax.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -16,7 +16,7 @@ LOGITS = np.array([0.3, 2.0, -1.0, 1.9, 0.0, -np.inf, 1.0, 0.9, -3.0, 0.3], np.f
 
 
 def drawn(temperature=1.0, top_p=1.0, top_k=0, seed=0, first=0):
-    choice = Choice(
+    choice = SamplingParams(
         key=np.tile(seed_key(seed), (DRAWS, 1)),
         temperature=np.full(DRAWS, temperature, np.float32),
         top_p=np.full(DRAWS, top_p, np.float32),
@@ -61,7 +61,7 @@ def test_frequencies(temperature, top_p, top_k):
 def test_forbidden_tokens_are_never_chosen(temperature):
     logits = np.array([[-np.inf, -50.0, -60.0, -3e38, -np.inf]], np.float32)
     for seed in range(20):
-        row = Choice(*(np.array([x], d) for x, d in (
+        row = SamplingParams(*(np.array([x], d) for x, d in (
             (seed_key(seed), np.uint32), (temperature, np.float32), (1.0, np.float32),
             (0, np.int32), (True, bool))))  # fmt: skip
         token = int(choose(logits, np.array([seed]), row)[0])
@@ -70,7 +70,7 @@ def test_forbidden_tokens_are_never_chosen(temperature):
 
 def test_greedy_and_rows_of_both_kinds():
     assert (drawn(temperature=0.0) == 1).all()
-    choice = Choice(
+    choice = SamplingParams(
         key=np.tile(seed_key(1), (DRAWS, 1)),
         temperature=(np.arange(DRAWS) % 2).astype(np.float32),
         top_p=np.ones(DRAWS, np.float32),

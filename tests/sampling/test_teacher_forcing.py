@@ -49,9 +49,9 @@ def images_of(document: Document) -> list[Image]:
     ids=["default", "the other choices", "VAE only, shared, scanned"],
 )  # fmt: skip
 def test_cached_predictions_are_those_of_a_training_forward(role, solver, variant):
-    system, params = replay.tiny_model(**variant)
+    modules, params = replay.tiny_model(**variant)
     recorder = replay.Recorder()
-    sampler = recorder.watch(replay.make_sampler(system, params, probe=recorder))
+    sampler = recorder.watch(replay.make_sampler(modules, params, probe=recorder))
     document = prompt(role)
     options = (
         OPTIONS if solver == "euler" else dataclasses.replace(OPTIONS, solver=solver, num_steps=2)
@@ -68,7 +68,7 @@ def test_cached_predictions_are_those_of_a_training_forward(role, solver, varian
     per_picture = len(recorder.velocities) // len(latents)
     assert per_picture == 4  # evaluations: Heun's steps have two
     for context in CONTEXTS:
-        plain = replay.Replay(system, params, result.document, context)
+        plain = replay.Replay(modules, params, result.document, context)
         for step in range(per_picture):
             seen = {image: recorder.velocities[k * per_picture + step]
                     for k, image in enumerate(drawn)}  # fmt: skip
@@ -79,7 +79,7 @@ def test_cached_predictions_are_those_of_a_training_forward(role, solver, varian
             for image in drawn:
                 cached = seen[image][context][: n[image]]
                 assert tiny.relative_error(cached, velocity[image]) < 1e-5
-    plain = replay.Replay(system, params, result.document, FULL)
+    plain = replay.Replay(modules, params, result.document, FULL)
     logits, _ = plain.forward(latents, x, t)
     assert len(recorder.logits) == options.max_tokens
     for t_id, cached in recorder.logits.items():

@@ -19,7 +19,7 @@ import numpy as np
 import tiny_system as tiny
 
 from mogao_jax.config.schema import MeshConfig, OptimizerConfig
-from mogao_jax.models.system import EncoderParams, init_params
+from mogao_jax.models.modules import EncoderParams, init_params
 from mogao_jax.models.vit import VisionTower, stacked
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sharding import multihost, rules
@@ -75,9 +75,9 @@ def case():
                "remat": "full"}
     )  # fmt: skip
     cfg = dataclasses.replace(cfg, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0))
-    system = dataclasses.replace(tiny.make_system(cfg), vae=PooledVae())
+    modules = dataclasses.replace(tiny.load_modules(cfg), vae=PooledVae())
     batch = jax.tree.map(lambda x: x[None], tiny.rows(documents(), cfg))
-    return system, jax.device_get(tiny.make_params(system)), batch
+    return modules, jax.device_get(tiny.make_params(modules)), batch
 
 
 @functools.cache
@@ -94,10 +94,10 @@ def train(sizes: tuple[int, ...], weights: str = "fsdp"):
     Args:
       weights: what they are cut over, as config `mesh.weights` says.
     """
-    system, params, batch = case()
+    modules, params, batch = case()
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
-    optimizer = make_optimizer(system.config.optimizer, STEPS)
-    step = make_train_step(system, optimizer.transform)
+    optimizer = make_optimizer(modules.config.optimizer, STEPS)
+    step = make_train_step(modules, optimizer.transform)
 
     def run(state, encoders, batch):
         def one(state, _):
@@ -108,7 +108,7 @@ def train(sizes: tuple[int, ...], weights: str = "fsdp"):
 
     with rules.on_mesh(mesh, weights):
         boxed = functools.partial(
-            init_params, system.config, system.model, jax.random.key(0)
+            init_params, modules.config, modules.model, jax.random.key(0)
         )  # with the logical names of their axes
         abstract = abstract_state(boxed, optimizer.transform, mesh, weights=weights)
         placed = jax.device_put(params, shardings_of(abstract.params))

@@ -13,8 +13,8 @@ import pytest
 import tiny_system as tiny
 
 from mogao_jax.config.schema import MeshConfig
+from mogao_jax.models.modules import init_params
 from mogao_jax.models.mogao import build
-from mogao_jax.models.system import init_params
 from mogao_jax.sequence.batch import Sizes
 from mogao_jax.sequence.packing import pack_row, stack_rows
 from mogao_jax.sharding import rules
@@ -34,12 +34,12 @@ _COLLECTIVE = re.compile(
 )
 
 
-def system():
+def modules():
     cfg = tiny.config(
         model={"embed_dim": 40, "mlp_dim": 72, "num_heads": 8, "num_kv_heads": 2, "head_dim": 8,
                "scan_layers": True, "remat": "full"}
     )  # fmt: skip
-    whole = tiny.make_system(cfg)
+    whole = tiny.load_modules(cfg)
     model = build(cfg.model, cfg.vae, cfg.vit, vocab_size=320, text_reads_vae=False)
     return dataclasses.replace(whole, model=model)
 
@@ -47,7 +47,7 @@ def system():
 @functools.cache
 def communicated(*sizes: int, weights: str = "fsdp") -> list[tuple[str, tuple[int, ...]]]:
     """(operation, dimensions) of every array that a collective of the train step returns."""
-    made = system()
+    made = modules()
     mesh = make_mesh(MeshConfig(*sizes))
     optimizer = make_optimizer(made.config.optimizer, 10)
     row = pack_row([tiny.lay(tiny.text_document("a"))], SIZES, made.config.images.max_side)

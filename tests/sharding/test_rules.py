@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mogao_jax.config import load_config
 from mogao_jax.config.schema import MeshConfig
-from mogao_jax.models.system import init_params, make_model
+from mogao_jax.models.modules import init_params, make_model
 from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.sharding import rules
 

@@ -43,10 +43,10 @@ def test_each_learns_one_batch(name):
         layout={"understanding_encoder": encoder},
         optimizer={"learning_rate": 3e-3, "warmup_steps": 1, "ema_decay": 0.0},
     )
-    system = tiny.make_system(cfg)
+    modules = tiny.load_modules(cfg)
     optimizer = make_optimizer(cfg.optimizer, 30)
-    state = TrainState.create(tiny.initial_params(system), optimizer.transform)
-    step = jax.jit(make_train_step(system, optimizer.transform), donate_argnums=0)
+    state = TrainState.create(tiny.initial_params(modules), optimizer.transform)
+    step = jax.jit(make_train_step(modules, optimizer.transform), donate_argnums=0)
     documents = [[tiny.interleaved_document(0), tiny.interleaved_document(1)]]
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], tiny.rows(documents, cfg))
     losses = []

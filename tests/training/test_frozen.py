@@ -15,9 +15,9 @@ import tiny_system as tiny
 from mogao_jax.config import check, load_config
 from mogao_jax.config.schema import MeshConfig, OptimizerConfig
 from mogao_jax.errors import ConfigError
-from mogao_jax.models.system import count_parameters, init_params, make_model
+from mogao_jax.models.modules import count_parameters, init_params, make_model
 from mogao_jax.porting.formats import qwen2
-from mogao_jax.porting.slots import slots
+from mogao_jax.porting.param_specs import slots
 from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.training.frozen import count_trained, frozen_mask, without_gradients
 from mogao_jax.training.optimizer import make_optimizer
@@ -35,7 +35,7 @@ def test_frozen_is_what_a_language_model_fills(scan_layers, tie_embeddings):
     config = tiny.config(model={"scan_layers": scan_layers, "tie_embeddings": tie_embeddings})
     model = make_model(config, tiny.TOKENIZER.vocab_size)
     boxed = jax.eval_shape(lambda: init_params(config, model, jax.random.key(0)))
-    for params in (boxed, tiny.make_params(tiny.make_system(config))):
+    for params in (boxed, tiny.make_params(tiny.load_modules(config))):
         mask = frozen_mask(params, LLM)
         leaves = jax.tree.leaves(mask)
         frozen = sum(x.size for x, m in zip(jax.tree.leaves(params), leaves, strict=True) if m)
@@ -57,12 +57,12 @@ def test_frozen_is_what_a_language_model_fills(scan_layers, tie_embeddings):
 def _trained(optimizer: OptimizerConfig):
     config = tiny.config(objective={"ntp_weight": 0.5})
     config = dataclasses.replace(config, optimizer=optimizer)
-    system = tiny.make_system(config)
+    modules = tiny.load_modules(config)
     transform = make_optimizer(optimizer, 10).transform
     batch = tiny.rows([[tiny.interleaved_document(1)], [tiny.interleaved_document(2)]])
     batch = jax.tree.map(lambda x: np.asarray(x)[None], batch)
-    state = TrainState.create(tiny.make_params(system), transform, optimizer.ema_decay)
-    step = jax.jit(make_train_step(system, transform))
+    state = TrainState.create(tiny.make_params(modules), transform, optimizer.ema_decay)
+    step = jax.jit(make_train_step(modules, transform))
     states = [state]
     for _ in range(STEPS):
         states.append(step(states[-1], tiny.encoders(), batch, jnp.float32(1e-2))[0])
@@ -100,7 +100,7 @@ def test_what_is_trained_is_trained_as_without():
 
 
 def test_frozen_parameters_have_no_moments():
-    params = tiny.make_params(tiny.make_system())
+    params = tiny.make_params(tiny.load_modules())
     state = TrainState.create(params, make_optimizer(LLM, 10).transform)
     trained = count_trained(state.params, LLM)
     assert 0 < trained < sum(count_parameters(state.params).values())

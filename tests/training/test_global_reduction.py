@@ -39,9 +39,9 @@ def unequal_rows() -> list[list[Document]]:
 @pytest.fixture(scope="module")
 def case():
     cfg = tiny.config(model={"num_layers": 1})
-    system = tiny.make_system(cfg)
+    modules = tiny.load_modules(cfg)
     batch = tiny.rows(unequal_rows(), cfg)
-    return system, tiny.make_params(system), batch, jax.random.key(3)
+    return modules, tiny.make_params(modules), batch, jax.random.key(3)
 
 
 def _split(batch, micro_steps: int):
@@ -50,13 +50,13 @@ def _split(batch, micro_steps: int):
 
 
 def test_eight_devices_and_three_micro_steps_equal_one_device_with_everything(case):
-    system, params, batch, key = case
+    modules, params, batch, key = case
 
     def run(params, encoders, batch):
-        return loss_and_gradients(system, params, encoders, batch, key)
+        return loss_and_gradients(modules, params, encoders, batch, key)
 
     whole = jax.device_get(jax.jit(run)(params, tiny.encoders(), _split(batch, 1)))
-    mesh = make_mesh(system.config.mesh)
+    mesh = make_mesh(modules.config.mesh)
     assert mesh.size == DEVICES
     with rules.on_mesh(mesh):
         arguments = jax.device_put((params, tiny.encoders()), replicated(mesh))
@@ -70,8 +70,8 @@ def test_eight_devices_and_three_micro_steps_equal_one_device_with_everything(ca
 
 def test_averaging_per_rank_is_another_number(case):
     """What the global reduction is for: means of means weigh tokens by where they lie."""
-    system, params, batch, key = case
-    run = jax.jit(lambda batch: loss_and_gradients(system, params, tiny.encoders(), batch, key)[0])
+    modules, params, batch, key = case
+    run = jax.jit(lambda batch: loss_and_gradients(modules, params, tiny.encoders(), batch, key)[0])
     by_rank = [
         jax.device_get(run(jax.tree.map(lambda x, r=r: x[None, r : r + 1], batch)))
         for r in range(8)

@@ -20,37 +20,37 @@ VAE_ONLY = {"understanding_encoder": "vae"}
 
 
 @pytest.fixture(scope="module")
-def system():
-    return tiny.make_system()
+def modules():
+    return tiny.load_modules()
 
 
 @pytest.fixture(scope="module")
-def params(system):
-    return tiny.make_params(system)
+def params(modules):
+    return tiny.make_params(modules)
 
 
 @pytest.fixture(scope="module")
-def run(system, params):
+def run(modules, params):
     """Losses of a batch."""
-    return runner(system, params)
+    return runner(modules, params)
 
 
-def runner(system, params):
-    compiled = jax.jit(lambda b, i, t: losses(system, params, b, i, t))
-    return lambda batch: jax.device_get(compiled(batch, *tiny.inputs(batch, system)))
+def runner(modules, params):
+    compiled = jax.jit(lambda b, i, t: losses(modules, params, b, i, t))
+    return lambda batch: jax.device_get(compiled(batch, *tiny.inputs(batch, modules)))
 
 
 @pytest.fixture(scope="module")
-def gradient(system):
+def gradient(modules):
     """Sums of weighted losses and their gradient, jitted once."""
 
     def objective(params, batch, inputs, target):
-        out = losses(system, params, batch, inputs, target)
+        out = losses(modules, params, batch, inputs, target)
         return out.ntp.total + out.flow.total, out
 
     compiled = jax.jit(jax.value_and_grad(objective, has_aux=True))
     return lambda params, batch: jax.device_get(
-        compiled(params, batch, *tiny.inputs(batch, system))
+        compiled(params, batch, *tiny.inputs(batch, modules))
     )
 
 
@@ -88,7 +88,7 @@ def _with_item(document: Document, index: int, item) -> Document:
     return Document(items, id=document.id)
 
 
-def test_a_target_image_is_seen_only_by_what_comes_after_it(system, params, run):
+def test_a_target_image_is_seen_only_by_what_comes_after_it(modules, params, run):
     """Items: text 0, image 1, text 2, image 3, text 4. Only the pixels of image 1 change."""
     document = tiny.interleaved_document(0)
     old = document.items[1]
@@ -107,10 +107,10 @@ def test_a_target_image_is_seen_only_by_what_comes_after_it(system, params, run)
     assert early.any() and late.any()
 
     # Its own noised copy: fix what it is given (x_t and target), change only the clean history.
-    inputs, _ = tiny.inputs(before, system)
-    other, _ = tiny.inputs(after, system)
+    inputs, _ = tiny.inputs(before, modules)
+    other, _ = tiny.inputs(after, modules)
     mixed = inputs._replace(clean_latents=other.clean_latents, vit_features=other.vit_features)
-    predict = jax.jit(lambda i: system.model.apply({"params": params}, i).velocity)
+    predict = jax.jit(lambda i: modules.model.apply({"params": params}, i).velocity)
     v, w = np.asarray(predict(inputs)[0]), np.asarray(predict(mixed)[0])
     is_first = before.noised.meta.time[0] == first
     is_second = before.noised.meta.time[0] == second
@@ -227,8 +227,8 @@ def test_empty_context_sees_nothing(run):
 )  # fmt: skip
 def test_variants_keep_packed_equal_to_alone(sections):
     cfg = tiny.config(**sections)
-    system = tiny.make_system(cfg)
-    run = runner(system, tiny.make_params(system))
+    modules = tiny.load_modules(cfg)
+    run = runner(modules, tiny.make_params(modules))
     a, b = tiny.interleaved_document(0), tiny.interleaved_document(1)
     alone, packed = tiny.rows([[a]], cfg), tiny.rows([[b, a]], cfg)
     expected = per_document(run(alone), alone, 0, 1)
@@ -251,10 +251,10 @@ def test_text_reads_images_through_the_vae_in_ablation_b(params):
     ]
 
     def answers(reads_vae: bool):
-        system = tiny.make_system(cfg)
+        modules = tiny.load_modules(cfg)
         if not reads_vae:
-            system = dataclasses.replace(system, model=system.model.clone(text_reads_vae=False))
-        run = runner(system, tiny.make_params(system))
+            modules = dataclasses.replace(modules, model=modules.model.clone(text_reads_vae=False))
+        run = runner(modules, tiny.make_params(modules))
         return [run(tiny.rows([[d]], cfg)).ntp_per_token for d in documents]
 
     seen, unseen = answers(True), answers(False)
@@ -262,7 +262,7 @@ def test_text_reads_images_through_the_vae_in_ablation_b(params):
     np.testing.assert_array_equal(unseen[0], unseen[1])
 
 
-def test_noised_copies_are_each_as_if_alone(system, params):
+def test_noised_copies_are_each_as_if_alone(modules, params):
     """Three noised copies in one pass = three passes with one of them each."""
     thrice = tiny.config(layout={"noised_copies": 3}, packing={"noised_tokens": 96})
     document = tiny.interleaved_document(6)
@@ -277,8 +277,8 @@ def test_noised_copies_are_each_as_if_alone(system, params):
 
     @jax.jit
     def run(batch, noise):
-        inputs, target = model_inputs(system, tiny.encoders(), batch, noise)
-        return losses(system, params, batch, inputs, target)
+        inputs, target = model_inputs(modules, tiny.encoders(), batch, noise)
+        return losses(modules, params, batch, inputs, target)
 
     out = run(together, draw)
     for copy in range(3):

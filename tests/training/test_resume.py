@@ -15,8 +15,8 @@ from collections.abc import Callable
 import pytest
 import tiny_system as tiny
 
-from mogao_jax.checkpoints.carried import keep_origin
 from mogao_jax.checkpoints.exported import read_header
+from mogao_jax.checkpoints.sidecar_files import keep_origin
 from mogao_jax.cli.main import main
 from mogao_jax.models.encoder_weights import save_weights
 

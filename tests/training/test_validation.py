@@ -49,9 +49,9 @@ def test_uniforms_do_not_depend_on_the_number_of_readers(monkeypatch):
 @pytest.mark.parametrize("encoder", ["vit", "vae"])
 def test_hidden_pictures_change_no_answer(encoder):
     cfg = tiny.config(layout={"understanding_encoder": encoder}, model={"num_layers": 1})
-    system = tiny.make_system(cfg)
-    params = tiny.make_params(system)
-    run = jax.jit(lambda b, i, t: losses(system, params, b, i, t).ntp_per_token)
+    modules = tiny.load_modules(cfg)
+    params = tiny.make_params(modules)
+    run = jax.jit(lambda b, i, t: losses(modules, params, b, i, t).ntp_per_token)
     rng = np.random.default_rng(0)
     answers: dict[bool, list] = {True: [], False: []}
     for _ in range(2):
@@ -59,6 +59,6 @@ def test_hidden_pictures_change_no_answer(encoder):
         batch = tiny.rows([[Document([image, Text("answer")], id="d")]], cfg, context=EMPTY)
         for hidden in answers:
             shown = hide_pictures(batch) if hidden else batch
-            answers[hidden].append(np.asarray(run(shown, *tiny.inputs(shown, system))))
+            answers[hidden].append(np.asarray(run(shown, *tiny.inputs(shown, modules))))
     np.testing.assert_array_equal(*answers[True])
     assert (answers[False][0] != answers[False][1]).any()

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.per_shard import per_shard
-from mogao_jax.sharding.ambient import free_axes, splitting_axes, ways
+from mogao_jax.sharding.ambient import sharded_axes, unmapped_axes, ways
 
 Compute = Callable[[Parts, Parts, Parts, Parts, Parts], Parts]
 
@@ -47,14 +47,14 @@ def over_mesh(
       queries, keys: of the call to come, for their shapes.
       batch_axes, head_axes, length_axes: mesh axes that rows, heads and queries are split over.
     """
-    if not free_axes():
+    if not unmapped_axes():
         return compute
     rows, heads = _shape(queries)[0], _shape(queries)[2]
     num_kv = _shape(keys)[2]
-    row_axes = splitting_axes(batch_axes, rows) or None
-    tensor = splitting_axes(head_axes, heads)
-    context = splitting_axes(length_axes, _common(queries))
-    key_context = context if splitting_axes(length_axes, _common(keys)) == context else ()
+    row_axes = sharded_axes(batch_axes, rows) or None
+    tensor = sharded_axes(head_axes, heads)
+    context = sharded_axes(length_axes, _common(queries))
+    key_context = context if sharded_axes(length_axes, _common(keys)) == context else ()
     tensor_ways = ways(tensor)
     kv_split = num_kv % tensor_ways == 0
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from mogao_jax.config.schema import VaeConfig
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import Rule
+from mogao_jax.porting.tensor_sources import TensorSource
 from mogao_jax.porting.transforms import CONV, LINEAR, POINTWISE, SAME, Transform
 
 NAME = "FLUX's autoencoder"

@@ -16,8 +16,8 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.models.encoder_weights import EMBEDDED
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import Rule
+from mogao_jax.porting.tensor_sources import TensorSource
 
 MODEL_TYPE = "mogao"
 NAME = "a Mogao model"

@@ -14,10 +14,10 @@ import numpy as np
 
 from mogao_jax.config.schema import LayoutConfig, ModelConfig
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.models import system
+from mogao_jax.models import modules
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.sources import Renamed, TensorSource
 from mogao_jax.porting.tables import Rule
+from mogao_jax.porting.tensor_sources import PrefixedSource, TensorSource
 from mogao_jax.porting.transforms import HEADS_BIAS, INTO_HEADS, LINEAR, OUT_OF_HEADS
 
 ARCHITECTURE = "Qwen2ForCausalLM"
@@ -58,7 +58,7 @@ def table(model: ModelConfig) -> tuple[Rule, ...]:
 
 def is_of_llm(name: str) -> bool:
     """Whether one of our parameters (by its slot's name) comes from the language model."""
-    return system.is_of_llm(name.split("."))
+    return modules.is_of_llm(name.split("."))
 
 
 def check_config(source: TensorSource, model: ModelConfig) -> None:
@@ -106,7 +106,7 @@ def of_the_model_alone(source: TensorSource) -> TensorSource:
     config = dict(source.config)
     if config.get("architectures") == [HEADLESS]:
         config["architectures"] = [ARCHITECTURE]
-    return Renamed(source, "", config, prefix="model.")
+    return PrefixedSource(source, "", config, prefix="model.")
 
 
 def check_tied_head(source: TensorSource, model: ModelConfig) -> None:

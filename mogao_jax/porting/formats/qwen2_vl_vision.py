@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from mogao_jax.config.schema import VitConfig
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.sources import Renamed, TensorSource
 from mogao_jax.porting.tables import Rule
+from mogao_jax.porting.tensor_sources import PrefixedSource, TensorSource
 from mogao_jax.porting.transforms import LINEAR, SAME, Transform, patch_embedding
 
 NAME = "Qwen2-VL's vision tower"
@@ -55,7 +55,7 @@ def tower(source: TensorSource) -> TensorSource:
     for prefix in PREFIXES:
         if prefix + _KEY in source.shapes:
             inner = source.config.get("vision_config", {})
-            return Renamed(source, prefix, inner if isinstance(inner, dict) else {})
+            return PrefixedSource(source, prefix, inner if isinstance(inner, dict) else {})
     return source  # matching says what is missing
 
 

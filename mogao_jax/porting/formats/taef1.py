@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from mogao_jax.models.taef1 import FILES, key_table
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.sources import TensorSource
 from mogao_jax.porting.tables import Rule
+from mogao_jax.porting.tensor_sources import TensorSource
 from mogao_jax.porting.transforms import CONV, SAME
 
 NAME = "TAEF1"

@@ -1,0 +1,1 @@
+"""What every command shares: its argument parser, its log, its files, its compiled programs."""

@@ -1,0 +1,248 @@
+"""Our own models as a source of tensors, named by slots: checkpoints, exported files, folders.
+
+Nothing but headers is read on opening, and one tensor at a time afterwards; an exported file
+is held against its checksum first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from flax import traverse_util
+
+from mogao_jax.checkpoints import exported, files
+from mogao_jax.checkpoints.chunked_io import PartReader
+from mogao_jax.checkpoints.load_params import best_weights, left_out, require_weights
+from mogao_jax.checkpoints.sidecar_files import origin, with_carried
+from mogao_jax.config.convert import from_dict
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.paths import expanded
+from mogao_jax.porting.formats import mogao
+from mogao_jax.porting.param_specs import ParamSpec, slots
+from mogao_jax.porting.safetensors_folder import SafetensorsFolder
+from mogao_jax.porting.transforms import Shape
+
+Weights = Literal["best", "ema", "raw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    shape: Shape
+    dtype: str
+
+
+class MogaoCheckpoint:
+    """A model of ours; a `sources.TensorSource`.
+
+    Attributes:
+      model_config: its config, naming the files that lie beside it.
+      folder: where it lies.
+      step: optimizer steps done.
+      weights: "ema" or "raw".
+      porting: what its meta says of where it came from; {}: nothing.
+      fingerprint: array -> checksum, as saved; {}: not known.
+      encoders: `models.encoder_weights.file_digests` of those it was made with; {}: not known.
+    """
+
+    config: Mapping[str, Any] = {}
+
+    def __init__(self, path: str | os.PathLike, *, weights: Weights = "best"):
+        """Opens a run's folder, a checkpoint, an exported file, or a folder of `port to-hf`.
+
+        Raises:
+          CheckpointError: nothing there that can be read; an exported file that is damaged; or
+            `weights` are asked for that are not there.
+        """
+        self.place = str(path)
+        path = expanded(path).absolute()
+        self.porting: dict[str, Any] = {}
+        self.fingerprint: dict[str, str] = {}
+        self.encoders: Mapping[str, str] = {}
+        self._checkpoint: PartReader | None = None
+        self._file: SafetensorsFolder | None = None
+        if path.is_file():
+            self._open_exported(path)
+        elif is_mogao_folder(path):
+            self._open_folder(path)
+        else:
+            self._open_checkpoint(path, weights)
+        if weights not in ("best", self.weights):
+            raise CheckpointError(
+                f"{self.place!r} holds {self.weights} parameters only; write {weights} ones anew "
+                f"from the run that it came from, with --weights {weights}."
+            )
+        self.shapes = {name: slot.shape for name, slot in self._slots.items()}
+        self.dtypes = {name: slot.dtype for name, slot in self._slots.items()}
+
+    def read(self, key: str) -> np.ndarray:
+        """A whole tensor, in its own dtype."""
+        slot = self._slots[key]
+        if slot.layer is not None:
+            return self._rows(slot.leaf, slot.layer, slot.layer + 1)[0]
+        return self._rows(slot.leaf, 0, slot.shape[0])
+
+    def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop (exclusive) of its first axis."""
+        slot = self._slots[key]
+        if slot.layer is not None:
+            return self.read(key)[start:stop]
+        return self._rows(slot.leaf, start, stop)
+
+    def leaf_of(self, key: str) -> str:
+        """The array that holds a tensor: reading those of one array in turn is cheapest."""
+        return self._slots[key].leaf
+
+    def verify(self, *, all_of_it: bool = False) -> None:
+        """Raises CheckpointError if what has been read whole is not what was saved.
+
+        Args:
+          all_of_it: read everything first.
+        """
+        if self._checkpoint is not None:
+            try:
+                if all_of_it:
+                    self._checkpoint.read_all()
+                self._checkpoint.verify()
+            except (ValueError, RuntimeError, OSError) as e:
+                raise _unreadable("a part", self.place, e) from e
+            except files.Damaged as e:
+                raise CheckpointError(
+                    f"the checkpoint {self.place!r} is damaged: {e}. Give an older one, or copy it "
+                    "again."
+                ) from None
+
+    def _rows(self, leaf: str, start: int, stop: int) -> np.ndarray:
+        if self._checkpoint is None:
+            assert self._file is not None
+            return self._file.read_rows(leaf, start, stop)
+        try:
+            return self._checkpoint.rows(leaf, start, stop)
+        except (ValueError, RuntimeError, OSError) as e:  # whatever a damaged file makes it raise
+            raise _unreadable(f"array {leaf}", self.place, e) from e
+
+    def _open_exported(self, path: pathlib.Path) -> None:
+        header = exported.read_header(path)
+        exported.check_digest(path)
+        self.encoders, self.porting = header.encoders, dict(header.porting)
+        self.folder, self.model_config = path.parent, header.config
+        self.step, self.weights = header.step, header.weights
+        self._file = SafetensorsFolder(path, allow_non_finite=True, with_config=False)
+        self._slots = _slots_of({k: (s, self._file.dtypes[k]) for k, s in header.shapes.items()})
+
+    def _open_folder(self, path: pathlib.Path) -> None:
+        source = SafetensorsFolder(path, allow_non_finite=True)
+        self._file = source
+        step = source.config.get("step", 0)
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise CheckpointError(
+                f"{str(path / 'config.json')!r} has step {step!r}, which is no number: it is "
+                "damaged. Copy the folder again."
+            )
+        self.folder, self.step = path, step
+        self.weights = str(source.config.get("weights", "raw"))
+        config = with_carried(config_of_folder(path, source.config), path)
+        for part in mogao.ENCODERS:
+            if (path / part).is_dir():
+                lies_here = dataclasses.replace(getattr(config, part), weights=str(path / part))
+                config = dataclasses.replace(config, **{part: lies_here})
+        self.model_config = config
+        self._slots = {
+            key: ParamSpec(key, None, shape, source.dtypes[key])
+            for key, shape in source.shapes.items()
+        }
+
+    def _open_checkpoint(self, path: pathlib.Path, weights: Weights) -> None:
+        reasons = []
+        for folder in files.find_checkpoints(path):
+            try:
+                meta = files.read_folder_meta(folder)
+                require_weights(meta, weights, folder)
+                self.weights = best_weights(meta, weights)
+                part = "ema_params" if self.weights == "ema" else "params"
+                self._checkpoint = PartReader(folder, meta, part)
+            except CheckpointError:
+                raise
+            except Exception as e:  # noqa: BLE001  (whatever a damaged file makes a reader raise)
+                reasons.append(f"{folder}: {e if isinstance(e, files.Damaged) else files.brief(e)}")
+                continue
+            for reason in reasons:
+                logging.getLogger(__name__).warning("%s", left_out(reason, folder))
+            self.folder, self.step = folder, int(meta["step"])
+            self.model_config = with_carried(from_dict(meta["config"]), folder)
+            self.porting = origin(meta, folder)
+            self.encoders = meta.get("encoders", {})
+            self.fingerprint = {
+                name: value
+                for name, value in meta["fingerprint"].items()
+                if name.startswith(f"{part}/")
+            }
+            self._slots = _slots_of(self._checkpoint.arrays)
+            return
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(reasons)}.")
+
+
+def is_own(path: str | os.PathLike) -> bool:
+    """Whether a path holds a model of ours, rather than others' safetensors."""
+    path = expanded(path)
+    if path.is_file():
+        try:
+            opened = SafetensorsFolder(path, with_config=False)
+            return opened.metadata.get("format") == exported.FORMAT
+        except CheckpointError:
+            return False
+    if is_mogao_folder(path):
+        return True
+    try:
+        return bool(files.find_checkpoints(path))
+    except CheckpointError:
+        return False
+
+
+def is_mogao_folder(path: pathlib.Path) -> bool:
+    """Whether a folder is one that `mogao port to-hf` wrote for a whole model."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == mogao.MODEL_TYPE
+
+
+def config_of_folder(path: pathlib.Path, fields: Mapping[str, Any]) -> MogaoConfig:
+    """Our config in the config.json of a folder that `mogao port to-hf` wrote.
+
+    Raises:
+      CheckpointError: it has none, or one that this release does not understand.
+    """
+    file = str(path / "config.json")
+    if not isinstance(fields.get("config"), dict):
+        raise CheckpointError(
+            f"{file!r} says model_type {mogao.MODEL_TYPE!r}, but has no config of the model: it is "
+            "damaged, or was not written by `mogao port to-hf`. Copy the folder again."
+        )
+    try:
+        return from_dict(fields["config"])
+    except ConfigError as e:
+        raise CheckpointError(
+            f"{file!r}, written by mogao_jax {fields.get('mogao_jax_version')}, has a config that "
+            f"this release does not understand: {e}"
+        ) from e
+
+
+def _unreadable(what: str, place: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{what} of {place!r} cannot be read ({files.brief(error)}): the checkpoint is damaged. "
+        "Give an older one, or copy it again."
+    )
+
+
+def _slots_of(arrays: Mapping[str, tuple[Shape, str]]) -> dict[str, ParamSpec]:
+    tree = {name: _Array(tuple(shape), dtype) for name, (shape, dtype) in arrays.items()}
+    return slots(traverse_util.unflatten_dict(tree, sep="."))

@@ -1,0 +1,1 @@
+"""Tools around a run: plan, profile, bench, report. Nothing of the core imports them."""

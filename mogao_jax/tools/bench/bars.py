@@ -1,0 +1,320 @@
+"""The bars of the training step that a compiler can show: no accelerator needed.
+
+Each function measures one of them and gives rows (what, figure, bar); `docs/performance.md`
+keeps what they printed, with date and machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import ConfigError
+from mogao_jax.models.modules import init_params, make_model
+from mogao_jax.models.mogao import LATENT_PATCH, example_inputs, vit_feature_shape
+from mogao_jax.ops.attention import layout
+from mogao_jax.ops.attention.pallas_tpu import attend_blocks, pallas_attention
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.tiles import tile_statistics
+from mogao_jax.sequence.masking import TokenMeta
+from mogao_jax.sharding import rules
+from mogao_jax.tools.plan import topology as topologies
+from mogao_jax.tools.plan.mixture import packed_rows
+from mogao_jax.tools.plan.plan import Plan, make_plan
+from mogao_jax.tools.profile import flops
+
+Say = Callable[[str], None]
+MIB, GIB = 2.0**20, 2.0**30
+
+# und, clean, noised tokens; images; ViT patches of rows of so many tokens: stage 3's mixture at
+# 512 pixels fills them (`mogao plan` prints how well).
+BUDGETS = {
+    8192: (1920, 2048, 4224, 4, 5184),
+    16384: (3840, 4096, 8448, 8, 10368),
+}
+# Chips' peaks in GiB that the step should stay under at 8k tokens per chip.
+PEAKS = {"v5p:4x4x4": 12.0, "v6e:8x8": 11.0, "v5e:16x16": 9.0}
+LENGTHS = (4096, 8192, 16384, 32768, 65536)  # tokens per row that the kernel is compiled for
+KERNEL_CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+LONG_ROW = 262144
+LONG_MESHES = ((16, 4), (4, 16), (1, 64))  # fsdp, context
+
+
+class Row(NamedTuple):
+    """One line: a figure beside its bar; `is_met` None where it is only told."""
+
+    what: str
+    figure: str
+    bar: str
+    is_met: bool | None
+
+
+def with_rows(config: MogaoConfig, tokens: int) -> MogaoConfig:
+    """The config with rows of 8,192 tokens, or a multiple of it."""
+    base = max(n for n in BUDGETS if n <= tokens)
+    und, clean, noised, images, patches = (n * tokens // base for n in BUDGETS[base])
+    packing = dataclasses.replace(
+        config.packing,
+        und_tokens=und,
+        clean_tokens=clean,
+        noised_tokens=noised,
+        images=images,
+        vit_patches=patches,
+    )
+    return dataclasses.replace(config, packing=packing)
+
+
+def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: Any) -> MogaoConfig:
+    """The config on a mesh (MeshConfig's fields), one row per data x fsdp, one micro-step."""
+    fresh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, context=1, num_slices=1)
+    mesh = dataclasses.replace(fresh, **axes)
+    train = dataclasses.replace(config.train, batch_rows=mesh.data * mesh.fsdp, accumulate=1)
+    model = config.model
+    if remat is not None:
+        model = dataclasses.replace(model, remat=remat)  # type: ignore[arg-type]
+    return dataclasses.replace(config, mesh=mesh, train=train, model=model)
+
+
+def on_torus(config: MogaoConfig, topology: topologies.Topology, remat: str) -> MogaoConfig:
+    """The config on all chips of a slice, weights cut over all of them."""
+    data, fsdp = topology.two_axes or (1, topology.num_chips)
+    return on_mesh(config, remat=remat, data=data, fsdp=fsdp, weights="fsdp_and_data")
+
+
+# ------------------------------------------------------------------------------------ the bars
+
+
+def layers(config: MogaoConfig, say: Say) -> Iterator[Row]:
+    """FLOPs of a compiled layer, attention apart, over what its tokens need.
+
+    Two programs of one and of two layers, forward and backward; their difference is a layer.
+    The kernel of attention is a call that XLA counts as nothing.
+    """
+    config = with_rows(config, 8192)
+    device = topologies.devices(topologies.parse("v5p:2x2x1"))[0]
+    counted = []
+    for num_layers in (1, 2):
+        say(f"compiling {num_layers} layer(s)")
+        counted.append(_model_program(config, num_layers, device).cost_analysis()["flops"])
+    p, m = config.packing, config.model
+    work = _full_row(config)
+    one = dataclasses.replace(m, num_layers=1)
+    ideal = flops.model_flops(dataclasses.replace(config, model=one), 1, work)
+    without = flops.model_flops(
+        dataclasses.replace(config, model=dataclasses.replace(m, num_layers=2)), 1, work
+    )
+    layer = sum(without[k] - ideal[k] for k in without if k != "attention")
+    ratio = (counted[1] - counted[0]) / layer
+    tokens = p.und_tokens + p.clean_tokens + p.noised_tokens
+    what = f"layer FLOPs, compiled over ideal ({tokens} tokens, v5p)"
+    yield Row(what, f"{ratio:.4f}", "<= 1.01", ratio <= 1.01)
+
+
+def _full_row(config: MogaoConfig) -> flops.TokenCounts:
+    p = config.packing
+    return flops.TokenCounts(
+        und=p.und_tokens, clean=p.clean_tokens, noised=p.noised_tokens, trained_text=0,
+        vit_tokens=0, images=1 + p.images, pairs=0, pairs_executed=0, fill_und=1, fill_gen=1,
+    )  # fmt: skip
+
+
+def _model_program(config: MogaoConfig, num_layers: int, device: Any) -> Any:
+    """The compiled gradient of some layers, unrolled, nothing recomputed, on one device."""
+    p = config.packing
+    model = dataclasses.replace(
+        config.model, num_layers=num_layers, scan_layers=False, remat="none", vocab_size=256
+    )
+    small = dataclasses.replace(config, model=model)
+    module = make_model(small, 256, "tpu")
+    sharding = jax.sharding.SingleDeviceSharding(device)
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    key = jax.random.key(0)
+    params = placed(rules.unbox(jax.eval_shape(lambda: init_params(small, module, key))))
+    inputs = placed(
+        jax.eval_shape(
+            lambda: example_inputs(
+                (1, p.und_tokens, p.clean_tokens, p.noised_tokens, p.images),
+                config.vae.latent_channels * LATENT_PATCH**2,
+                vit_feature_shape(config.vit, model.connector, config.vit.merge_size**2),
+            )
+        )
+    )
+
+    def loss(params: Any, inputs: Any) -> jax.Array:
+        out = module.apply({"params": params}, inputs)
+        return jnp.sum(out.und_hidden.astype(jnp.float32)) + jnp.sum(out.velocity)
+
+    return jax.jit(jax.value_and_grad(loss)).lower(params, inputs).compile()
+
+
+def tiles(config: MogaoConfig, say: Say) -> Iterator[Row]:
+    """Pairs that attention's tiles compute over pairs that attend, on packed rows."""
+    for tokens, bar in ((8192, 1.55), (16384, 1.4)):
+        say(f"packing rows of {tokens} tokens")
+        rows = packed_rows(with_rows(config, tokens), 4)
+        meta = Parts(*(p.meta for p in (rows.batch.und, rows.batch.clean, rows.batch.noised)))
+        for q, kv in ((256, 256), (128, 256), (128, 128)):
+            found = tile_statistics(meta, meta, block_q=q, block_kv=kv)
+            what = f"pairs executed over needed, rows of {tokens}, blocks {q} x {kv}"
+            is_default = (q, kv) == (256, 256)
+            met = found.overhead <= bar if is_default else None
+            yield Row(what, f"{found.overhead:.3f}", f"<= {bar}" if is_default else "", met)
+
+
+def kernel(config: MogaoConfig, say: Say) -> Iterator[Row]:
+    """Whether Mosaic takes the kernel, forward and backward, and what it needs besides.
+
+    At 16k also the kernel alone, on arrays that lie as it reads them: what the rest needs is for
+    joining the three parts into blocks, and for cutting the outputs.
+    """
+    for chip in KERNEL_CHIPS:
+        for length in LENGTHS:
+            name = f"on {chip.split(':')[0]}, {length} tokens, forward / backward"
+            say(f"compiling the kernel for {chip}, {length} tokens")
+            at_bar = length == 16384
+            what = f"kernel with its layout {name}"
+            yield _kernel_row(what, config.model, length, chip, at_bar=at_bar, alone=False)
+            if at_bar:
+                what = f"kernel alone {name}"
+                yield _kernel_row(what, config.model, length, chip, at_bar=True, alone=True)
+
+
+def _kernel_row(what: str, model: Any, length: int, chip: str, *, at_bar: bool, alone: bool) -> Row:
+    device = topologies.devices(topologies.parse(chip))[0]
+    bar = "<= 130 MiB" if at_bar else "accepted"
+    try:
+        sizes = [
+            _kernel_program(model, length, device, gradient, alone).memory_analysis()
+            for gradient in (False, True)
+        ]
+    except Exception as e:  # noqa: BLE001  (whatever the compiler raises)
+        return Row(what, f"refused: {str(e).strip().splitlines()[0][:80]}", bar, False)
+    forward, backward = (size.temp_size_in_bytes / MIB for size in sizes)
+    is_met = not at_bar or max(forward, backward) <= 130
+    return Row(what, f"accepted, {forward:.0f} / {backward:.0f} MiB", bar, is_met)
+
+
+def _kernel_program(model: Any, length: int, device: Any, gradient: bool, alone: bool) -> Any:
+    """Attention of one row, or its gradients, compiled; `alone`: of arrays in blocks."""
+    und, clean = length // 4 // 256 * 256, length // 4 // 256 * 256
+
+    def parts(make: Callable[[int], Any]) -> Parts:
+        return Parts(*(make(n) for n in (und, clean, length - und - clean)))
+
+    h, bf16 = model.head_dim, jnp.bfloat16
+    q = parts(lambda n: jax.ShapeDtypeStruct((1, n, model.num_heads, h), bf16))
+    k = parts(lambda n: jax.ShapeDtypeStruct((1, n, model.num_kv_heads, h), bf16))
+    one = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    meta = parts(lambda n: TokenMeta(*(one((1, n)) for _ in range(3))))
+    arrays: Any = (q, k, k, meta, meta)
+    attend: Callable[..., Any] = functools.partial(pallas_attention, block_q=256, block_kv=256)
+    if alone:
+        static = layout.static_of(q, k, 256, 256, False)
+        arrays = jax.eval_shape(functools.partial(layout.blocked, static), *arrays)
+        attend = functools.partial(attend_blocks, static, False)
+
+    def loss(*arguments: Any) -> jax.Array:
+        outputs = jax.tree.leaves(attend(*arguments))
+        return sum(jnp.sum(o.astype(jnp.float32) ** 2) for o in outputs)  # type: ignore[return-value]
+
+    program = jax.grad(loss, (0, 1, 2)) if gradient else attend
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return jax.jit(program, in_shardings=sharding).lower(*arrays).compile()
+
+
+def memory(config: MogaoConfig, say: Say, names: tuple[str, ...] = tuple(PEAKS)) -> Iterator[Row]:
+    """Peak memory per chip of the whole real step at 8k tokens per chip; and its compile time."""
+    for name in names:
+        topology = topologies.parse(name)
+        plan, seconds = _plan(on_torus(with_rows(config, 8192), topology, "full"), topology, say)
+        yield _peak(f"peak on {name}, 8k tokens a chip, remat full", plan, PEAKS[name])
+        if name == "v5p:4x4x4":
+            yield Row(f"compiling the step for {name}", f"{seconds:.0f} s", "<= 150 s",
+                      seconds <= 150)  # fmt: skip
+        yield _moving(name, plan)
+
+
+def keep_matmuls(config: MogaoConfig, say: Say) -> Iterator[Row]:
+    """Whether 16k tokens a chip fit with nothing but elementwise work recomputed."""
+    topology = topologies.parse("v5p:4x4x4")
+    plan, _ = _plan(on_torus(with_rows(config, 16384), topology, "keep_matmuls"), topology, say)
+    yield _peak("peak on v5p:4x4x4, 16k tokens a chip, keep_matmuls", plan, 95.0)
+
+
+def context(config: MogaoConfig, say: Say) -> Iterator[Row]:
+    """Rows of 256k tokens over the context axis of v5p:4x4x4, down to one row on all chips."""
+    topology, peaks = topologies.parse("v5p:4x4x4"), []
+    for fsdp, ways in LONG_MESHES:
+        plan, _ = _plan(
+            on_mesh(
+                with_rows(config, LONG_ROW),
+                remat="full",
+                fsdp=fsdp,
+                context=ways,
+                weights="fsdp_and_context",
+            ),
+            topology,
+            say,
+        )
+        peaks.append(plan.held)
+        yield _peak(f"peak, rows of 256k, fsdp={fsdp} x context={ways}", plan, 95.0)
+    falls = all(a > b for a, b in zip(peaks, peaks[1:], strict=False))
+    yield Row("memory per chip falls with the context axis", str(falls), "True", falls)
+
+
+def _plan(config: MogaoConfig, topology: Any, say: Say) -> tuple[Plan, float]:
+    began = time.perf_counter()
+    plan = make_plan(config, topology, say=say)
+    seconds = plan.compiled.seconds if plan.compiled else time.perf_counter() - began
+    return plan, seconds
+
+
+def _peak(what: str, plan: Plan, bar: float) -> Row:
+    if plan.compiled is None:
+        return Row(what, "; ".join(plan.flags)[:120], f"<= {bar:g} GiB", False)
+    c = plan.compiled
+    figure = (
+        f"{c.peak / GIB:.2f} GiB ({c.arguments / GIB:.2f} arguments, "
+        f"{c.temporaries / GIB:.2f} temporaries)"
+    )
+    return Row(what, figure, f"<= {bar:g} GiB", c.peak <= bar * GIB)
+
+
+def _moving(name: str, plan: Plan) -> Row:
+    moved = [flag for flag in plan.flags if "collectives move activations" in flag]
+    what = f"activation-shaped collectives on {name}"
+    return Row(what, moved[0][:100] if moved else "none", "none", not moved)
+
+
+BARS: dict[str, Callable[[MogaoConfig, Say], Iterator[Row]]] = {
+    "layers": layers,
+    "tiles": tiles,
+    "kernel": kernel,
+    "memory": memory,
+    "keep-matmuls": keep_matmuls,
+    "context": context,
+}
+
+
+def check_config(config: MogaoConfig) -> None:
+    """Raises ConfigError unless the config is one that the bars are about."""
+    if not config.model.vocab_size:
+        raise ConfigError("mogao bench: set --config.model.vocab_size; no tokenizer is read.")
+
+
+def line(row: Row) -> str:
+    """A row as text."""
+    verdict = {True: "met", False: "NOT MET", None: ""}[row.is_met]
+    return f"{row.what:<62} {row.figure:<44} {row.bar:<12} {verdict}".rstrip()

@@ -1,0 +1,148 @@
+"""A picture that is about to be drawn: its histories and its noise, for other ways of drawing it.
+
+What the sampler computes inside, laid out for one request without any padding: the ways that it
+is compared with need none.
+
+Axes: J contexts, U und tokens of the longest, C clean VAE tokens, N tokens of the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mogao_jax.config.schema import ModelConfig
+from mogao_jax.models.mogao import MogaoInputs
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.sampling import image, kv_cache, prefill
+from mogao_jax.sampling.loading import Model
+from mogao_jax.sampling.prefill import NewTokens
+from mogao_jax.sampling.requests import Request
+from mogao_jax.sampling.sampler import Sampler
+from mogao_jax.sampling.session import Session
+from mogao_jax.sequence.document import Image
+from mogao_jax.sequence.geometry import VAE_GRID, native_pixels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Staged:
+    """One picture before its first step.
+
+    Attributes:
+      histories: all tokens of each context, a row per context in the order of `lines`.
+      lines: the picture in each context; R = 1.
+      per_token: the ViT's features per token.
+      x: float32[1, N, C] noise.
+      times: float32[num_steps + 1].
+      size: (height, width) in pixels.
+    """
+
+    histories: NewTokens
+    lines: image.GuidanceBatch
+    per_token: int
+    x: np.ndarray
+    times: np.ndarray
+    size: tuple[int, int]
+
+    @property
+    def num_contexts(self) -> int:
+        return len(self.lines.rows)
+
+    def alone(self, context: int) -> tuple[NewTokens, image.GuidanceBatch]:
+        """One context, without padding to the longest: rows of one."""
+        row = slice(context, context + 1)
+        history = jax.tree.map(lambda a: a[row], self.histories)
+        lines = jax.tree.map(
+            lambda a: a[row], self.lines._replace(index=(), weights=(), interval=())
+        )
+        return exactly(history, self.per_token), lines
+
+
+def stage(model: Model, sampler: Sampler, request: Request) -> Staged:
+    """The request's picture; its prompt's pictures are encoded on the way.
+
+    The request must begin with a picture (draw_first).
+    """
+    engine, options, config = sampler.engine, request.options, model.config
+    given = [item for item in request.document.items if isinstance(item, Image)]
+    session = Session(
+        request,
+        engine.encoders.encode([native_pixels(item, config.images) for item in given]),
+        config=config,
+        tokenizer=model.tokenizer,
+        limits=sampler.limits,
+        tell=lambda event: None,
+    )
+    contexts, weights = session.start_picture()
+    for slot, context in enumerate(contexts.values()):
+        context.slot = slot
+    histories = prefill.assemble(
+        list(contexts.values()),
+        [[*c.pending, *c.pending_clean] for c in contexts.values()],
+        len(contexts),
+        engine.encoders.feature_shape,
+        engine.channels,
+    )
+    grid = session.size[0] // VAE_GRID, session.size[1] // VAE_GRID
+    n = grid[0] * grid[1]
+    lines = image.build_guidance_batch(
+        [contexts],
+        [weights],
+        [options.guidance_interval],
+        [grid],
+        num_pictures=1,
+        num_lines=len(contexts),
+        num_tokens=n,
+        nowhere=len(contexts),
+    )
+    x = image.noise(request.seed, session.picture_index, n, engine.channels)[None]
+    times = image.time_grid(options.num_steps, n, config.objective, options.timestep_shift)
+    per_token = engine.encoders.feature_shape[0]
+    return Staged(exactly(histories, per_token), lines, per_token, x, times, session.size)
+
+
+def exactly(new: NewTokens, per_token: int) -> NewTokens:
+    """Without padding that no row needs."""
+    num_und, num_clean = (int((m.segment > 0).sum(1).max(initial=0)) for m in new.meta[:2])
+    num_vit = int((new.vit_index >= 0).sum(1).max(initial=0))
+
+    def cut(parts: Parts) -> Parts:
+        def first(x: Any, length: int) -> Any:
+            return jax.tree.map(lambda a: a[:, :length], x)
+
+        return Parts(und=first(parts.und, num_und), clean=first(parts.clean, num_clean))
+
+    return NewTokens(
+        tokens=new.tokens[:, :num_und],
+        vit_index=new.vit_index[:, :num_und],
+        features=new.features[:, : num_vit * per_token],
+        latents=new.latents[:, :num_clean],
+        meta=cut(new.meta),
+        positions=cut(new.positions),
+        destination=cut(new.destination),
+    )
+
+
+def whole_inputs(
+    history: NewTokens, lines: image.GuidanceBatch, x: jax.Array, t: jax.Array
+) -> MogaoInputs:
+    """Histories and the noised tokens x[J, N, C] at t[J], as one uncached forward reads them."""
+    noised = image.noised_inputs(x, t, lines)
+    return noised._replace(
+        tokens=history.tokens,
+        vit_index=history.vit_index,
+        vit_features=history.features,
+        clean_latents=history.latents,
+        meta=Parts(history.meta.und, history.meta.clean, lines.meta),
+        positions=Parts(history.positions.und, history.positions.clean, lines.positions),
+    )
+
+
+def empty_cache(config: ModelConfig, histories: NewTokens) -> Parts:
+    """Room for exactly these histories, a row each."""
+    num_rows, num_und = histories.tokens.shape
+    lengths = num_und, histories.latents.shape[1]
+    return Parts(*(kv_cache.allocate(config, num_rows, length) for length in lengths))

@@ -1,0 +1,317 @@
+"""A config on a machine that is not at hand: memory, arithmetic, communication, time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mogao_jax.config.checks import check_on_mesh, check_without_files
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import ConfigError, EnvironmentProblem
+from mogao_jax.models.encoder_weights import vae_template
+from mogao_jax.models.modules import Modules, count_parameters, make_modules
+from mogao_jax.sharding.mesh import check_rows, make_mesh
+from mogao_jax.tokenizer import load_tokenizer
+from mogao_jax.tools.plan import lowering, memory
+from mogao_jax.tools.plan import topology as topologies
+from mogao_jax.tools.plan.collectives import Collective, collectives, traffic
+from mogao_jax.tools.plan.diagnostics import flags, kernel_remedy, memory_remedy
+from mogao_jax.tools.plan.mixture import Rows, packed_rows
+from mogao_jax.tools.plan.roofline import Roofline, by_link, roofline, sent_by_formula
+from mogao_jax.tools.plan.topology import Topology
+from mogao_jax.tools.profile import executed, flops
+
+SAMPLE_ROWS = 4  # packed rows that the work of a step is measured on
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of the step, per chip. Bytes.
+
+    `peak` is what counts; arguments live throughout (donated ones are reused for the outputs).
+    """
+
+    seconds: float
+    peak: float
+    arguments: float
+    temporaries: float
+    outputs: float
+    aliased: float
+    program: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that `mogao plan` prints. Bytes, FLOPs and seconds per step; bytes per chip.
+
+    Attributes:
+      mesh: devices per axis.
+      parameters: by part.
+      work: useful work of a step, of `rows_per_step` rows like those measured (`origin`).
+      estimated: memory by formulas.
+      compiled: memory by the compiler; None where there is none for the machine.
+      model_flops: useful FLOPs, by part.
+      executed_flops: model_flops and what is run beside them.
+      encoders: forward FLOPs of the encoders, useful and executed.
+      sent: rows of (what, axes, runs, bytes of results, bytes sent), per step.
+      flags: what is wrong, and the remedy.
+    """
+
+    name: str
+    topology: Topology
+    mesh: dict[str, int]
+    attention: str
+    remat: str
+    parameters: dict[str, int]
+    rows_per_step: int
+    accumulate: int
+    tokens_per_chip: float
+    origin: str
+    work: flops.TokenCounts
+    state: dict[str, float]
+    estimated: dict[str, float]
+    compiled: Compiled | None
+    model_flops: dict[str, float]
+    executed_flops: dict[str, float]
+    encoders: dict[str, dict[str, float]]
+    sent: list[tuple[str, str, float, float, float]]
+    roofline: Roofline
+    flags: list[str]
+
+    @property
+    def held(self) -> float:
+        """Bytes per chip at the peak: the compiler's figure, else the estimate."""
+        return self.compiled.peak if self.compiled else sum(self.estimated.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens, all chips."""
+        return self.work.tokens / self.roofline.step
+
+    @property
+    def mfu(self) -> float:
+        """Useful FLOPs of the model over the machine's peak."""
+        peak = self.topology.chip.flops * self.topology.num_chips
+        return flops.total(self.model_flops) / self.roofline.step / peak
+
+    def days(self, tokens: float) -> float:
+        """Days of training on so many real tokens, without stops."""
+        return tokens / self.tokens_per_second / 86400
+
+    def chip_hours(self, tokens: float) -> float:
+        return self.days(tokens) * 24 * self.topology.num_chips
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What does not depend on mesh, batch and remat, so that a search makes it once."""
+
+    vocab_size: int
+    modules: Modules
+    boxed: Any
+    rows: Rows
+    row_work: flops.TokenCounts  # of SAMPLE_ROWS rows
+    encoders: dict[str, dict[str, float]]  # FLOPs for as many
+
+
+def subject(config: MogaoConfig, topology: Topology, say: Callable[[str], None]) -> Subject:
+    """Builds it; no weights, data or tokenizer need be there.
+
+    Raises:
+      ConfigError: the number of tokens is known neither from the config nor from a tokenizer.
+    """
+    size = vocab_size(config)
+    modules = make_modules(config, size, topology.chip.platform)
+    say("laying out and packing rows")
+    rows = packed_rows(config, SAMPLE_ROWS)
+    work = flops.count_work(rows.batch, config, topology.chip.platform)
+    encoders: dict[str, dict[str, float]] = {}
+    if not config.data.encoded:  # else they do not run
+        vae = vae_template(config.vae)
+        encoders = executed.encoder_work(config, modules.vae, vae, rows.batch, 1.0)
+    return Subject(size, modules, memory.state_shapes(config, modules), rows, work, encoders)
+
+
+def vocab_size(config: MogaoConfig) -> int:
+    """Rows of the embedding: the config's, else the tokenizer's."""
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    try:
+        return load_tokenizer(config.tokenizer).vocab_size
+    except ConfigError as e:
+        raise ConfigError(
+            f"config.model.vocab_size is 0 (as many as the tokenizer has), and the tokenizer is "
+            f"not here ({e}) Set --config.model.vocab_size (151936 with Qwen2.5's)."
+        ) from None
+
+
+def check(config: MogaoConfig, topology: Topology) -> jax.sharding.AbstractMesh:
+    """What can be known to fail before anything is compiled; returns the mesh.
+
+    Raises:
+      ConfigError, EnvironmentProblem: with the nearest choice that works.
+    """
+    mesh = memory.abstract_mesh(config.mesh, topology.num_chips)
+    slices = config.mesh.num_slices
+    if mesh.shape["data"] % slices or (topology.compiles and slices != topology.num_slices):
+        raise ConfigError(
+            f"config.mesh.num_slices is {slices} and mesh.data {mesh.shape['data']}, but the "
+            f"machine has {topology.num_slices} slice(s); set --num-slices {slices}, or "
+            f"--config.mesh.num_slices={topology.num_slices} and mesh.data to a multiple of it."
+        )
+    check_rows(mesh, config.train.batch_rows)  # type: ignore[arg-type]
+    check_on_mesh(config, mesh.shape)
+    check_without_files(config)  # what training would refuse is not planned
+    return mesh
+
+
+def make_plan(
+    config: MogaoConfig,
+    topology: Topology,
+    *,
+    compile_it: bool = True,
+    known: Subject | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """The plan of a config's training step.
+
+    Args:
+      compile_it: ask the machine's compiler, where there is one.
+      known: of `subject`, if it was made before.
+      say: told what is being done.
+    Raises:
+      MogaoError: see `check`; or the state alone is over a chip's memory.
+    """
+    mesh = check(config, topology)
+    if compile_it and topology.compiles:
+        topologies.check_compiler()  # before anything that takes time
+    known = known or subject(config, topology, say)
+    state = memory.state_bytes(known.boxed, mesh, config.mesh.weights)
+    held = {k: float(v) for k, v in state.items()}
+    estimated = memory.estimate(config, known.boxed, mesh, known.vocab_size)
+    always = held | {k: estimated[k] for k in ("frozen encoders", "batch")}
+    memory.check_fits_at_all(always, topology.chip.memory, topology.name, topology.num_chips)
+
+    compiled: Compiled | None = None
+    found: list[Collective] = []
+    problem = ""
+    if compile_it and topology.compiles:
+        compiled, found, problem = _compile(config, known, topology, say)
+
+    rows = config.train.batch_rows * config.train.accumulate
+    factor = rows / SAMPLE_ROWS
+    work = executed.scaled(known.row_work, factor)
+    run = executed.executed_flops(config, known.vocab_size, work, rows)
+    encoders = {
+        name: {kind: factor * n for kind, n in e.items()} for name, e in known.encoders.items()
+    }
+    shape = dict(mesh.shape)
+    if found:
+        sent_rows = [
+            (kind, axes, row["runs"], row["bytes"], row["sent"])
+            for (kind, axes), row in traffic(found).items()
+        ]
+    else:
+        sent_rows = [
+            (row["what"], axis, 0.0, 0.0, row["sent"])
+            for axis, row in sent_by_formula(config, shape, known.vocab_size).items()
+        ]
+    per_axes: dict[tuple[str, ...], float] = {}
+    for _, axes, _, _, sent in sent_rows:
+        key = tuple(axes.split("+"))
+        per_axes[key] = per_axes.get(key, 0.0) + sent
+    estimate = roofline(
+        config,
+        topology,
+        run,
+        sum(e["executed"] for e in encoders.values()),
+        by_link(per_axes, topology, shape),
+        sum(held.values()),
+        shape["tensor"],
+    )
+    peak = compiled.peak if compiled else sum(estimated.values())
+    said = flags(
+        config,
+        mesh,
+        known.boxed,
+        memory.encoder_bytes(config),
+        peak,
+        topology.chip.memory,
+        found,
+        topology.two_axes,
+    )
+    attention = known.modules.model.config.attention
+    blocks = f"{attention.implementation}, blocks of {attention.block_q} x {attention.block_kv}"
+    return Plan(
+        name=config.name,
+        topology=topology,
+        mesh=shape,
+        attention=blocks,
+        remat=config.model.remat,
+        parameters=count_parameters(known.boxed.params),
+        rows_per_step=rows,
+        accumulate=config.train.accumulate,
+        tokens_per_chip=memory.tokens_per_chip(config, mesh),
+        origin=known.rows.origin,
+        work=work,
+        state=held,
+        estimated=estimated,
+        compiled=compiled,
+        model_flops=flops.model_flops(config, known.vocab_size, work),
+        executed_flops=run,
+        encoders=encoders,
+        sent=sent_rows,
+        roofline=estimate,
+        flags=([problem] if problem else []) + said,
+    )
+
+
+def _compile(
+    config: MogaoConfig, known: Subject, topology: Topology, say: Callable[[str], None]
+) -> tuple[Compiled | None, list[Collective], str]:
+    """(the compiler's figures, the program's collectives, why there are none)."""
+    mesh = make_mesh(config.mesh, topologies.devices(topology))
+    say("tracing the step")
+    lowered = lowering.lower_step(config, known.vocab_size, mesh)
+    say(f"compiling it for {topology} (some minutes for a large model)")
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except Exception as e:  # noqa: BLE001  (whatever the compiler raises)
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise EnvironmentProblem(
+                f"the compiler refuses the step for {topology}: {str(e).strip()[:600]}"
+            ) from e
+        return None, [], f"OUT OF MEMORY: {_brief(str(e))} {_remedy(config, str(e))}"
+    seconds = time.perf_counter() - began
+    m = compiled.memory_analysis()
+    figures = Compiled(
+        seconds=seconds,
+        peak=float(m.peak_memory_in_bytes),
+        arguments=float(m.argument_size_in_bytes),
+        temporaries=float(m.temp_size_in_bytes),
+        outputs=float(m.output_size_in_bytes),
+        aliased=float(m.alias_size_in_bytes),
+        program=float(m.generated_code_size_in_bytes),
+    )
+    return figures, collectives(compiled.as_text(), dict(mesh.shape)), ""
+
+
+def _remedy(config: MogaoConfig, text: str) -> str:
+    """For the memory that the compiler has run out of: the chip's, or that of a kernel."""
+    space = re.search(r"memory space (\w+)", text) or re.search(r"\b(hbm|smem|vmem|scoped)\b", text)
+    if space is None or space[1] == "hbm":
+        return memory_remedy(config)
+    return kernel_remedy(space[1])
+
+
+def _brief(text: str) -> str:
+    """The compiler's sentence on how much is missing."""
+    lines = [x.strip() for x in text.splitlines() if x.strip()]
+    said = next((x for x in lines if "Used" in x or "exceeded" in x.lower()), lines[0])
+    return said[:300].rstrip(".") + "."

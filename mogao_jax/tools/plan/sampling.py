@@ -1,0 +1,237 @@
+"""The sampler's step, drawing a picture, compiled for one chip of a machine.
+
+The sampler serves from one device that holds all parameters; more chips are more servers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mogao_jax.config.checks import check_architecture, image_tokens, vit_tokens
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.models.modules import init_params, make_modules
+from mogao_jax.models.mogao import LATENT_PATCH
+from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.sampling import image, kv_cache
+from mogao_jax.sequence.masking import TokenMeta
+from mogao_jax.sharding import rules
+from mogao_jax.tools.plan import topology as topologies
+from mogao_jax.tools.plan.plan import vocab_size
+from mogao_jax.tools.plan.roofline import EFFICIENCY
+from mogao_jax.tools.plan.topology import Topology
+from mogao_jax.tools.profile.flops import branch_weights
+
+CONTEXTS = 3  # full, image-only, empty: computed together
+PROMPT = 128  # und tokens of the history, besides a picture that it may hold
+STEPS_PER_PROGRAM = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingPlan:
+    """Bytes and FLOPs on one chip; seconds by a roofline.
+
+    Attributes:
+      pictures: drawn together, each in three contexts.
+      tokens: of a picture.
+      history: (und, clean) tokens in the cache that a step looks at.
+      parameters: bytes.
+      cache: bytes.
+      peak, temporaries: the compiler's; None where there is none.
+      step_flops: of one step of the solver.
+      step_seconds, compute_seconds, memory_seconds: of one step.
+    """
+
+    name: str
+    topology: Topology
+    pictures: int
+    tokens: int
+    history: tuple[int, int]
+    num_steps: int
+    parameters: float
+    cache: float
+    peak: float | None
+    temporaries: float | None
+    compile_seconds: float | None
+    step_flops: float
+    compute_seconds: float
+    memory_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.compute_seconds, self.memory_seconds)
+
+    @property
+    def held(self) -> float:
+        """Bytes at the peak; without a compiler, parameters and cache alone."""
+        return self.peak if self.peak is not None else self.parameters + self.cache
+
+
+def make_sampling_plan(
+    config: MogaoConfig,
+    topology: Topology,
+    *,
+    pictures: int = 1,
+    compile_it: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> SamplingPlan:
+    """Plans `image.draw`, Euler's method, after a history of a prompt and one picture.
+
+    Raises:
+      MogaoError: as `make_plan`.
+    """
+    check_architecture(config)
+    compile_it = compile_it and topology.compiles
+    if compile_it:
+        topologies.check_compiler()
+    modules = make_modules(config, vocab_size(config), topology.chip.platform)
+    tokens, und = image_tokens(config), PROMPT + vit_tokens(config)
+    lines = CONTEXTS * pictures
+    key = jax.random.key(0)
+    params = rules.unbox(jax.eval_shape(lambda: init_params(config, modules.model, key)))
+
+    def cache() -> Parts:
+        return Parts(
+            und=kv_cache.allocate(config.model, lines, und),
+            clean=kv_cache.allocate(config.model, lines, tokens),
+        )
+
+    kept = jax.eval_shape(cache)
+    size = functools.partial(sum, start=0.0)
+    held = {
+        "parameters": size(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
+        "cache": size(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)),
+    }
+    figures: dict[str, Any] = {"peak": None, "temporaries": None, "compile_seconds": None}
+    if compile_it:
+        device = topologies.devices(topology)[0]
+        say(f"compiling a picture's steps for one chip of {topology}")
+        began = time.perf_counter()
+        compiled = _lowered(config, modules, params, kept, pictures, tokens, und, device).compile()
+        m = compiled.memory_analysis()
+        figures = {
+            "peak": float(m.peak_memory_in_bytes),
+            "temporaries": float(m.temp_size_in_bytes),
+            "compile_seconds": time.perf_counter() - began,
+        }
+    m, chip = config.model, topology.chip
+    matmuls = 2.0 * branch_weights(m) * tokens * lines
+    pairs = lines * tokens * (und + 2 * tokens)  # history, a clean picture, and itself
+    attention = 4.0 * m.num_layers * m.num_heads * m.head_dim * pairs
+    compute = matmuls / EFFICIENCY["matmuls"] + attention / EFFICIENCY["attention"]
+    width = jnp.dtype(m.param_dtype).itemsize
+    read = width * branch_weights(m) + held["cache"]
+    return SamplingPlan(
+        name=config.name,
+        topology=topology,
+        pictures=pictures,
+        tokens=tokens,
+        history=(und, tokens),
+        num_steps=config.sampling.num_steps,
+        parameters=held["parameters"],
+        cache=held["cache"],
+        step_flops=matmuls + attention,
+        compute_seconds=compute / chip.flops,
+        memory_seconds=read / (chip.bandwidth * EFFICIENCY["memory"]),
+        **figures,
+    )
+
+
+def _lowered(
+    config: MogaoConfig,
+    modules: Any,
+    params: Any,
+    cache: Any,
+    pictures: int,
+    tokens: int,
+    und: int,
+    device: Any,
+) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(device)
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    num_lines, i32, f32 = CONTEXTS * pictures, jnp.int32, jnp.float32
+    lines = image.GuidanceBatch(
+        rows=array(i32, num_lines),
+        picture=array(i32, num_lines),
+        meta=TokenMeta(*(array(i32, num_lines, tokens) for _ in range(3))),
+        positions=array(f32, num_lines, tokens, 3),
+        index=array(i32, pictures, CONTEXTS),
+        weights=array(f32, pictures, CONTEXTS),
+        interval=array(f32, pictures, 2),
+    )
+    channels = config.vae.latent_channels * LATENT_PATCH**2
+    draw = functools.partial(
+        image.draw, modules, und_length=und, clean_length=tokens, solver="euler"
+    )
+    return jax.jit(draw).lower(
+        placed(params),
+        placed(cache),
+        array(f32, pictures, tokens, channels),
+        array(f32, STEPS_PER_PROGRAM + 1, pictures),
+        array(i32),
+        lines,
+    )
+
+
+def as_text(plan: SamplingPlan) -> str:
+    """The report."""
+    gib, chip = 2.0**30, plan.topology.chip
+    rows = [
+        ("chip", f"one {chip.name}, {chip.memory / gib:.1f} GiB"),
+        ("pictures", f"{plan.pictures}, of {plan.tokens:,} tokens, in {CONTEXTS} contexts each"),
+        ("history", f"{plan.history[0]:,} und and {plan.history[1]:,} clean tokens"),
+        ("parameters", f"{plan.parameters / gib:.2f} GiB"),
+        ("cache", f"{plan.cache / gib:.2f} GiB"),
+    ]
+    if plan.peak is not None and plan.temporaries is not None:
+        rows += [
+            ("temporaries", f"{plan.temporaries / gib:.2f} GiB"),
+            ("peak (compiler)", f"{plan.peak / gib:.2f} GiB ({plan.peak / chip.memory:.0%}), "
+                                f"compiled in {plan.compile_seconds:.0f} s"),
+        ]  # fmt: skip
+    else:
+        rows.append(("peak", "not known without a compiler; the frozen VAE's decoder comes on top"))
+    step = plan.step_seconds
+    limit = "arithmetic" if plan.compute_seconds >= plan.memory_seconds else "memory bandwidth"
+    rows += [
+        ("a step", f"{plan.step_flops:.4g} FLOP, {step * 1e3:.1f} ms, limited by {limit}"),
+        ("pictures/s", f"{plan.pictures / (step * plan.num_steps):.3g} a chip, "
+                       f"{step * plan.num_steps:.2f} s for {plan.num_steps} steps"),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    assumed = ", ".join(f"{k} {EFFICIENCY[k]:.0%}" for k in ("matmuls", "attention", "memory"))
+    flags = []
+    if plan.held > chip.memory:
+        flags = [
+            "",
+            f"OUT OF MEMORY: {plan.held / gib:.1f} of {chip.memory / gib:.1f} GiB. Try fewer "
+            "pictures at a time, config.model.param_dtype='bfloat16', or a chip with more memory.",
+        ]
+    return "\n".join(
+        [
+            f"Plan of sampling from {plan.name!r}",
+            "",
+            *(f"{name:<{width}}  {value}" for name, value in rows),
+            f"An estimate; assumed shares of published peaks: {assumed}.",
+            *flags,
+        ]
+    )
+
+
+def as_json(plan: SamplingPlan) -> dict[str, Any]:
+    """The same figures."""
+    return dataclasses.asdict(plan) | {"step_seconds": plan.step_seconds}

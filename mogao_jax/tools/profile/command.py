@@ -1,0 +1,45 @@
+"""`mogao profile --config=configs/X.py [--config.a.b=...] [--steps N] [--json FILE]`.
+
+Prints memory, tokens/s, the share of the machine's own matmul rate that the training step
+reaches, and where the time goes. Trains nothing and writes no run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+import jax
+
+from mogao_jax.config.convert import parse_config_args
+from mogao_jax.console.logs import configure_logging
+from mogao_jax.console.writing import write_text
+from mogao_jax.sharding.mesh import split_cpu
+from mogao_jax.tools.profile.measure import measure
+from mogao_jax.tools.profile.printing import as_json, as_text
+from mogao_jax.tools.report.run_facts import machine_facts
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line and runs; returns the exit status."""
+    config, rest = parse_config_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="mogao profile --config=FILE [--config.FIELD=VALUE ...]", description=__doc__
+    )
+    parser.add_argument("--steps", type=int, default=10, help="steps to time (default 10)")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
+    arguments = parser.parse_args(rest)
+    if arguments.steps < 1:
+        parser.error(f"--steps must be at least 1, got {arguments.steps}")
+    if arguments.json is not None:
+        write_text(arguments.json, "", mode="a")  # tried before time is spent
+    configure_logging()
+    split_cpu(config.mesh.cpu_devices)
+    profile = measure(config, arguments.steps, say=lambda m: print(f"... {m}", file=sys.stderr))
+    machine = machine_facts(jax.devices())
+    print(as_text(profile, machine))
+    if arguments.json is not None:
+        write_text(arguments.json, json.dumps(as_json(profile, machine), indent=2) + "\n")
+    return 0

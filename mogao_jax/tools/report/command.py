@@ -1,0 +1,48 @@
+"""`mogao report --workdir DIR`: writes DIR/report.html, also while the run is going on."""
+
+from __future__ import annotations
+
+import base64
+import pathlib
+import re
+
+from mogao_jax.console.parser import Parser
+from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.tools.report.charts import charts
+from mogao_jax.tools.report.page import write_report
+from mogao_jax.tools.report.run_folder import load_run
+
+
+def main(argv: list[str]) -> int:
+    """Writes the report and says where it is."""
+    parser = Parser(
+        prog="mogao report",
+        description="Writes report.html into a run's folder: losses, speed, settings, and the "
+        "data as the model sees it. Works on runs that are going on or were stopped.",
+    )
+    parser.add_argument("--workdir", required=True, help="the folder that `mogao train` wrote to")
+    parser.add_argument("--curves", help="also write each chart into this folder, as SVG")
+    arguments = parser.parse_args(argv)
+    path = write_report(arguments.workdir)
+    print(f"Report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    if arguments.curves:
+        for file in write_curves(arguments.workdir, pathlib.Path(arguments.curves)):
+            print(f"Chart: {file}")
+    return 0
+
+
+def write_curves(workdir: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    """One SVG file per chart of the report, named after it."""
+    files = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for chart in charts(load_run(workdir)):
+            name = re.sub(r"[^a-z0-9]+", "-", chart["title"].lower()).strip("-")
+            files.append(folder / f"{name}.svg")
+            files[-1].write_bytes(base64.b64decode(chart["image"].split(",", 1)[1]))
+    except OSError as e:
+        raise EnvironmentProblem(
+            f"the charts cannot be written to {str(folder)!r} ({e.strerror}); give another "
+            "folder with --curves."
+        ) from e
+    return files

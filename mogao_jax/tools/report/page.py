@@ -1,0 +1,81 @@
+"""report.html: one self-contained page about a run, also of one that is still going on.
+
+Everything that comes from the run (names, texts, values) is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+from typing import Any
+
+import mogao_jax
+from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.tools.report import summary
+from mogao_jax.tools.report.charts import charts
+from mogao_jax.tools.report.data_section import data_section
+from mogao_jax.tools.report.run_folder import Run, load_run
+from mogao_jax.tools.report.samples_section import samples_section
+from mogao_jax.tools.report.scores_section import scores_section
+
+NAME = "report.html"
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes report.html into the run folder; returns its path.
+
+    Raises:
+      DataError: the folder holds no run.
+      EnvironmentProblem: matplotlib or jinja2 is missing, or the file cannot be written.
+    """
+    run = load_run(workdir)
+    path = run.workdir / NAME
+    text = render(run)
+    temporary = path.with_name(f".{NAME}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as e:
+        raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror or e}).") from e
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as HTML."""
+    try:
+        import jinja2
+    except ImportError as e:
+        raise EnvironmentProblem(
+            "the report needs matplotlib and jinja2: pip install 'mogao_jax[demo]'"
+        ) from e
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mogao_jax.tools.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(**context(run))
+
+
+def context(run: Run) -> dict[str, Any]:
+    """All that the template shows."""
+    return {
+        "name": run.config.get("name", run.workdir.name),
+        "version": mogao_jax.__version__,
+        "status": summary.status(run),
+        "notes": run.notes,
+        "headlines": summary.headlines(run),
+        "config": summary.config_summary(run.config),
+        "full_config": summary.flatten(run.config),
+        "parameters": summary.parameters(run.facts),
+        "machine": run.facts.get("machine", {}),
+        "facts": {str(k): summary.shown_value(v) for k, v in run.facts.get("facts", {}).items()},
+        "charts": charts(run),
+        "validation": summary.validation_table(run),
+        "data": data_section(run),
+        "scores": scores_section(run),
+        "samples": samples_section(run),
+        "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }

@@ -1,0 +1,185 @@
+"""What was run and what it reached, in words and numbers for the page."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from mogao_jax.tools.report.charts import is_bin
+from mogao_jax.tools.report.run_folder import Run
+
+_COLUMNS = (
+    ("validation", "trained"),
+    ("validation_no_condition", "no condition"),
+    ("validation_untrained", "untrained"),
+)
+_FUSION = {"deep": "one set per branch", "shared": "one set for all tokens"}
+
+
+def status(run: Run) -> str:
+    """How far the run is, in a sentence."""
+    steps = [r["step"] for r in run.records]
+    if not steps:
+        return "Nothing has been logged yet."
+    planned = run.config.get("train", {}).get("num_steps")
+    times = [r["time"] for r in run.records if isinstance(r.get("time"), (int, float))]
+    when = ""
+    if times:
+        last = datetime.datetime.fromtimestamp(times[-1]).astimezone()
+        when = f", last record {last.strftime('%Y-%m-%d %H:%M %Z')}"
+        if times[-1] > times[0]:
+            when += f", {duration(times[-1] - times[0])} after the first"
+    evaluated = run.last("validation_no_condition").get("step")  # the last thing of a run
+    if evaluated == max(steps) or (planned and max(steps) >= planned):
+        return f"Finished: {max(steps):,} steps{when}."
+    most = f" of at most {planned:,}" if planned else ""
+    return f"Step {max(steps):,}{most}{when}. The run is still going on, or was stopped."
+
+
+def headlines(run: Run) -> list[tuple[str, str]]:
+    """The few numbers at the top: (value, what it is)."""
+    cards: list[tuple[str, str]] = []
+    total = sum(run.facts.get("parameters", {}).values())
+    if total:
+        cards.append((short(total), "parameters in all"))
+    last = run.last("validation")
+    for metric, words in (
+        ("flow_loss", "validation flow loss"),
+        ("ntp_loss", "validation NTP loss"),
+    ):
+        if metric in last:
+            cards.append((f"{last[metric]:.4f}", words))
+    for metric, words, form in (
+        ("tokens_per_second", "tokens per second (median)", lambda v: f"{v:,.0f}"),
+        ("data_wait_share", "of the time waiting for data (median)", lambda v: f"{v:.1%}"),
+        ("fill/und", "of und tokens are no padding", lambda v: f"{v:.1%}"),
+        ("fill/gen", "of gen tokens are no padding", lambda v: f"{v:.1%}"),
+    ):
+        values = run.series("train", metric)[1]
+        if values:
+            cards.append((form(statistics.median(values)), words))
+    for metric in run.metrics("peak_memory"):
+        values = run.series("train", metric)[1]
+        if values:
+            size = max(values)
+            shown = f"{size / 2**30:.2f} GiB" if metric.endswith("bytes") else f"{size:.2f} GiB"
+            cards.append((shown, metric.replace("_", " ")))
+    return cards
+
+
+def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings a reader asks for first; the full list is in the page too."""
+    if not config:
+        return []
+
+    def get(path: str) -> Any:
+        node: Any = config
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return "?" if node is None else node
+
+    optimizer = {
+        "adamw": "AdamW",
+        "muon": f"Muon (layers: {get('optimizer.muon_on')}) beside AdamW",
+    }.get(kind := str(get("optimizer.kind")), kind)
+    if (frozen := get("optimizer.frozen")) not in ("?", "nothing"):
+        optimizer += f" (frozen: {frozen})"
+    sources = get("data.sources")
+    mixture = ", ".join(
+        f"{name} ({s.get('weight', '?')})"
+        for name, s in (sources.items() if isinstance(sources, Mapping) else ())
+        if isinstance(s, Mapping)
+    )
+    rows = get("train.batch_rows")
+    return [
+        ("data sources (weight)", mixture or "?"),
+        (
+            "transformer",
+            f"{get('model.num_layers')} layers, width {get('model.embed_dim')}, "
+            f"{get('model.num_heads')} heads ({get('model.num_kv_heads')} for keys), "
+            f"MLP {get('model.mlp_dim')}",
+        ),
+        ("weights", _FUSION.get(get("model.fusion"), str(get("model.fusion")))),
+        ("positions", str(get("model.rope")).replace("_", "-")),
+        (
+            "images",
+            f"up to {get('images.max_pixels')} pixels, no side over {get('images.max_side')}",
+        ),
+        (
+            "row",
+            f"{get('packing.und_tokens')} und + {get('packing.clean_tokens')} clean + "
+            f"{get('packing.noised_tokens')} noised tokens",
+        ),
+        ("batch", f"{rows} rows x {get('train.accumulate')} micro-steps"),
+        (
+            "optimizer",
+            f"{optimizer}, learning rate {get('optimizer.learning_rate')}, "
+            f"{get('optimizer.schedule')}, {get('optimizer.warmup_steps')} warm-up steps",
+        ),
+        ("seed", str(get("seed"))),
+    ]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """[('model.num_layers', '6'), ...] of a nested config."""
+    rows: list[tuple[str, str]] = []
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            rows += flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", shown_value(value)))
+    return rows
+
+
+def parameters(facts: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """(part, count, share of the largest part) for the bars."""
+    parts = facts.get("parameters", {})
+    largest = max(parts.values(), default=0)
+    return [(str(k), f"{v:,}", v / largest if largest else 0.0) for k, v in parts.items()]
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1 h 2 min'; 125 -> '2 min 5 s'."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def short(number: float) -> str:
+    """6767120384 -> '6.77 B'; 1234 -> '1.2 k'."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"
+
+
+def shown_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def validation_table(run: Run) -> dict[str, Any]:
+    """Losses on the fixed validation set: of this model, without its condition, untrained."""
+    columns = [(split, words) for split, words in _COLUMNS if run.last(split)]
+    last = {split: run.last(split) for split, _ in columns}
+    names = dict.fromkeys(
+        m for split, _ in columns for m in last[split] if m.startswith(("ntp_loss", "flow_loss"))
+    )
+    rows = [
+        (
+            _metric_words(name),
+            [f"{last[s][name]:.4f}" if name in last[s] else "" for s, _ in columns],
+        )
+        for name in sorted(names, key=lambda m: (m.split("/")[0] != "flow_loss", is_bin(m), m))
+    ]
+    step = int(last["validation"].get("step", 0)) if "validation" in last else 0
+    return {"columns": [words for _, words in columns], "rows": rows, "step": step}
+
+
+def _metric_words(name: str) -> str:
+    loss, _, part = name.partition("/")
+    words = {"ntp_loss": "text (NTP)", "flow_loss": "pictures (flow)"}.get(loss, loss)
+    return f"{words}, {part}" if part else f"{words}, all"

@@ -1,0 +1,95 @@
+"""The parameters that a new run starts from: `train.init_from`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from mogao_jax.checkpoints import exported, files
+from mogao_jax.checkpoints.load_params import load_params
+from mogao_jax.checkpoints.sidecar_files import changed_encoders, check_tokenizer
+from mogao_jax.config.convert import to_dict
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.errors import CheckpointError
+from mogao_jax.models.encoder_weights import file_digests
+from mogao_jax.paths import expanded
+from mogao_jax.tokenizer import Tokenizer
+from mogao_jax.training import compatibility
+
+# What an LLM's parameters mean apart from their shapes; of a model that has been trained as one,
+# all of `model` does.
+_OF_AN_LLM = ("model.rms_norm_eps", "model.rope_theta", "model.tie_embeddings")
+_SHAPES_SAY = ("model.scan_layers", "model.vocab_size", "model.embedding_init")
+
+
+def load_initial_params(
+    config: MogaoConfig,
+    abstract: Any,
+    tokenizer: Tokenizer,
+    *,
+    report: Callable[[str], None] | None = None,
+) -> Any:
+    """The parameters of `config.train.init_from`: the moving average where there is one.
+
+    Args:
+      config: of the new run.
+      abstract: its parameters as ShapeDtypeStructs with shardings.
+      report: for messages (default: a log warning).
+    Returns:
+      Parameters as `abstract` says.
+    Raises:
+      CheckpointError: nothing there that can be read; of another model, with the fields or
+        arrays that differ; or made with another tokenizer.
+    """
+    place = expanded(config.train.init_from).absolute()
+    if not place.exists():
+        raise CheckpointError(
+            f"train.init_from: there is no checkpoint {config.train.init_from!r}; give one that "
+            "`mogao port from-hf` made, a file of `mogao export`, or a run's folder."
+        )
+    if place.is_file():
+        header = exported.read_header(place)
+        if exported.tokenizer_digest(tokenizer) != header.tokenizer:
+            raise CheckpointError(
+                f"train.init_from: {str(place)!r} was made with another tokenizer than "
+                f"{config.tokenizer.path or config.tokenizer.kind!r}: ids would mean other words."
+            )
+        _check(to_dict(header.config), header.step, config)
+        _say_encoders(header.encoders, config, report)
+        params = exported.read_params(place, abstract)
+        return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), params, abstract)
+    meta = files.read_meta(place)
+    check_tokenizer(meta, config.tokenizer, tokenizer, place)
+    _check(meta["config"], meta["step"], config)
+    _say_encoders(meta.get("encoders"), config, report)
+    return load_params(place, abstract=abstract, report=report)[0]
+
+
+def _say_encoders(
+    saved: Mapping[str, str] | None,
+    config: MogaoConfig,
+    report: Callable[[str], None] | None,
+) -> None:
+    """Other encoders are allowed, since training goes on; but never unsaid."""
+    if changed := changed_encoders(saved, file_digests(config)):
+        (report or logging.getLogger(__name__).warning)(
+            f"train.init_from: {config.train.init_from!r} was made with {changed}; it has to "
+            "learn what their features mean."
+        )
+
+
+def _check(saved: Mapping[str, Any], step: int, config: MogaoConfig) -> None:
+    """Compares what decides the parameters' meaning beyond their shapes."""
+    refused, _ = compatibility.differences(saved, config)
+    if step:
+        wrong = [d for d in refused if d.field.startswith("model.") and d.field not in _SHAPES_SAY]
+    else:
+        wrong = [d for d in refused if d.field in _OF_AN_LLM]
+    if wrong:
+        raise CheckpointError(
+            f"train.init_from: {config.train.init_from!r} is of another model: "
+            f"{'; '.join(map(str, wrong))} (checkpoint -> now). Set these fields as it has them."
+        )

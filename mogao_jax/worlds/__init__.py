@@ -1,0 +1,1 @@
+"""Worlds that ship with the package: data with a known truth, and what judges a model on it."""

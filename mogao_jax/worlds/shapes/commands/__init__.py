@@ -1,0 +1,1 @@
+"""The commands of the embedded world: `mogao eval shapes`, `mogao encoders`."""

@@ -1,0 +1,1 @@
+"""Benchmarks on the embedded world, and the scorers that they judge with."""

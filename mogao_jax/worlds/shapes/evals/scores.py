@@ -1,0 +1,256 @@
+"""Scores of a model on a benchmark: rows of shares, as JSON for programs and as text for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mogao_jax.errors import DataError
+from mogao_jax.evals.proportion import Proportion
+from mogao_jax.paths import expanded
+
+FORMAT = "mogao_jax scores 1"
+OVERALL = "overall"
+TITLES = {
+    "t2i": "Text to picture, GenEval's categories",
+    "qa": "Questions about a picture, answered exactly",
+    "edit": "Edits of a picture",
+    "story": "Stories",
+    "clip": "The next frame of a clip",
+}
+METRICS = {
+    "done": "done",
+    "kept": "rest kept",
+    "right": "right",
+    "objects": "objects kept",
+    "count": "number",
+    "order": "order too",
+    "steps": "pictures right",
+    "whole": "all right",
+    "repeated": "repeated",
+}
+# What the columns of a task mean, in the order of METRICS.
+EXPLAINED = {
+    ("edit", "done"): "what was asked is there, and nothing else is new",
+    ("edit", "kept"): "background and every untouched object are as they were",
+    ("edit", "right"): "both",
+    ("edit", "objects"): "the same, of all untouched objects",
+    ("edit", "repeated"): "nothing has changed (lower is better)",
+    ("story", "count"): "as many pictures as asked for, and the model ended by itself",
+    ("story", "order"): "and its sentences tell what was asked, in order (of a free story: an "
+    "opening, then changes)",
+    ("story", "steps"): "of all pictures: shows what was asked (free: what its sentence says)",
+    ("story", "whole"): "number, order and all pictures",
+    ("story", "repeated"): "of all pictures but the first: equal to the one before (lower is "
+    "better)",
+    ("clip", "done"): "the object moves as its caption says, and nothing is new",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+      task, group, metric: what of; group is a category or OVERALL.
+      share: successes of trials. Categories have equally many cases, so the pooled overall share
+        is also the mean of the categories, which is GenEval's overall score.
+      chance: the same of a guess that looks at nothing; None where that means nothing.
+    """
+
+    task: str
+    group: str
+    metric: str
+    share: Proportion
+    chance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A scored model.
+
+    Attributes:
+      name: of the model, for people.
+      role: own, demo, untrained, or another word for whose model it is.
+      rows: the figures.
+      settings: how it was sampled, and on what.
+      outcomes: by task, what was generated and judged (evals.cases.Judged); not saved.
+      grid: file name of the picture grid beside the saved scores, "" if there is none.
+    """
+
+    name: str
+    role: str
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    outcomes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict, repr=False)
+    grid: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name if self.name == self.role else f"{self.name} ({self.role})"
+
+    def find(self, task: str, group: str = OVERALL, metric: str = "right") -> Row | None:
+        """A row, or None."""
+        for row in self.rows:
+            if (row.task, row.group, row.metric) == (task, group, metric):
+                return row
+        return None
+
+
+def to_json(scores: Scores) -> dict[str, Any]:
+    """All but the outcomes: shares with value and interval, and the same as tables to show."""
+    rows = []
+    for row in scores.rows:
+        low, high = row.share.interval
+        value = None if math.isnan(row.share.value) else row.share.value
+        rows.append(
+            {
+                "task": row.task,
+                "group": row.group,
+                "metric": row.metric,
+                "value": value,
+                "low": low,
+                "high": high,
+                "right": row.share.right,
+                "total": row.share.total,
+                "chance": row.chance,
+            }
+        )
+    return {
+        "format": FORMAT,
+        "name": scores.name,
+        "role": scores.role,
+        "settings": dict(scores.settings),
+        "grid": scores.grid,
+        "rows": rows,
+        "tables": tables(scores),
+    }
+
+
+def from_json(record: Any, place: str) -> Scores:
+    """The inverse of `to_json`; raises DataError, naming the place, if it is no such record."""
+    try:
+        if record["format"] != FORMAT:
+            raise DataError(f"{place} is of another format ({record['format']!r}) than {FORMAT!r}.")
+        rows = tuple(
+            Row(
+                str(r["task"]),
+                str(r["group"]),
+                str(r["metric"]),
+                _share(r["right"], r["total"]),
+                None if r["chance"] is None else float(r["chance"]),
+            )
+            for r in record["rows"]
+        )
+        settings, grid = dict(record["settings"]), str(record["grid"])
+        return Scores(str(record["name"]), str(record["role"]), rows, settings, grid=grid)
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise DataError(f"{place} holds no scores (field {e}).") from None
+
+
+def _share(right: Any, total: Any) -> Proportion:
+    share = Proportion(int(right), int(total))
+    if not 0 <= share.right <= share.total:
+        raise ValueError(f"'right' or 'total': {share.right} of {share.total}")
+    return share
+
+
+def read(path: pathlib.Path) -> Scores:
+    """Scores that were saved; raises DataError."""
+    try:
+        record = json.loads(expanded(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise DataError(f"scores {str(path)!r} cannot be read ({e}).") from None
+    return from_json(record, str(path))
+
+
+def tables(scores: Scores, beside: Scores | None = None) -> list[dict[str, Any]]:
+    """[{'title', 'lines', 'notes'}]: the tables as people read them, the first line the header."""
+    out = []
+    for task, title in TITLES.items():
+        rows = [r for r in scores.rows if r.task == task]
+        if rows:
+            lines, notes = cells(rows, beside)
+            out.append({"title": title, "lines": lines, "notes": notes})
+    return out
+
+
+def as_text(scores: Scores, beside: Scores | None = None) -> str:
+    """Tables for a terminal.
+
+    Args:
+      beside: another model, whose values stand in a column of their own.
+    """
+    lines = [f"Scores of {scores.title}"]
+    for key, value in scores.settings.items():
+        lines.append(f"  {key:<18} {value}")
+    for table in tables(scores, beside):
+        lines += ["", table["title"], "-" * len(table["title"]), *_aligned(table["lines"])]
+        lines += [f"  {note}" for note in table["notes"]]
+    lines += ["", "Percent. Intervals, in brackets where not said, are Wilson's at 95%."]
+    return "\n".join(lines)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    out = []
+    for line in table:
+        first, *rest = (f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True))
+        out.append("  ".join([f"{line[0]:<{len(first)}}", *rest]).rstrip())
+    return out
+
+
+def cells(rows: Sequence[Row], beside: Scores | None = None) -> tuple[list[list[str]], list[str]]:
+    """A task's table: lines of cells, the first the header; and what its columns mean.
+
+    Of a single metric, chance and the other model stand beside it; of several, below them.
+    """
+    task = rows[0].task
+    metrics = [m for m in METRICS if any(r.metric == m for r in rows)]
+    groups = list(dict.fromkeys(r.group for r in rows))
+    found = {(r.group, r.metric): r for r in rows}
+    notes = [f"{METRICS[m]}: {EXPLAINED[task, m]}" for m in metrics if (task, m) in EXPLAINED]
+    if len(metrics) == 1:
+        head = ["", METRICS[metrics[0]], "95% interval", "trials", "chance"]
+        table = [head + ([beside.role] if beside else [])]
+        for group in groups:
+            row = found[group, metrics[0]]
+            low, high = row.share.interval
+            line = [label(group), percent(row.share.value), f"{percent(low)} .. {percent(high)}",
+                    str(row.share.total), percent(row.chance)]  # fmt: skip
+            table.append(line + ([_beside(row, beside)] if beside else []))
+        return table, notes
+    table = [["", *(METRICS[m] for m in metrics)]]
+    for group in groups:
+        table.append([label(group), *(_cell(found.get((group, m))) for m in metrics)])
+    overall = [found.get((OVERALL, m)) for m in metrics]
+    table.append(["  trials", *(str(r.share.total) if r else "" for r in overall)])
+    table.append(["  chance", *(percent(r.chance) if r else "" for r in overall)])
+    if beside:
+        table.append([f"  {beside.role}", *(_beside(r, beside) if r else "" for r in overall)])
+    return table, notes
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    low, high = row.share.interval
+    return f"{percent(row.share.value)} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _beside(row: Row, beside: Scores | None) -> str:
+    other = beside.find(row.task, row.group, row.metric) if beside else None
+    return percent(other.share.value if other else None)
+
+
+def label(group: str) -> str:
+    """A group's name for people."""
+    return group.replace("_", " ")
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"

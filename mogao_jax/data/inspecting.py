@@ -20,7 +20,7 @@ def describe(document: PackedBatch, tokenizer: Tokenizer) -> str:
     segments = sorted({int(s) for s in document.und.meta.segment} - {0})
     for segment in segments:
         lines.append(f"segment {segment}")
-        lines.append("  stream  time  position (T, H, W)    token -> target")
+        lines.append("  stream  order  position (T, H, W)    token -> target")
         entries = _und_lines(document, segment, tokenizer)
         entries += _gen_lines(document, document.clean, "clean", segment)
         entries += _gen_lines(document, document.noised, "noised", segment)
@@ -35,8 +35,8 @@ def _position(positions: np.ndarray) -> str:
     return f"({', '.join(parts)})"
 
 
-def _line(stream: str, time: int, positions: np.ndarray, text: str) -> str:
-    return f"{stream:<7} {time:>4}  {_position(positions):<20}  {text}"
+def _line(stream: str, order: int, positions: np.ndarray, text: str) -> str:
+    return f"{stream:<7} {order:>5}  {_position(positions):<20}  {text}"
 
 
 def _show(token: int, tokenizer: Tokenizer) -> str:
@@ -52,7 +52,7 @@ def _und_lines(document: PackedBatch, segment: int, tokenizer: Tokenizer) -> lis
     entries, i = [], 0
     while i < len(index):
         here = index[i]
-        time = int(und.meta.time[here])
+        order = int(und.meta.order[here])
         if und.meta.kind[here] == VIT:
             image = _vit_image(document, int(und.vit_index[here]))
             end = i
@@ -64,14 +64,14 @@ def _und_lines(document: PackedBatch, segment: int, tokenizer: Tokenizer) -> lis
                 end += 1
             tokens = index[i:end]
             text = f"{len(tokens)} ViT tokens of ViT image {image}"
-            entries.append(((time, 0, i), _line("vit", time, und.positions[tokens], text)))
+            entries.append(((order, 0, i), _line("vit", order, und.positions[tokens], text)))
             i = end
             continue
         text = _show(int(und.tokens[here]), tokenizer)
         weight = float(und.loss_weights[here])
         if weight:
             text += f" -> {_show(int(und.targets[here]), tokenizer)}  weight {weight:g}"
-        entries.append(((time, 0, i), _line("text", time, und.positions[here][None], text)))
+        entries.append(((order, 0, i), _line("text", order, und.positions[here][None], text)))
         i += 1
     return entries
 
@@ -88,13 +88,13 @@ def _gen_lines(document: PackedBatch, stream: GenStream, name: str, segment: int
     mine = stream.meta.segment == segment
     for image in sorted({int(i) for i in stream.image[mine]}):
         tokens = np.flatnonzero(mine & (stream.image == image))
-        time = int(stream.meta.time[tokens[0]])
+        order = int(stream.meta.order[tokens[0]])
         height, width = (int(n) for n in document.images.size[image])
         text = f"{len(tokens)} tokens of image {image} ({height} x {width} pixels)"
         if name == "noised":
             context = CONTEXTS[int(document.images.context[image])]
             weight = float(stream.loss_weights[tokens].sum())
             text += f", {context} context, weight {weight:g} in all"
-        order = 1 if name == "clean" else 2
-        entries.append(((time, order, image), _line(name, time, stream.positions[tokens], text)))
+        copy = 1 if name == "clean" else 2
+        entries.append(((order, copy, image), _line(name, order, stream.positions[tokens], text)))
     return entries

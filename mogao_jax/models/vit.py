@@ -71,7 +71,7 @@ def _attention_within_images(
 ) -> Array:
     """Full attention among the patches of each image: [B, P, N, H] each, segment int32[B, P].
 
-    Patches of one image are tokens of one time, which see each other (sequence/masking.py); so
+    Patches of one image are tokens of one order, which see each other (sequence/masking.py); so
     the transformer's own attention serves, and skips all tiles between different images.
     """
     meta = Parts(und=TokenMeta(segment, jnp.zeros_like(segment), jnp.full_like(segment, VIT)))

@@ -2,7 +2,7 @@
 
 A *context* (docs/method.md section 6) is a history of its own: `full` holds everything, `image
 only` the pictures with their vision tokens, `empty` a single <|vision_start|>. Tokens, T ids and
-attention times are exactly those that the forms of training have (sequence/forms.py, layout.py).
+orders are exactly those that the forms of training have (sequence/forms.py, layout.py).
 A history is numpy on the host: some of its tokens have been computed and lie in the cache, the
 rest is pending.
 """
@@ -45,13 +45,13 @@ class TokenSpan(NamedTuple):
     """Tokens that are computed together: a text token, or a picture's ViT or clean VAE tokens."""
 
     token: int  # vocabulary id, for the und stream
-    times: np.ndarray  # int32[n] attention time
+    orders: np.ndarray  # int32[n] as TokenMeta.order
     positions: np.ndarray  # float32[n, 3]
     features: np.ndarray | None = None  # of ViT tokens
     latents: np.ndarray | None = None  # of clean VAE tokens
 
     def __len__(self) -> int:
-        return len(self.times)
+        return len(self.orders)
 
 
 class Context:
@@ -59,7 +59,7 @@ class Context:
 
     Attributes:
       slot: its row of the cache.
-      next_time: attention time of what comes next.
+      next_order: the order of what comes next.
       next_t: its T id.
       num_und, num_clean: tokens in the cache.
       pending: pieces to be computed, in reading order.
@@ -70,7 +70,7 @@ class Context:
     def __init__(self, layout: LayoutConfig, image_pad: int):
         self._layout, self._image_pad = layout, image_pad
         self.slot = -1
-        self.next_time = self.next_t = 0
+        self.next_order = self.next_t = 0
         self.num_und = self.num_clean = 0
         self.pending: deque[TokenSpan] = deque()
         self.pending_clean: deque[TokenSpan] = deque()
@@ -89,8 +89,8 @@ class Context:
         """A text token; `t` is its T id if it is not simply the next one."""
         t = self.next_t if t is None else t
         positions = text_positions(np.array([t]), self._layout.text_positions)
-        self.pending.append(TokenSpan(token, np.array([self.next_time], np.int32), positions))
-        self.next_time += 1
+        self.pending.append(TokenSpan(token, np.array([self.next_order], np.int32), positions))
+        self.next_order += 1
         self.next_t = t + 1
 
     def add_picture(self, picture: EncodedImage, t: int | None = None) -> None:
@@ -102,13 +102,13 @@ class Context:
             is_causal = self._layout.vit_attention == "causal"
             span = n if is_causal else 1
             steps = np.arange(n) if is_causal else np.zeros(n)
-            times = (self.next_time + steps).astype(np.int32)
+            orders = (self.next_order + steps).astype(np.int32)
             positions = vit_positions(t, picture.vit_grid, picture.vae_grid)
-            self.pending.append(TokenSpan(self._image_pad, times, positions, picture.features))
-        last = np.full(len(picture.latents), self.next_time + span - 1, np.int32)
+            self.pending.append(TokenSpan(self._image_pad, orders, positions, picture.features))
+        last = np.full(len(picture.latents), self.next_order + span - 1, np.int32)
         clean = TokenSpan(0, last, vae_positions(t, picture.vae_grid), latents=picture.latents)
         (self.pending_clean if reads_vit else self.pending).append(clean)
-        self.next_time += span
+        self.next_order += span
         self.next_t = t + 1
 
     def take_pending(self, limit: int, keep_last: bool) -> list[TokenSpan]:

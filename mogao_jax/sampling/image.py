@@ -101,7 +101,7 @@ def build_guidance_batch(
             lines.index[picture, name], lines.weights[picture, name] = line, weight
             lines.rows[line], lines.picture[line] = context.slot, picture
             lines.meta.segment[line, :n] = 1
-            lines.meta.time[line, :n] = context.next_time
+            lines.meta.order[line, :n] = context.next_order
             lines.positions[line, :n] = vae_positions(context.next_t, grid)
             line += 1
     return lines

@@ -108,8 +108,8 @@ def _padded(rows: Sequence[Sequence[TokenSpan]]) -> int:
 def _place(
     new: NewTokens, part: str, row: int, here: slice, piece: TokenSpan, kind: int, written: int
 ) -> None:
-    segment, time, kinds = getattr(new.meta, part)
-    segment[row, here], time[row, here], kinds[row, here] = 1, piece.times, kind
+    segment, order, kinds = getattr(new.meta, part)
+    segment[row, here], order[row, here], kinds[row, here] = 1, piece.orders, kind
     getattr(new.positions, part)[row, here] = piece.positions
     getattr(new.destination, part)[row, here] = written + np.arange(len(piece))
 

@@ -288,7 +288,8 @@ def _text_state(
     for i, session in enumerate(sessions):
         o, full = session.options, session.history.full
         (last,) = full.pending
-        state.token[i], state.t[i], state.time[i] = last.token, last.positions[0, 0], last.times[0]
+        state.token[i] = last.token
+        state.t[i], state.order[i] = last.positions[0, 0], last.orders[0]
         state.length[i], state.limit[i] = full.num_und, session.token_limit
         choice.key[i] = text.seed_key(session.request.seed)
         choice.temperature[i], choice.top_p[i], choice.top_k[i] = o.temperature, o.top_p, o.top_k

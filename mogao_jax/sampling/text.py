@@ -37,7 +37,7 @@ class DecodeState(NamedTuple):
 
     token: Any  # int32[r]
     t: Any  # int32[r] its T id
-    time: Any  # int32[r] its attention time
+    order: Any  # int32[r] where it stands for attention (TokenMeta.order)
     length: Any  # int32[r] und tokens in the cache
     limit: Any  # int32[r] tokens that may still be chosen; 0: a row that does nothing
 
@@ -152,7 +152,7 @@ def decode(
         token = jnp.where(active, token, now.token)
         chosen = chosen.at[:, step].set(jnp.where(active, token, -1))
         one = active.astype(jnp.int32)
-        now = DecodeState(token, now.t + one, now.time + one, now.length + one, now.limit - one)
+        now = DecodeState(token, now.t + one, now.order + one, now.length + one, now.limit - one)
         is_end = jnp.any(token[:, None] == ends, axis=1)
         return step + 1, und, now, active & ~is_end & (now.limit > 0), chosen
 
@@ -187,7 +187,7 @@ def _one_token(now: DecodeState, active: jax.Array, modules: Modules) -> MogaoIn
         timesteps=no_latents[..., 0],
         noised_index=noised_meta.segment,
         meta=Parts(
-            TokenMeta(active.astype(jnp.int32)[:, None], now.time[:, None], zero + TEXT),
+            TokenMeta(active.astype(jnp.int32)[:, None], now.order[:, None], zero + TEXT),
             clean_meta,
             noised_meta,
         ),

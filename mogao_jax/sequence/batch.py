@@ -9,7 +9,7 @@ axis B). Sizes of a row, each with its own budget (config `packing`):
     N  noised VAE tokens                  Hc, Wc  the canvas that every image fits in
 
 Within a row documents are numbered by `segment` from 1 (0 is padding), and each of the streams
-und, clean and noised is sorted by (segment, time).
+und, clean and noised is sorted by (segment, order).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Form:
     """One segment: elements with their T ids, and which copies of each picture stand in it."""
 
     elements: list[Element]
-    times: list[int]  # the T id of each element
+    t_ids: list[int]  # the T id of each element
     noised: frozenset[int]  # pictures with a noised copy here
     vit: frozenset[int]
     clean: frozenset[int]
@@ -62,28 +62,28 @@ class Form:
 def make_forms(elements: list[Element], contexts: list[int], layout: LayoutConfig) -> list[Form]:
     """The full form first, then one image-only form if any image needs it, then the empty ones."""
     targets = [e.index for e in elements if isinstance(e, ImageRef) and e.target]
-    times = list(range(len(elements)))  # one T per text token and one per image
+    t_ids = list(range(len(elements)))  # one T per text token and one per image
     in_full = [i for i in targets if contexts[i] == FULL]
-    forms = [_form(elements, times, in_full, layout)]
+    forms = [_form(elements, t_ids, in_full, layout)]
     image_only = [i for i in targets if contexts[i] == IMAGE_ONLY]
     if image_only:
-        forms.append(_reduced_form(elements, times, range(image_only[-1] + 1), image_only, layout))
+        forms.append(_reduced_form(elements, t_ids, range(image_only[-1] + 1), image_only, layout))
     for target in (i for i in targets if contexts[i] == EMPTY):
-        forms.append(_reduced_form(elements, times, [target], [target], layout))
+        forms.append(_reduced_form(elements, t_ids, [target], [target], layout))
     return forms
 
 
 def _reduced_form(
     elements: list[Element],
-    times: list[int],
+    t_ids: list[int],
     pictures: Sequence[int],
     noised: Sequence[int],
     layout: LayoutConfig,
 ) -> Form:
     """The given pictures with their vision tokens, up to the last one; no text is trained."""
     kept: list[Element] = []
-    kept_times: list[int] = []
-    for element, time in zip(elements, times, strict=True):
+    kept_t_ids: list[int] = []
+    for element, t in zip(elements, t_ids, strict=True):
         if isinstance(element, ImageRef):
             keep = element.index in pictures
         else:
@@ -91,16 +91,16 @@ def _reduced_form(
             element = dataclasses.replace(element, trained=False)
         if keep:
             kept.append(element)
-            kept_times.append(time)
+            kept_t_ids.append(t)
     while isinstance(kept[-1], Token):  # nothing follows the last picture
-        kept.pop(), kept_times.pop()
+        kept.pop(), kept_t_ids.pop()
     if layout.drop_positions == "renumber":
-        kept_times = list(range(len(kept)))
-    return _form(kept, kept_times, noised, layout)
+        kept_t_ids = list(range(len(kept)))
+    return _form(kept, kept_t_ids, noised, layout)
 
 
 def _form(
-    elements: list[Element], times: list[int], noised: Sequence[int], layout: LayoutConfig
+    elements: list[Element], t_ids: list[int], noised: Sequence[int], layout: LayoutConfig
 ) -> Form:
     """Decides which copies of each picture are read by anything in this form."""
     order = [e.index for e in elements if isinstance(e, ImageRef)]
@@ -113,4 +113,4 @@ def _form(
         vit, clean = followed, before_noised
     else:
         vit, clean = [], sorted({*followed, *before_noised})
-    return Form(elements, times, frozenset(noised), frozenset(vit), frozenset(clean))
+    return Form(elements, t_ids, frozenset(noised), frozenset(vit), frozenset(clean))

@@ -64,24 +64,24 @@ def vit_input(pixels: np.ndarray, images: ImageConfig, vit: VitConfig) -> VitInp
     return VitInput(patches, positions, (height // block, width // block))
 
 
-def text_positions(times: np.ndarray, mode: str) -> np.ndarray:
+def text_positions(t_ids: np.ndarray, mode: str) -> np.ndarray:
     """(T, H, W) of text tokens with the given T ids: float32[n, 3].
 
     Args:
       mode: the config's `layout.text_positions`: 'thw' (H = W = T) or 't' (H = W = 0).
     """
-    t = np.asarray(times, np.float32)
+    t = np.asarray(t_ids, np.float32)
     other = t if mode == "thw" else np.zeros_like(t)
     return np.stack([t, other, other], -1)
 
 
-def vae_positions(time: int, grid: tuple[int, int]) -> np.ndarray:
+def vae_positions(t: int, grid: tuple[int, int]) -> np.ndarray:
     """(T, H, W) of a picture's VAE tokens, row-major: float32[rows * columns, 3]."""
     h, w = (a.reshape(-1) for a in np.indices(grid, dtype=np.float32))
-    return np.stack([np.full_like(h, time), h, w], -1)
+    return np.stack([np.full_like(h, t), h, w], -1)
 
 
-def vit_positions(time: int, vit_grid: tuple[int, int], vae_grid: tuple[int, int]) -> np.ndarray:
+def vit_positions(t: int, vit_grid: tuple[int, int], vae_grid: tuple[int, int]) -> np.ndarray:
     """(T, H, W) of a picture's merged ViT tokens, row-major: float32[rows * columns, 3].
 
     [choice] The centre of each ViT token in coordinates of the VAE grid, whose token i has its
@@ -89,4 +89,4 @@ def vit_positions(time: int, vit_grid: tuple[int, int], vae_grid: tuple[int, int
     """
     axes = [(np.arange(n) + 0.5) * (m / n) - 0.5 for n, m in zip(vit_grid, vae_grid, strict=True)]
     h, w = (a.reshape(-1) for a in np.meshgrid(*axes, indexing="ij"))
-    return np.stack([np.full_like(h, time), h, w], -1).astype(np.float32)
+    return np.stack([np.full_like(h, t), h, w], -1).astype(np.float32)

@@ -113,7 +113,7 @@ class _Stream:
         return np.concatenate(parts).astype(dtype)
 
     def meta(self) -> TokenMeta:
-        return TokenMeta(*(self.get(n, np.int32) for n in ("segment", "time", "kind")))
+        return TokenMeta(*(self.get(n, np.int32) for n in ("segment", "order", "kind")))
 
 
 class _Builder:
@@ -131,50 +131,50 @@ class _Builder:
         self._num_vit_tokens = 0
 
     def add(self, form: Form, segment: int, items: Sequence[Image]) -> None:
-        order = 0  # attention's time: like T, but counting each ViT token if they are causal
+        order = 0  # like T, but counting each ViT token if they are causal
         run: list[tuple[int, int, float, int, int]] = []  # token, target, weight, order, T
         elements = form.elements
-        for position, (element, time) in enumerate(zip(elements, form.times, strict=True)):
+        for position, (element, t) in enumerate(zip(elements, form.t_ids, strict=True)):
             if isinstance(element, Token):
                 following = elements[position + 1] if position + 1 < len(elements) else None
                 is_target = isinstance(following, Token) and following.trained
                 target = following.id if isinstance(following, Token) and is_target else 0
-                run.append((element.id, target, float(is_target), order, time))
+                run.append((element.id, target, float(is_target), order, t))
                 order += 1
                 continue
             self._add_text(run, segment)
             run = []
-            order += self._add_picture(element, form, segment, order, time, items)
+            order += self._add_picture(element, form, segment, order, t, items)
         self._add_text(run, segment)
 
     def _add_text(self, run, segment: int) -> None:
         if not run:
             return
-        tokens, targets, weights, orders, times = zip(*run, strict=True)
+        tokens, targets, weights, orders, t_ids = zip(*run, strict=True)
         n = len(run)
         self._und.add(
             tokens=tokens,
             targets=targets,
             loss_weights=weights,
             segment=np.full(n, segment),
-            time=orders,
+            order=orders,
             kind=np.full(n, TEXT),
-            positions=text_positions(np.array(times), self._layout.text_positions),
+            positions=text_positions(np.array(t_ids), self._layout.text_positions),
             vit_index=np.full(n, -1),
         )
 
     def _add_picture(
-        self, picture: ImageRef, form: Form, segment: int, order: int, time: int, items
+        self, picture: ImageRef, form: Form, segment: int, order: int, t: int, items
     ) -> int:
         """Adds the copies that this form has of the picture; returns how far `order` advances."""
         index = picture.index
-        first = order  # noised copies come first, each at an attention time of its own
+        first = order  # noised copies come first, each at an order of its own
         if index in form.noised:
             copies = self._layout.noised_copies
             for copy in range(copies):
-                time_of_copy = order + copy
+                order_of_copy = order + copy
                 self._add_vae(
-                    self._noised, index, VAE_NOISED, segment, time_of_copy, time, items, copy
+                    self._noised, index, VAE_NOISED, segment, order_of_copy, t, items, copy
                 )
             first += copies - 1
         span = 1
@@ -189,16 +189,16 @@ class _Builder:
                 targets=np.zeros(n),
                 loss_weights=np.zeros(n),
                 segment=np.full(n, segment),
-                time=first + np.arange(n) if is_causal else np.full(n, first),
+                order=first + np.arange(n) if is_causal else np.full(n, first),
                 kind=np.full(n, VIT),
-                positions=vit_positions(time, (rows, columns), self._vae_grid(index, items[index])),
+                positions=vit_positions(t, (rows, columns), self._vae_grid(index, items[index])),
                 vit_index=self._vit_first[index] + np.arange(n),
             )
         if index in form.clean:  # after its own ViT tokens, so it reads all of them
-            self._add_vae(self._clean, index, VAE_CLEAN, segment, first + span - 1, time, items)
+            self._add_vae(self._clean, index, VAE_CLEAN, segment, first + span - 1, t, items)
         return first + span - order
 
-    def _add_vae(self, stream: _Stream, index, kind, segment, order, time, items, copy=0) -> None:
+    def _add_vae(self, stream: _Stream, index, kind, segment, order, t, items, copy=0) -> None:
         rows, columns = self._vae_grid(index, items[index])
         n = rows * columns
         table_row = self._table.setdefault(index, len(self._table))
@@ -210,9 +210,9 @@ class _Builder:
             patch=y * (self._images.max_side // VAE_GRID) + x,
             copy=np.full(n, copy),
             segment=np.full(n, segment),
-            time=np.full(n, order),
+            order=np.full(n, order),
             kind=np.full(n, kind),
-            positions=vae_positions(time, (rows, columns)),
+            positions=vae_positions(t, (rows, columns)),
             loss_weights=np.full(n, weight),
         )
 

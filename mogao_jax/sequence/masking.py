@@ -1,13 +1,13 @@
 """Who attends to whom: three integers per token and one predicate (docs/method.md section 4).
 
-A token's `segment` says which packed document it belongs to (0 is padding), its `time` where it
+A token's `segment` says which packed document it belongs to (0 is padding), its `order` where it
 stands in that document (one per text token, one shared by all tokens of an image), its `kind`
 what it is. Nothing else decides attention.
 
 The document "a b [image] c [image]", whose two images are both generated, in ECTF form: the
 first image stands in it as ViT tokens (V), clean VAE tokens (C) and noised VAE tokens (N); the
 last, after which nothing stands, only noised (M). Streams in the order und | clean | noised;
-"#" attends, "." does not; times are written above and at the left:
+"#" attends, "." does not; orders are written above and at the left:
 
                0 1 2 2 3 | 2 2 | 2 2 4 4
                a b V V c | C C | N N M M
@@ -38,12 +38,12 @@ class TokenMeta(NamedTuple):
     """The three integers of every token, int32[..., L] each (numpy, jax or kernel scalars)."""
 
     segment: Any
-    time: Any
+    order: Any
     kind: Any
 
     def take(self, index) -> TokenMeta:
         """Indexes all three alike: `q.take((..., slice(None), None))` makes queries a column."""
-        return TokenMeta(self.segment[index], self.time[index], self.kind[index])
+        return TokenMeta(self.segment[index], self.order[index], self.kind[index])
 
 
 def can_attend(query: TokenMeta, key: TokenMeta, *, text_reads_vae: bool = False):
@@ -57,11 +57,12 @@ def can_attend(query: TokenMeta, key: TokenMeta, *, text_reads_vae: bool = False
         tokens, since there are no ViT tokens.
     """
     same_segment = (query.segment == key.segment) & (query.segment != PADDING_SEGMENT)
-    is_own_noise = (query.kind == VAE_NOISED) & (key.kind == VAE_NOISED) & (key.time == query.time)
+    same_order = key.order == query.order
+    is_own_noise = same_order & (query.kind == VAE_NOISED) & (key.kind == VAE_NOISED)
     # History: strictly earlier for a noised image, which must not see its own clean forms;
-    # otherwise everything up to now, so that tokens of one image (one time) see each other.
-    earlier = key.time < query.time
-    now = (key.time == query.time) & (query.kind != VAE_NOISED)
+    # otherwise everything up to now, so that tokens of one image (one order) see each other.
+    earlier = key.order < query.order
+    now = same_order & (query.kind != VAE_NOISED)
     readable = key.kind != VAE_NOISED
     if not text_reads_vae:
         readable = readable & ((query.kind > VIT) | (key.kind != VAE_CLEAN))

@@ -69,7 +69,7 @@ def pack_row(
     """Puts documents one after the other into a row of fixed sizes.
 
     Segments, image numbers and ViT indices are renumbered; what is left is padding: segment 0,
-    image -1, vit_index -1, weights 0. Each stream stays sorted by (segment, time), padding last.
+    image -1, vit_index -1, weights 0. Each stream stays sorted by (segment, order), padding last.
 
     Args:
       documents: exact-size structures from `lay_out`; their sizes together fit `limits`.

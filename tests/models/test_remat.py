@@ -27,10 +27,10 @@ def _attend(queries, keys, values, query_meta, key_meta):
     return attention(queries, keys, values, query_meta, query_meta, block_q=8, block_kv=8)
 
 
-def _meta(length: int, time: int | None, kind: int) -> TokenMeta:
-    times = jnp.arange(length) if time is None else jnp.full(length, time)
+def _meta(length: int, order: int | None, kind: int) -> TokenMeta:
+    orders = jnp.arange(length) if order is None else jnp.full(length, order)
     return TokenMeta(*(x[None].astype(jnp.int32) for x in
-                       (jnp.ones(length), times, jnp.full(length, kind))))  # fmt: skip
+                       (jnp.ones(length), orders, jnp.full(length, kind))))  # fmt: skip
 
 
 def arguments():

@@ -15,21 +15,21 @@ KINDS = (TEXT, VAE_CLEAN, VAE_NOISED)
 
 def _document(rng, segment, und, clean, noised):
     """Adds one random document (some are a single token) to the three parts."""
-    time = 0
+    order = 0
     for _ in range(rng.choice([1, 1, 2, 3, 5])):
         if rng.random() < 0.6:
             for _ in range(rng.choice([1, 1, 3, 6])):
-                und.append((segment, time, TEXT))
-                time += 1
+                und.append((segment, order, TEXT))
+                order += 1
             continue
         size = int(rng.integers(1, 7))
         if rng.random() < 0.7:
-            noised.extend([(segment, time, VAE_NOISED)] * size)
+            noised.extend([(segment, order, VAE_NOISED)] * size)
         if rng.random() < 0.7:
-            und.extend([(segment, time, VIT)] * int(rng.integers(1, 5)))
+            und.extend([(segment, order, VIT)] * int(rng.integers(1, 5)))
         if rng.random() < 0.7:
-            clean.extend([(segment, time, VAE_CLEAN)] * size)
-        time += 1
+            clean.extend([(segment, order, VAE_CLEAN)] * size)
+        order += 1
 
 
 def _row(rng, lengths):

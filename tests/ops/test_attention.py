@@ -167,7 +167,7 @@ def test_documents_of_one_token():
 def test_order_of_tokens_does_not_matter(random_packing):
     meta = random_packing(7, 2, (40, 16, 24))
     rng = np.random.default_rng(0)
-    shuffled = Parts(*(m.take((slice(None), rng.permutation(m.time.shape[1]))) for m in meta))
+    shuffled = Parts(*(m.take((slice(None), rng.permutation(m.order.shape[1]))) for m in meta))
     compare(shuffled, shuffled, 2, 1, 8, 8)
 
 

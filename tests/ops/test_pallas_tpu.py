@@ -66,10 +66,10 @@ def blocked_meta(meta, block):
 def long_document():
     """Two rows of one document of an image and much text: tiles of 8 x 8 are often full."""
 
-    def part(times, kind, size):
-        segment = [1] * len(times) + [0] * (size - len(times))
-        time = [*times, *[0] * (size - len(times))]
-        rows = np.asarray([segment, time, [kind] * size], np.int32)
+    def part(orders, kind, size):
+        segment = [1] * len(orders) + [0] * (size - len(orders))
+        order = [*orders, *[0] * (size - len(orders))]
+        rows = np.asarray([segment, order, [kind] * size], np.int32)
         return TokenMeta(*np.repeat(rows[:, None], 2, axis=1))
 
     return Parts(

@@ -28,7 +28,7 @@ def test_no_pair_is_missed(random_packing, is_sorted, text_reads_vae):
         meta = random_packing(seed, 3, (60, 20, 33))
         if not is_sorted:
             rng = np.random.default_rng(seed)
-            meta = Parts(*(m.take((slice(None), rng.permutation(m.time.shape[1]))) for m in meta))
+            meta = Parts(*(m.take((slice(None), rng.permutation(m.order.shape[1]))) for m in meta))
         queries = tiling.cut((60, 20, 33), 4 + seed % 5)
         keys = tiling.cut((60, 20, 33), 3 + seed % 7)
         readable = tiling.readable_tiles(queries, keys, text_reads_vae)
@@ -47,16 +47,16 @@ def test_no_pair_is_missed(random_packing, is_sorted, text_reads_vae):
 
 
 def test_causal_text_takes_the_lower_triangle_of_tiles():
-    time = np.arange(64, dtype=np.int32)[None]
-    meta = Parts(und=TokenMeta(np.ones_like(time), time, np.full_like(time, TEXT)))
+    order = np.arange(64, dtype=np.int32)[None]
+    meta = Parts(und=TokenMeta(np.ones_like(order), order, np.full_like(order, TEXT)))
     counted = tiling.tile_statistics(meta, meta, block_q=16, block_kv=16)
     assert counted == (10, 10, 10 * 256, 64 * 65 // 2)
     assert counted.overhead == 2560 / 2080
 
 
 def test_nothing_to_read():
-    time = np.arange(8, dtype=np.int32)[None]
-    meta = TokenMeta(np.ones_like(time), time, np.full_like(time, TEXT))
+    order = np.arange(8, dtype=np.int32)[None]
+    meta = TokenMeta(np.ones_like(order), order, np.full_like(order, TEXT))
     counted = tiling.tile_statistics(Parts(und=meta), Parts(noised=meta), block_q=4, block_kv=4)
     assert counted == (0, 0, 0, 0) and counted.overhead == 0.0
 

@@ -50,15 +50,15 @@ def test_plain_document_token_by_token():
     v = ["<V>"] * 6
     assert spelled(out.und.tokens) == ["a", "b", "<vs>", *v, "<ve>", "c", "<vs>"]
     # a, b, <vs>, [image], <ve>, c, <vs>, [image]: one T each.
-    times = [0, 1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 6]
-    np.testing.assert_array_equal(out.und.positions[:, 0], times)
-    np.testing.assert_array_equal(out.und.meta.time, times)
+    orders = [0, 1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 6]
+    np.testing.assert_array_equal(out.und.positions[:, 0], orders)
+    np.testing.assert_array_equal(out.und.meta.order, orders)
     # Trained: b after a, <vs> after b (not <ve>: it is not the model's to choose), c, <vs>.
     np.testing.assert_array_equal(out.und.loss_weights, [1, 1, 0, *[0] * 6, 1, 1, 0])
     assert spelled(out.und.targets[[0, 1, 9, 10]]) == ["b", "<vs>", "c", "<vs>"]
     # The first image: clean (a later one is generated) and noised; the last: noised only.
-    np.testing.assert_array_equal(out.clean.meta.time, [3] * 6)
-    np.testing.assert_array_equal(out.noised.meta.time, [3] * 6 + [7])
+    np.testing.assert_array_equal(out.clean.meta.order, [3] * 6)
+    np.testing.assert_array_equal(out.noised.meta.order, [3] * 6 + [7])
     np.testing.assert_array_equal(out.clean.image, [0] * 6)
     np.testing.assert_array_equal(out.noised.image, [0] * 6 + [1])
     np.testing.assert_array_equal(out.images.size, [[32, 48], [16, 16]])
@@ -244,10 +244,10 @@ def test_causal_vit_orders_its_tokens_and_leaks_nothing():
     layout = dataclasses.replace(NO_DROP, vit_attention="causal")
     items = [Text("a"), Image(pixels=picture(32, 32)), Text("b"), Image(pixels=picture(16, 16))]
     out, plain = laid_out(*items, layout=layout), laid_out(*items)
-    vit_times = out.und.meta.time[out.und.meta.kind == VIT]
-    np.testing.assert_array_equal(vit_times, [2, 3, 4, 5])
-    assert set(out.noised.meta.time[:4].tolist()) == {2}  # strictly before its own ViT tokens
-    assert set(out.clean.meta.time.tolist()) == {5}  # after all of them
+    vit_orders = out.und.meta.order[out.und.meta.kind == VIT]
+    np.testing.assert_array_equal(vit_orders, [2, 3, 4, 5])
+    assert set(out.noised.meta.order[:4].tolist()) == {2}  # strictly before its own ViT tokens
+    assert set(out.clean.meta.order.tolist()) == {5}  # after all of them
     np.testing.assert_array_equal(out.und.positions, plain.und.positions)  # ids do not change
 
 
@@ -277,7 +277,7 @@ def test_streams_are_sorted_and_kinds_are_right():
         layout = LayoutConfig(p_image_only=0.3, p_empty=0.3)
         out = laid_out(*items, Text("end"), layout=layout)
         for stream in (out.und, out.clean, out.noised):
-            order = np.lexsort((stream.meta.time, stream.meta.segment))
+            order = np.lexsort((stream.meta.order, stream.meta.segment))
             np.testing.assert_array_equal(order, np.arange(len(order)))
         assert set(out.clean.meta.kind.tolist()) <= {VAE_CLEAN}
         assert set(out.noised.meta.kind.tolist()) <= {VAE_NOISED}

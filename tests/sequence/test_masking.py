@@ -16,7 +16,7 @@ from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMe
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """Where a token stands in the data: no segment, time or kind."""
+    """Where a token stands in the data: no segment, order or kind."""
 
     document: int
     item: int  # index of the text span or image in its document
@@ -54,25 +54,25 @@ def random_documents(seed: int) -> tuple[list[Token], TokenMeta]:
     tokens, integers = [], []
     kinds = {"text": TEXT, "vit": VIT, "clean": VAE_CLEAN, "noised": VAE_NOISED}
 
-    def add(form, document, item, count, time):
+    def add(form, document, item, count, order):
         for index in range(count):
             tokens.append(Token(document, item, form, index))
-            integers.append((document + 1, time + (index if form == "text" else 0), kinds[form]))
+            integers.append((document + 1, order + (index if form == "text" else 0), kinds[form]))
 
     for document in range(rng.integers(1, 5)):
-        time = 0
+        order = 0
         for item in range(rng.integers(1, 6)):
             if rng.random() < 0.5:
                 count = int(rng.integers(1, 5))
-                add("text", document, item, count, time)
-                time += count
+                add("text", document, item, count, order)
+                order += count
             else:  # each form may be left out
                 for form, most in (("vit", 3), ("clean", 4), ("noised", 4)):
-                    add(form, document, item, int(rng.integers(0, most)), time)
-                time += 1
-    order = rng.permutation(len(tokens))
-    table = np.array(integers, np.int32).reshape(-1, 3)[order]
-    return [tokens[i] for i in order], TokenMeta(*table.T)
+                    add(form, document, item, int(rng.integers(0, most)), order)
+                order += 1
+    shuffled = rng.permutation(len(tokens))
+    table = np.array(integers, np.int32).reshape(-1, 3)[shuffled]
+    return [tokens[i] for i in shuffled], TokenMeta(*table.T)
 
 
 @pytest.mark.parametrize("text_reads_vae", [False, True])
@@ -102,11 +102,11 @@ def parse_drawing(text: str) -> tuple[TokenMeta, np.ndarray]:
     lines = [line.replace("|", " ").split() for line in text.splitlines()]
     rows = [line for line in lines if len(line) > 3 and set(line[2:]) <= {"#", "."}]
     start = lines.index(rows[0])
-    times, names = [int(t) for t in lines[start - 2]], lines[start - 1]
+    orders, names = [int(x) for x in lines[start - 2]], lines[start - 1]
     assert [r[0] for r in rows] == lines[start - 2] and [r[1] for r in rows] == names
     kinds = {"V": VIT, "C": VAE_CLEAN, "N": VAE_NOISED, "M": VAE_NOISED}
     kind = np.array([kinds.get(name, TEXT) for name in names], np.int32)
-    meta = TokenMeta(np.ones_like(kind), np.array(times, np.int32), kind)
+    meta = TokenMeta(np.ones_like(kind), np.array(orders, np.int32), kind)
     return meta, np.array([[cell == "#" for cell in row[2:]] for row in rows])
 
 

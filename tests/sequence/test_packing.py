@@ -27,11 +27,11 @@ def document(rng: np.random.Generator, num_segments: int, num_images: int) -> Pa
         segment = np.sort(rng.integers(1, num_segments + 1, n))
         if n:
             segment[-1] = num_segments
-        time = np.sort(rng.integers(0, 5, n))
-        order = np.lexsort((time, segment))
+        order = np.sort(rng.integers(0, 5, n))
+        rank = np.lexsort((order, segment))
         return TokenMeta(
-            segment[order].astype(np.int32),
-            time[order].astype(np.int32),
+            segment[rank].astype(np.int32),
+            order[rank].astype(np.int32),
             rng.choice(kinds, n).astype(np.int32),
         )
 
@@ -141,7 +141,7 @@ def test_indices_reach_the_same_things_as_before(seed):
         rest = slice(start[name], None)
         assert not stream.meta.segment[rest].any() and not stream.loss_weights[rest].any()
         assert (stream.meta.segment[: start[name]] > 0).all()
-        used = np.stack([stream.meta.segment, stream.meta.time])[:, : start[name]]
+        used = np.stack([stream.meta.segment, stream.meta.order])[:, : start[name]]
         assert (np.lexsort(used[::-1]) == np.arange(start[name])).all(), "not sorted"
     assert (row.und.vit_index[start["und"] :] == -1).all()
     assert (row.clean.image[start["clean"] :] == -1).all()

@@ -94,14 +94,14 @@ def test_a_target_image_is_seen_only_by_what_comes_after_it(modules, params, run
     old = document.items[1]
     changed = _with_item(document, 1, Image(pixels=255 - old.pixels))
     before, after = tiny.rows([[document]]), tiny.rows([[changed]])
-    np.testing.assert_array_equal(before.und.meta.time, after.und.meta.time)
-    first, second = sorted(set(before.noised.meta.time[0]) - {0})[:2]
+    np.testing.assert_array_equal(before.und.meta.order, after.und.meta.order)
+    first, second = sorted(set(before.noised.meta.order[0]) - {0})[:2]
     a, b = run(before), run(after)
 
-    time = before.und.meta.time[0]
+    order = before.und.meta.order[0]
     weighted = before.und.loss_weights[0] > 0
-    early = weighted & (time < first)  # text before the image
-    late = weighted & (time > first)
+    early = weighted & (order < first)  # text before the image
+    late = weighted & (order > first)
     np.testing.assert_array_equal(a.ntp_per_token[0][early], b.ntp_per_token[0][early])
     assert (a.ntp_per_token[0][late] != b.ntp_per_token[0][late]).all()
     assert early.any() and late.any()
@@ -112,8 +112,8 @@ def test_a_target_image_is_seen_only_by_what_comes_after_it(modules, params, run
     mixed = inputs._replace(clean_latents=other.clean_latents, vit_features=other.vit_features)
     predict = jax.jit(lambda i: modules.model.apply({"params": params}, i).velocity)
     v, w = np.asarray(predict(inputs)[0]), np.asarray(predict(mixed)[0])
-    is_first = before.noised.meta.time[0] == first
-    is_second = before.noised.meta.time[0] == second
+    is_first = before.noised.meta.order[0] == first
+    is_second = before.noised.meta.order[0] == second
     np.testing.assert_array_equal(v[is_first], w[is_first])
     assert (v[is_second] != w[is_second]).any(-1).all()
 
@@ -126,11 +126,11 @@ def test_later_items_change_nothing_earlier(run):
     changed = _with_item(changed, 4, Text("q" * len(document.items[4].text)))
     before, after = tiny.rows([[document]]), tiny.rows([[changed]])
     a, b = run(before), run(after)
-    changed_from = max(set(before.noised.meta.time[0]))  # the T of the second image
-    earlier = before.und.meta.time[0] < changed_from
+    changed_from = max(set(before.noised.meta.order[0]))  # the order of the second image
+    earlier = before.und.meta.order[0] < changed_from
     # The last earlier token predicts <|vision_start|> or text that stays; all must be equal.
     np.testing.assert_array_equal(a.ntp_per_token[0][earlier], b.ntp_per_token[0][earlier])
-    first_image = (before.noised.meta.time[0] > 0) & (before.noised.meta.time[0] < changed_from)
+    first_image = (before.noised.meta.order[0] > 0) & (before.noised.meta.order[0] < changed_from)
     assert first_image.any()
     np.testing.assert_array_equal(
         a.flow_per_token[0][first_image], b.flow_per_token[0][first_image]

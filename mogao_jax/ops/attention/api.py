@@ -44,7 +44,7 @@ def attention(
       queries: [B, T, N, H] per part (`Parts(und, clean, noised)`); None for an absent part.
       keys, values: [B, S, K, H] per part, N a multiple of K; lengths need not be the queries'.
       query_meta, key_meta: TokenMeta of int32[B, T] and int32[B, S] per part, present where the
-        arrays are. Any order of tokens is right; sorted by (segment, time) is fast.
+        arrays are. Any order of tokens is right; sorted by (segment, order) is fast.
       implementation: "xla" is blockwise anywhere, "pallas_tpu" and "pallas_gpu"
         the same as kernels, "dense" holds [B, N, T, S] (short rows, tests); "auto": by this
         process's devices (choice.py).

@@ -3,7 +3,7 @@
 Parts are cut into blocks (the last of each part padded with segment 0), and the blocks of all
 parts are numbered on end. A tile is *active* unless a cheap test shows that no pair in it can
 attend. The test reads a few numbers per block, never the pairs, and errs on the safe side
-whatever the order of the tokens; where each part is sorted by (segment, time), as packing
+whatever the order of the tokens; where each part is sorted by (segment, order), as packing
 leaves it, it is close to exact.
 """
 
@@ -84,14 +84,14 @@ def blocked_meta(meta: Parts, blocks: Blocks) -> TokenMeta:
 
 
 class _Summary(NamedTuple):
-    """Ranges of a block, int32[B, blocks]: of its segments, of the times in its first and in
-    its last segment, and of all its times. Padding does not count; an empty block has
+    """Ranges of a block, int32[B, blocks]: of its segments, of the orders in its first and in
+    its last segment, and of all its orders. Padding does not count; an empty block has
     `first` > `last`."""
 
     first: Any
     last: Any
-    times_of_first: tuple[Any, Any]
-    times_of_last: tuple[Any, Any]
+    orders_of_first: tuple[Any, Any]
+    orders_of_last: tuple[Any, Any]
 
 
 def _summary(meta: TokenMeta) -> _Summary:
@@ -100,16 +100,16 @@ def _summary(meta: TokenMeta) -> _Summary:
     first = xp.min(xp.where(real, meta.segment, _BIG), axis=-1)
     last = xp.max(xp.where(real, meta.segment, -1), axis=-1)
 
-    def times(where):
-        low = xp.min(xp.where(where, meta.time, _BIG), axis=-1)
-        high = xp.max(xp.where(where, meta.time, -_BIG), axis=-1)
+    def orders(where):
+        low = xp.min(xp.where(where, meta.order, _BIG), axis=-1)
+        high = xp.max(xp.where(where, meta.order, -_BIG), axis=-1)
         return low, high
 
     return _Summary(
         first,
         last,
-        times(real & (meta.segment == first[..., None])),
-        times(real & (meta.segment == last[..., None])),
+        orders(real & (meta.segment == first[..., None])),
+        orders(real & (meta.segment == last[..., None])),
     )
 
 
@@ -128,8 +128,8 @@ def active_tiles(
     noised_query = queries.part_of_block[i] == NOISED
     noised_key = keys.part_of_block[j] == NOISED
 
-    def times_allow(q_times, k_times):
-        (q_low, q_high), (k_low, k_high) = q_times, k_times
+    def orders_allow(q_orders, k_orders):
+        (q_low, q_high), (k_low, k_high) = q_orders, k_orders
         q_low, q_high = q_low[:, i], q_high[:, i]
         k_low, k_high = k_low[:, j], k_high[:, j]
         own_noise = (k_low <= q_high) & (q_low <= k_high)
@@ -139,19 +139,19 @@ def active_tiles(
     q_first, q_last, k_first, k_last = q.first[:, i], q.last[:, i], k.first[:, j], k.last[:, j]
     low, high = xp.maximum(q_first, k_first), xp.minimum(q_last, k_last)
     active = low <= high  # some segment may be in both (never with an empty block)
-    # Only one segment can be in both: if it is at an end of both blocks, its times are known.
+    # Only one segment can be in both: if it is at an end of both blocks, its orders are known.
     single = low == high
-    for q_end, q_times in ((q_first, q.times_of_first), (q_last, q.times_of_last)):
-        for k_end, k_times in ((k_first, k.times_of_first), (k_last, k.times_of_last)):
+    for q_end, q_orders in ((q_first, q.orders_of_first), (q_last, q.orders_of_last)):
+        for k_end, k_orders in ((k_first, k.orders_of_first), (k_last, k.orders_of_last)):
             known = single & (q_end == low) & (k_end == low)
-            active = active & (~known | times_allow(q_times, k_times))
+            active = active & (~known | orders_allow(q_orders, k_orders))
     return active
 
 
 def full_tiles(query: TokenMeta, key: TokenMeta, tiles: np.ndarray, queries: Blocks, keys: Blocks):
     """Whether every pair of a tile is known to attend: bool[B, P]. Errs on the safe side.
 
-    Both blocks must hold tokens of one and the same segment, without padding; then the times
+    Both blocks must hold tokens of one and the same segment, without padding; then the orders
     decide (docs/method.md section 4). Other arguments as of `active_tiles`.
     """
     xp = _library(query)
@@ -165,7 +165,7 @@ def full_tiles(query: TokenMeta, key: TokenMeta, tiles: np.ndarray, queries: Blo
         return unpadded & (summary.first == summary.last)
 
     one_segment = whole(query, q)[:, i] & whole(key, k)[:, j] & (q.first[:, i] == k.first[:, j])
-    (q_low, q_high), (k_low, k_high) = q.times_of_first, k.times_of_first
+    (q_low, q_high), (k_low, k_high) = q.orders_of_first, k.orders_of_first
     q_low, q_high, k_low, k_high = q_low[:, i], q_high[:, i], k_low[:, j], k_high[:, j]
     one_image = (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
     history = xp.where(noised_query, k_high < q_low, k_high <= q_low)

@@ -156,7 +156,7 @@ def _document(
         *_texts(batch, np.flatnonzero(mine & (und.meta.kind == TEXT)), tokenizer),
         *_images(batch, segment, pictures),
     ]
-    items.sort(key=lambda item: item["time"])
+    items.sort(key=lambda item: item["t"])
     contexts = {item["context"] for item in items if item["type"] == "image" and item["context"]}
     source = int(und.source[mine][0]) if mine.any() else -1
     return {
@@ -177,7 +177,7 @@ def _texts(batch: PackedBatch, where: np.ndarray, tokenizer) -> list[dict[str, A
     as its target.
     """
     und = batch.und
-    times = und.positions[:, 0]
+    t_ids = und.positions[:, 0]
     runs: list[dict[str, Any]] = []
     for i in where.tolist():
         before = i - 1
@@ -188,15 +188,15 @@ def _texts(batch: PackedBatch, where: np.ndarray, tokenizer) -> list[dict[str, A
             and int(und.targets[before]) == int(und.tokens[i])
         )
         last = runs[-1] if runs else None
-        unbroken = last is not None and times[i] == last["time"] + len(last["ids"])
+        unbroken = last is not None and t_ids[i] == last["t"] + len(last["ids"])
         if last is None or not unbroken or last["trained"] != bool(trained):
-            last = {"time": float(times[i]), "trained": bool(trained), "ids": []}
+            last = {"t": float(t_ids[i]), "trained": bool(trained), "ids": []}
             runs.append(last)
         last["ids"].append(int(und.tokens[i]))
     return [
         {
             "type": "text",
-            "time": run["time"],
+            "t": run["t"],
             "trained": run["trained"],
             "tokens": split_tokens(run["ids"], tokenizer),
         }
@@ -223,22 +223,22 @@ def _images(batch: PackedBatch, segment: int, pictures: _Pictures) -> list[dict[
     is_vit = (und.meta.segment == segment) & (und.meta.kind == VIT)
     found: dict[float, dict[str, Any]] = {}
 
-    def at(time: float) -> dict[str, Any]:
-        empty = {"type": "image", "time": time, "copies": {}, "context": "", "picture": None}
-        return found.setdefault(time, empty)
+    def at(t: float) -> dict[str, Any]:
+        empty = {"type": "image", "t": t, "copies": {}, "context": "", "picture": None}
+        return found.setdefault(t, empty)
 
     for name, stream in (("clean", batch.clean), ("noised", batch.noised)):
-        for time, rows in _by_time(stream, segment):
-            image = at(time)
+        for t, rows in _by_t(stream, segment):
+            image = at(t)
             image["copies"][name] = len(rows)
             table_row = int(stream.image[rows[0]])
             image["picture"] = pictures.of_table(table_row)
             if name == "noised":
                 image["context"] = CONTEXTS[int(batch.images.context[table_row])]
     merge = max(1, _patches_per_token(batch))
-    for time in np.unique(und.positions[is_vit, 0]).tolist():
-        rows = np.flatnonzero(is_vit & (und.positions[:, 0] == time))
-        image = at(time)
+    for t in np.unique(und.positions[is_vit, 0]).tolist():
+        rows = np.flatnonzero(is_vit & (und.positions[:, 0] == t))
+        image = at(t)
         image["copies"]["ViT"] = len(rows)
         if image["picture"] is None:
             number = int(batch.vit.segment[int(und.vit_index[rows[0]]) * merge])
@@ -246,12 +246,10 @@ def _images(batch: PackedBatch, segment: int, pictures: _Pictures) -> list[dict[
     return list(found.values())
 
 
-def _by_time(stream: GenStream, segment: int) -> list[tuple[float, np.ndarray]]:
+def _by_t(stream: GenStream, segment: int) -> list[tuple[float, np.ndarray]]:
     mine = (stream.meta.segment == segment) & (stream.meta.segment != PADDING_SEGMENT)
-    times = stream.positions[:, 0]
-    return [
-        (time, np.flatnonzero(mine & (times == time))) for time in np.unique(times[mine]).tolist()
-    ]
+    t_ids = stream.positions[:, 0]
+    return [(t, np.flatnonzero(mine & (t_ids == t))) for t in np.unique(t_ids[mine]).tolist()]
 
 
 def _patches_per_token(batch: PackedBatch) -> int:

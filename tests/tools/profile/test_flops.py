@@ -118,7 +118,7 @@ def test_work_of_a_batch_counts_real_tokens_and_pairs():
     for d in laid:
         parts = (d.und.meta, d.clean.meta, d.noised.meta)
         every = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        one = type(every)(np.ones_like(every.segment), every.time, every.kind)
+        one = type(every)(np.ones_like(every.segment), every.order, every.kind)
         pairs += can_attend(one.take((slice(None), None)), one.take((None, slice(None)))).sum()
     assert once.pairs == pairs
     assert flops.mean_work([once, work]).und == 1.5 * once.und

@@ -48,7 +48,7 @@ def test_documents_come_back(tmp_path):
     first, second = _pictures(story)
     assert first["copies"] == {"clean": 6, "noised": 6, "ViT": first["copies"]["ViT"]}
     assert set(second["copies"]) == {"ViT", "noised"} and second["copies"]["noised"] == 2
-    assert first["time"] < second["time"] and first["context"] == "full"
+    assert first["t"] < second["t"] and first["context"] == "full"
     np.testing.assert_array_equal(arrays[f"image_{first['picture']}"], PICTURES[0])
     np.testing.assert_array_equal(arrays[f"image_{second['picture']}"], PICTURES[1])
 
@@ -74,7 +74,7 @@ def test_time_is_that_of_the_layout(tmp_path):
     for document in record["documents"]:
         expected = 0
         for item in document["items"]:
-            assert item["time"] == expected
+            assert item["t"] == expected
             if item["type"] == "image":
                 expected += 1
             else:

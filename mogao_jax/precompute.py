@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mogao_jax.atomic import atomic_directory
 from mogao_jax.checkpoints.fingerprint import fingerprint
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.encoded import FORMAT, STRIDE, EncodedPictures, key
 from mogao_jax.data.sources import Source, Split, open_source
-from mogao_jax.errors import ConfigError, DocumentError, EnvironmentProblem
+from mogao_jax.errors import ConfigError, DocumentError
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.vae import moments_of_images
 from mogao_jax.models.vit import unstacked
@@ -64,14 +64,7 @@ def encode_sources(
             f"config.data.sources.{endless[0]} is of kind 'shapes', whose pictures have no end; "
             "only documents and tfds can be encoded beforehand."
         )
-    if out.exists():
-        raise EnvironmentProblem(
-            f"--out: {str(out)!r} is there already; remove it or name another."
-        )
-    partial = out.with_name(out.name + ".partial")
-    with _errors_of(partial):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with atomic_directory(out, say=log) as partial:
         writers = {"vae": _Writer(partial, "vae", dtype)}
         if modules.vit is not None:
             writers["vit"] = _Writer(partial, "vit", dtype)
@@ -84,7 +77,6 @@ def encode_sources(
         size = sum(writer.finish() for writer in writers.values())
         meta = {"format": FORMAT, **_identity(modules, encoders)}
         (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        partial.rename(out)
     return Counts(len(writers["vae"]), reader.skipped, size)
 
 
@@ -121,18 +113,6 @@ def _identity(modules: Modules, encoders: EncoderParams) -> dict[str, Any]:
         fields["weights_checksum"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
         found[part] = json.loads(json.dumps(fields))
     return found
-
-
-@contextlib.contextmanager
-def _errors_of(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"{str(folder)!r} cannot be written ({e.strerror or e}). Nothing whole was left."
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # renamed by now if all went well
 
 
 class _Reader:

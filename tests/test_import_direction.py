@@ -24,6 +24,7 @@ PACKAGE = ROOT / "mogao_jax"
 
 RANK = {
     # core
+    "atomic": 0,
     "errors": 0,
     "paths": 0,
     "process_memory": 0,
@@ -52,7 +53,7 @@ RANK = {
     "cli": 10,
 }
 # Rooms of one rank that may import each other (a document holds images, images read documents).
-NEIGHBOURS = [{"tokenizer", "images", "sequence"}, {"errors", "paths"}]
+NEIGHBOURS = [{"tokenizer", "images", "sequence"}, {"atomic", "errors", "paths"}]
 # Imports against the direction that are still to be taken apart: (importer, imported).
 TO_MEND = {
     ("mogao_jax.data.sources", "mogao_jax.worlds.shapes.scene.fitting_world"),

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from mogao_jax.console.writing import make_folder, write_text
+from mogao_jax.atomic import require_writable
+from mogao_jax.console.writing import write_text
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.gallery.folder import Folder
 from mogao_jax.paths import expanded
@@ -15,13 +16,13 @@ from mogao_jax.paths import expanded
 def test_home_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expanded("~/x") == tmp_path / "x" and expanded("a/~") == pathlib.Path("a/~")
-    assert make_folder(pathlib.Path("~/made")) == tmp_path / "made"
+    assert require_writable(pathlib.Path("~/made")) == tmp_path / "made"
     write_text(pathlib.Path("~/made/a.json"), "{}")
     assert (tmp_path / "made" / "a.json").read_text() == "{}"
     assert Folder("~/samples").path == tmp_path / "samples"
 
 
 def test_homes_of_nobody():
-    for make in (expanded, Folder, make_folder, lambda path: write_text(path, "")):
+    for make in (expanded, Folder, require_writable, lambda path: write_text(path, "")):
         with pytest.raises(EnvironmentProblem, match="'~nosuchuser/x': there is no such home"):
             make(pathlib.Path("~nosuchuser/x"))

@@ -107,7 +107,7 @@ def test_half_precision_is_half_as_large(data, tmp_path, capsys):
         for d in ("float32", "float16")
     ]
     assert 0.45 < sizes[1] / sizes[0] < 0.55
-    with pytest.raises(EnvironmentProblem, match="is there already"):
+    with pytest.raises(EnvironmentProblem, match="exists already"):
         encode_sources(modules, encoders, tmp_path / "float32")
 
 

@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -36,9 +35,10 @@ import safetensors
 import safetensors.numpy
 
 import mogao_jax
+from mogao_jax.atomic import atomic_file
 from mogao_jax.config.convert import from_dict, to_dict
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
+from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer
 
@@ -130,20 +130,8 @@ def write_exported(
         "written_by": mogao_jax.__version__,
     }
     metadata["digest"] = _digest(metadata, tensors, tensors.__getitem__)
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            safetensors.numpy.save_file(tensors, temporary, metadata)
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, safetensors.SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise EnvironmentProblem(
-            f"{str(path)!r} cannot be written ({reason}); give another file, or free its folder."
-        ) from e
+    with atomic_file(path) as partial:
+        safetensors.numpy.save_file(tensors, partial, metadata)
     return path
 
 

@@ -13,15 +13,15 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from mogao_jax.atomic import atomic_file, write_file
 from mogao_jax.chat import SETTINGS, TEMPLATE, read_template
 from mogao_jax.checkpoints import CHECKPOINTS, files
 from mogao_jax.checkpoints.exported import read_header, tokenizer_digest
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
-from mogao_jax.errors import CheckpointError, EnvironmentProblem
+from mogao_jax.errors import CheckpointError
 from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -100,17 +100,10 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
         companions = [beside(folder, name) for name in COMPANIONS]
     if not record:
         return
-    try:
-        for file in companions:
-            if file is not None and not (run / file.name).exists():
-                _copy(file, run / file.name)
-        temporary = run / f".{ORIGIN}-{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, run / ORIGIN)
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"{str(run / ORIGIN)!r} cannot be written ({e.strerror or e})."
-        ) from e
+    for file in companions:
+        if file is not None and not (run / file.name).exists():
+            _copy(file, run / file.name)
+    write_file(run / ORIGIN, json.dumps(record, indent=2) + "\n")
 
 
 def describe_tokenizer(config: TokenizerConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -184,15 +177,8 @@ def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
 
 
 def _copy(source: pathlib.Path, to: pathlib.Path) -> None:
-    temporary = to.with_name(f".{to.name}-{uuid.uuid4().hex}")
-    try:
-        try:
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, to)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as e:
-        raise EnvironmentProblem(f"{str(to)!r} cannot be written ({e.strerror or e}).") from e
+    with atomic_file(to) as partial:
+        shutil.copyfile(source, partial)
 
 
 def tokenizer_file(config: TokenizerConfig) -> pathlib.Path:

@@ -9,12 +9,12 @@ import pathlib
 import sys
 from typing import Any
 
+from mogao_jax.atomic import atomic_file, require_writable, write_file
 from mogao_jax.console.image_options import add_picture_flags, picture_options
 from mogao_jax.console.logs import configure_logging
 from mogao_jax.console.parser import Parser
 from mogao_jax.console.sample_options import check_seed
-from mogao_jax.console.writing import make_folder
-from mogao_jax.errors import DataError, DocumentError, EnvironmentProblem
+from mogao_jax.errors import DataError, DocumentError
 
 _NAMED = 20  # of what is left out, before the rest is only counted
 _EXAMPLES = """examples:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     check_seed(arguments.seed)
     configure_logging()
     if arguments.out:
-        arguments.out = make_folder(arguments.out)
+        arguments.out = require_writable(arguments.out)
     return _run(arguments)
 
 
@@ -149,14 +149,10 @@ def _save(found: Any, folder: pathlib.Path, name: str) -> None:
         "ranks": {j.task.prompt.id: j.rank for j in found.judged},
     }
     cards = tuple(retrieval.card(j) for j in found.judged[:24])
-    try:
-        (folder / "pictures.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-        image = grid.png(
-            f"Pictures of {name}", [Section("t2i", "the first ones, as they came", cards)]
-        )
-        image.save(folder / "pictures.png", "PNG", optimize=True)
-    except OSError as e:
-        raise EnvironmentProblem(f"{str(folder)!r} cannot be written to ({e.strerror}).") from e
+    write_file(folder / "pictures.json", json.dumps(record, indent=1) + "\n")
+    image = grid.png(f"Pictures of {name}", [Section("t2i", "the first ones, as they came", cards)])
+    with atomic_file(folder / "pictures.png") as partial:
+        image.save(partial, "PNG", optimize=True)
     print(f"Written: {folder / 'pictures.json'}, {folder / 'pictures.png'}", file=sys.stderr)
 
 

@@ -8,27 +8,6 @@ from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.paths import expanded
 
 
-def make_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Makes the folder of --out, and a file in it for a moment.
-
-    Returns:
-      the folder, with the home folder in place of `~`.
-    Raises:
-      EnvironmentProblem: it cannot be written to.
-    """
-    folder = expanded(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".mogao_probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"--out: {str(folder)!r} cannot be written to ({e.strerror}); give another folder."
-        ) from e
-    return folder
-
-
 def write_text(path: pathlib.Path, text: str, mode: str = "w") -> None:
     """Writes (mode "a": only opens, to see whether it can be written) the file of --json.
 

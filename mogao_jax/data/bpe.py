@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from mogao_jax.atomic import write_file
 from mogao_jax.data.sources import Source
 from mogao_jax.errors import ConfigError, DataError, DocumentError
 from mogao_jax.sequence.document import Text
@@ -82,15 +83,9 @@ def save(tokenizer: tokenizers.Tokenizer, path: pathlib.Path) -> None:
     """Writes tokenizer.json, whole or not at all.
 
     Raises:
-      ConfigError: it cannot be written there.
+      EnvironmentProblem: it cannot be written there.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        partial.replace(path)
-    except OSError as e:
-        raise ConfigError(f"{str(path)!r} cannot be written: {e.strerror or e}.") from None
+    write_file(path, tokenizer.to_str(pretty=True))
 
 
 def tokens_per_word(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> float:

@@ -12,17 +12,17 @@ import json
 import os
 import pathlib
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from mogao_jax import images as image_ops
+from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.errors import EnvironmentProblem
-from mogao_jax.paths import expanded
 from mogao_jax.sequence.document import Document, Image, Text
 
 PAGE, RUN = "index.html", "run.json"
 _DEFAULT_ROOT = "samples"
+_REMEDY = "Give another folder with --out."
 _OURS = re.compile(r"\d{3,}(-\d+\.png|\.json)|index\.html|run\.json")
 
 
@@ -48,24 +48,14 @@ class Folder:
         Raises:
           EnvironmentProblem: it cannot be written; it holds a run.
         """
-        self.path = expanded(path)
-        try:
-            earlier = self.files() if self.path.exists() else []
-            if earlier and not overwrite:
-                raise EnvironmentProblem(
-                    f"the folder {str(self.path)!r} holds what was sampled before "
-                    f"({len(earlier)} files, such as {earlier[0].name}); give another one with "
-                    "--out, or --overwrite, which removes these files."
-                )
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".write-test-{uuid.uuid4().hex}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as e:
+        self.path = require_writable(path, _REMEDY)
+        earlier = self.files()
+        if earlier and not overwrite:
             raise EnvironmentProblem(
-                f"the folder {str(self.path)!r} cannot be written ({e.strerror or e}); give "
-                "another one with --out."
-            ) from e
+                f"the folder {str(self.path)!r} holds what was sampled before "
+                f"({len(earlier)} files, such as {earlier[0].name}); give another one with "
+                "--out, or --overwrite, which removes these files."
+            )
 
     def files(self) -> list[pathlib.Path]:
         """The files of a run that lie in the folder, by name."""
@@ -122,12 +112,4 @@ class Folder:
         return self.path / name
 
     def _write(self, path: pathlib.Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        try:
-            try:
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as e:
-            raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror or e}).") from e
+        write_file(path, data, remedy=_REMEDY)

@@ -25,6 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mogao_jax.atomic import atomic_file
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models import taef1
@@ -93,11 +94,8 @@ def save_weights(
     if bad:
         raise CheckpointError(f"not written: {path}: values not finite in {_listing(bad)}.")
     metadata = {"format": "mogao_jax", "config": json.dumps(dataclasses.asdict(config))}
-    path = pathlib.Path(path)
-    temporary = path.with_suffix(".partial")
-    safetensors.numpy.save_file(flat, temporary, metadata)
-    temporary.chmod(0o644)
-    temporary.replace(path)  # never a half-written file under the final name
+    with atomic_file(path) as partial:
+        safetensors.numpy.save_file(flat, partial, metadata)
 
 
 def saved_vae_config(weights: str = EMBEDDED) -> VaeConfig:

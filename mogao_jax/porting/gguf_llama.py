@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from mogao_jax.atomic import atomic_file, write_file
 from mogao_jax.errors import CheckpointError
 from mogao_jax.porting.gguf import GgufFile
 
@@ -280,12 +281,8 @@ def write_qwen2_folder(gguf: str | pathlib.Path, folder: str | pathlib.Path) -> 
     bad = [k for k, v in tensors.items() if not np.isfinite(v).all()]
     if bad:
         raise CheckpointError(f"{gguf} holds values that are not finite in {', '.join(bad[:12])}.")
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("config.json", config), ("tokenizer.json", spec)):
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
-    partial = folder / "model.safetensors.partial"
-    safetensors.numpy.save_file(tensors, partial, {"format": "pt"})
-    partial.chmod(0o644)
-    partial.replace(folder / "model.safetensors")
+        write_file(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    with atomic_file(folder / "model.safetensors") as partial:
+        safetensors.numpy.save_file(tensors, partial, {"format": "pt"})
     return folder

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import tqdm
 
+from mogao_jax.atomic import atomic_directory, require_absent
 from mogao_jax.checkpoints import files, sidecar_files
 from mogao_jax.checkpoints.chunked_io import PartWriter
 from mogao_jax.config.checks import check_architecture
@@ -34,7 +35,6 @@ from mogao_jax.errors import ConfigError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.modules import count_parameters
 from mogao_jax.porting import from_hf
-from mogao_jax.porting.atomic import absent, unfinished
 from mogao_jax.porting.formats import flux_vae, taef1
 from mogao_jax.porting.from_hf import ModelPlan, Place
 from mogao_jax.porting.initialising import Initialiser
@@ -112,7 +112,7 @@ def stream_checkpoint(
       EnvironmentProblem: the disk is full, or `out` cannot be written.
     """
     started = time.monotonic()
-    out = absent(out)
+    out = require_absent(out)
     check_architecture(config)
     options = {"allow_non_finite": allow_non_finite}
     source = None if llm is None else from_hf.open_llm(llm, **options)
@@ -133,7 +133,7 @@ def stream_checkpoint(
         "notes": notes,
     }
     parameters = count_parameters(plan.shapes)
-    with unfinished(out, _num_bytes(plan, encoders), say) as folder:
+    with atomic_directory(out, needed_bytes=_num_bytes(plan, encoders), say=say) as folder:
         with _bar(_num_bytes(plan, encoders), progress) as advance:
             for encoder in encoders:
                 parameters[f"frozen {encoder.part}"] = _copy_encoder(folder, encoder, advance)

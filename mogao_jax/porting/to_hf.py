@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import tqdm
 
+from mogao_jax.atomic import atomic_directory
 from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
@@ -21,7 +22,6 @@ from mogao_jax.models import encoder_weights
 from mogao_jax.models.modules import part_of
 from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
-from mogao_jax.porting.atomic import unfinished
 from mogao_jax.porting.export_job import ExportJob, bytes_of, write
 from mogao_jax.porting.formats import flux_vae, mogao, qwen2, qwen2_vl_vision, taef1
 from mogao_jax.porting.from_hf import Place
@@ -103,7 +103,7 @@ def export(
         raise ConfigError(f"{str(checkpoint)!r} has no {part}.")
     written: list[str] = []
     total = sum(bytes_of(w) for w in work)
-    with unfinished(out, total, say) as folder:
+    with atomic_directory(out, needed_bytes=total, say=say) as folder:
         bar = tqdm.tqdm(total=total, unit="B", unit_scale=True, disable=not progress, mininterval=1)
         with bar:
             for w in work:

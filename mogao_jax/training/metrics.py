@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mogao_jax.atomic import write_file
 from mogao_jax.errors import EnvironmentProblem, MogaoError
 from mogao_jax.sharding import multihost
 from mogao_jax.training import workdir as workdir_lib
@@ -251,7 +252,7 @@ class MetricsWriter:
                 self._kept.add((record["step"], record.get("split", "")))
         wanted = "".join(line + "\n" for line in kept)
         if wanted != text:
-            workdir_lib.write_atomically(self._path, wanted)
+            write_file(self._path, wanted, durable=True)
 
     def has(self, step: int, split: str) -> bool:
         """Whether this was measured before training went on from a checkpoint.

@@ -9,12 +9,11 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
 from typing import Any
 
+from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.errors import EnvironmentProblem
-from mogao_jax.paths import expanded
 
 CONFIG, METRICS, TENSORBOARD = "config.json", "metrics.jsonl", "tensorboard"
 _SPARE = 64 * 2**20  # for logs, metrics and the report
@@ -32,24 +31,10 @@ def prepare(workdir: str | os.PathLike, needed_bytes: int = 0) -> pathlib.Path:
     Raises:
       EnvironmentProblem: the folder cannot be made or written, or the disk is too full.
     """
-    path = expanded(workdir).absolute()
-    probe = path / f".write-test-{uuid.uuid4().hex}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(probe, "wb") as f:
-                f.write(b"\0" * 4096)
-                f.flush()
-                os.fsync(f.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
-        free = shutil.disk_usage(path).free
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"workdir {str(path)!r} cannot be written ({e.strerror or e}). "
-            "Give another folder with --workdir, or free it or its permissions."
-        ) from e
-    room = free + folder_bytes(path / CHECKPOINTS)
+    path = require_writable(
+        workdir, "Give another folder with --workdir, or free it or its permissions."
+    ).absolute()
+    room = shutil.disk_usage(path).free + folder_bytes(path / CHECKPOINTS)
     if room < needed_bytes + _SPARE:
         raise EnvironmentProblem(
             f"workdir {str(path)!r} has {_gib(room)} of room, but this run needs about "
@@ -78,23 +63,8 @@ def folder_bytes(path: pathlib.Path) -> int:
 
 def write_config(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     """Writes config.json: the full config as JSON."""
-    write_atomically(workdir / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is either the old one or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        try:
-            with open(temporary, "w", encoding="utf-8") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as e:
-        raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror or e}).") from e
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_file(workdir / CONFIG, text, durable=True)
 
 
 def _gib(num_bytes: int) -> str:

@@ -20,7 +20,7 @@ from mogao_jax.checkpoints import chunked_io
 from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.config.convert import to_dict
 from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
-from mogao_jax.porting import atomic, from_hf, streaming
+from mogao_jax.porting import from_hf, streaming
 from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.streaming import stream_checkpoint
 from mogao_jax.porting.to_hf import export
@@ -135,16 +135,14 @@ def test_not_a_number_ends_it_without_a_trace(llm, tmp_path):
 def test_nothing_is_overwritten(llm, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(EnvironmentProblem, match="exists already"):
         stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     assert left_in(tmp_path / "out") == ["precious"]
 
 
 def test_no_room_is_noticed_beforehand(llm, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        atomic.shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20 + 1000)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=64 * 2**20 + 1000))
     with pytest.raises(EnvironmentProblem, match="GB of room"):
         stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     assert left_in(tmp_path) == []
@@ -192,7 +190,7 @@ def test_what_the_system_says_of_a_write_reaches_people(llm, tmp_path):
 
 _PEAK = """
 import json, sys
-from mogao_jax.checkpoints import by_parts
+from mogao_jax.checkpoints import chunked_io
 from mogao_jax.config.convert import from_dict
 from mogao_jax.porting import from_hf, initialising, streaming
 from mogao_jax.process_memory import peak_bytes
@@ -246,7 +244,7 @@ def test_two_processes_do_not_write_the_same(llm, tmp_path):
     partial.mkdir()
     with open(partial / ".in-progress", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(CheckpointError, match="another process"):
+        with pytest.raises(EnvironmentProblem, match="another process"):
             stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     assert partial.is_dir()
 

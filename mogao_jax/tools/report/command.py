@@ -6,8 +6,8 @@ import base64
 import pathlib
 import re
 
+from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.console.parser import Parser
-from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.page import write_report
 from mogao_jax.tools.report.run_folder import load_run
@@ -33,16 +33,10 @@ def main(argv: list[str]) -> int:
 
 def write_curves(workdir: str, folder: pathlib.Path) -> list[pathlib.Path]:
     """One SVG file per chart of the report, named after it."""
+    folder = require_writable(folder, "Give another folder with --curves.")
     files = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for chart in charts(load_run(workdir)):
-            name = re.sub(r"[^a-z0-9]+", "-", chart["title"].lower()).strip("-")
-            files.append(folder / f"{name}.svg")
-            files[-1].write_bytes(base64.b64decode(chart["image"].split(",", 1)[1]))
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"the charts cannot be written to {str(folder)!r} ({e.strerror}); give another "
-            "folder with --curves."
-        ) from e
+    for chart in charts(load_run(workdir)):
+        name = re.sub(r"[^a-z0-9]+", "-", chart["title"].lower()).strip("-")
+        files.append(folder / f"{name}.svg")
+        write_file(files[-1], base64.b64decode(chart["image"].split(",", 1)[1]))
     return files

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import mogao_jax
+from mogao_jax.atomic import write_file
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
@@ -31,13 +32,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """
     run = load_run(workdir)
     path = run.workdir / NAME
-    text = render(run)
-    temporary = path.with_name(f".{NAME}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as e:
-        raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror or e}).") from e
+    write_file(path, render(run))
     return path
 
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 import mogao_jax
+from mogao_jax.atomic import write_file
 
 NAME = "run_facts.json"
 
@@ -37,7 +38,7 @@ def save_run_facts(
         "facts": dict(facts),
     }
     text = json.dumps(record, indent=2, default=str) + "\n"
-    (pathlib.Path(workdir) / NAME).write_text(text, encoding="utf-8")
+    write_file(pathlib.Path(workdir) / NAME, text)
 
 
 def machine_facts(devices: Sequence[Any] = ()) -> dict[str, str]:

@@ -11,12 +11,12 @@ import re
 import sys
 from typing import Any
 
+from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.console.image_options import add_picture_flags, picture_options
 from mogao_jax.console.logs import configure_logging
 from mogao_jax.console.parser import Parser
 from mogao_jax.console.sample_options import check_seed
-from mogao_jax.console.writing import make_folder
-from mogao_jax.errors import DataError, EnvironmentProblem
+from mogao_jax.errors import DataError
 from mogao_jax.worlds.shapes.evals.cases import TASKS
 
 _EXAMPLES = """examples:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     tasks = _check(arguments, parser)
     configure_logging()
     if arguments.out:
-        arguments.out = make_folder(arguments.out)  # before time is spent
+        arguments.out = require_writable(arguments.out)  # before time is spent
     if arguments.validate:
         return _validate(arguments)
     if arguments.guidance_table:
@@ -267,10 +267,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _write(path: pathlib.Path, record: Any) -> None:
-    try:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise EnvironmentProblem(f"{str(path)!r} cannot be written ({e.strerror}).") from e
+    write_file(path, json.dumps(record, indent=1) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 
-from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.atomic import atomic_file, write_file
 from mogao_jax.paths import expanded
 from mogao_jax.worlds.shapes.evals import grid
 from mogao_jax.worlds.shapes.evals.cards import sections
@@ -33,23 +33,12 @@ def save(
     large = sections(scores.outcomes, grid.HTML_PER_CATEGORY)
     scores = dataclasses.replace(scores, grid=picture if small else "")
     files = [root / f"scores{suffix}.json"]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(to_json(scores), indent=1, allow_nan=False)
-        _replace(files[0], text.encode("utf-8") + b"\n")
-        if small:
-            files += [root / picture, root / f"grid{suffix}.html"]
-            grid.png(f"Scores of {scores.title}", small).save(files[1], "PNG", optimize=True)
-            _replace(files[2], grid.page(scores, large, beside).encode("utf-8"))
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"scores cannot be written to {str(root)!r} ({e.strerror or e}); give a folder that "
-            "you may write to."
-        ) from e
+    remedy = "Give a folder that you may write to."
+    text = json.dumps(to_json(scores), indent=1, allow_nan=False)
+    write_file(files[0], text + "\n", remedy=remedy)
+    if small:
+        files += [root / picture, root / f"grid{suffix}.html"]
+        with atomic_file(files[1], remedy=remedy) as partial:
+            grid.png(f"Scores of {scores.title}", small).save(partial, "PNG", optimize=True)
+        write_file(files[2], grid.page(scores, large, beside), remedy=remedy)
     return files
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -87,7 +87,7 @@ def get_config():
 
     c.train.num_steps = 100_000
     c.train.max_minutes = 145.0
-    c.train.batch_rows = 2
+    c.train.global_batch_rows = 2
     c.mesh.cpu_devices = 2
     c.train.checkpoint_every = 500
     return c

@@ -31,7 +31,7 @@ TOKENS_PER_STEP = 2**21  # [choice] that the learning rates are meant for
 # Devices per axis, and rows per device and micro-step. On a TPU, parameters are cut over data and
 # fsdp, which lie along different axes of the slice's torus (16x16, 4x4x4, 8x8x8, 8x8); on GPUs over
 # fsdp, inside a node, and the data axis repeats them.
-BOTH = {"weights": "fsdp_and_data", "rows": 1, "remat": "full"}
+BOTH = {"param_axes": ("fsdp", "data"), "rows": 1, "remat": "full"}
 MACHINES = {
     "v5e-256": {"data": 16, "fsdp": 16, **BOTH},
     "v5p-64": {"data": 4, "fsdp": 16, **BOTH},
@@ -90,12 +90,12 @@ def on_machine(c: ConfigDict, machine: str) -> ConfigDict:
         raise ConfigError(f"there is no machine {machine!r}; there are: {', '.join(MACHINES)}.")
     m = MACHINES[machine]
     c.mesh.data, c.mesh.fsdp = m["data"], m["fsdp"]
-    c.mesh.weights = m.get("weights", "fsdp")
+    c.mesh.param_axes = m.get("param_axes", ("fsdp",))
     c.mesh.num_slices = m.get("slices", 1)
     c.model.remat = m["remat"]
-    c.train.batch_rows = m["rows"] * m["data"] * m["fsdp"]
+    c.train.global_batch_rows = m["rows"] * m["data"] * m["fsdp"]
     p = c.packing
-    tokens = (p.und_tokens + p.clean_tokens + p.noised_tokens) * c.train.batch_rows
-    c.train.accumulate = max(1, round(TOKENS_PER_STEP / tokens))
-    c.optimizer.learning_rate *= (tokens * c.train.accumulate / TOKENS_PER_STEP) ** 0.5
+    tokens = (p.und_tokens + p.clean_tokens + p.noised_tokens) * c.train.global_batch_rows
+    c.train.grad_accum_steps = max(1, round(TOKENS_PER_STEP / tokens))
+    c.optimizer.learning_rate *= (tokens * c.train.grad_accum_steps / TOKENS_PER_STEP) ** 0.5
     return c

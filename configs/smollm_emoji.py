@@ -81,7 +81,7 @@ def _few(c):
     c.packing.images = 12
     c.packing.vit_patches = 16
     c.optimizer.ema_decay = 0.99  # hundreds of steps, not thousands
-    c.train.batch_rows = 1
+    c.train.global_batch_rows = 1
     c.mesh.cpu_devices = 1
     c.train.max_minutes = 60.0
     c.train.checkpoint_every = 200

@@ -60,7 +60,7 @@ def config_of(data, *, sample_posterior):
     c.model.num_layers, c.model.embed_dim, c.model.mlp_dim = 1, 32, 32
     c.model.num_heads = c.model.num_kv_heads = 2
     c.model.head_dim = 16
-    c.train.batch_rows = 2
+    c.train.global_batch_rows = 2
     return from_dict(c.to_dict())
 
 

@@ -95,7 +95,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     tokenizer = load_tokenizer(config.tokenizer)
     mesh = make_mesh(config.mesh)
     check_on_mesh(config, mesh.shape)
-    check_rows(mesh, config.train.batch_rows)
+    check_rows(mesh, config.train.global_batch_rows)
     if config.train.max_minutes and multihost.process_count() > 1:
         raise ConfigError(
             "config.train.max_minutes needs a single process: the clocks of several would not "
@@ -119,7 +119,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     init = functools.partial(init_params, config, modules.model, jax.random.key(config.seed))
     ema_decay = config.optimizer.ema_decay
-    abstract = abstract_state(init, optimizer.transform, mesh, ema_decay, config.mesh.weights)
+    abstract = abstract_state(init, optimizer.transform, mesh, ema_decay, config.mesh.param_axes)
     state_bytes = num_bytes(abstract)
     workdir.prepare(folder, workdir.checkpoint_bytes(state_bytes, config.train.keep_checkpoints))
 
@@ -128,7 +128,7 @@ def run(config: MogaoConfig, folder: pathlib.Path, *, restart_data: bool = False
         "encoders": file_digests(config),
     }
     with (
-        rules.on_mesh(mesh, config.mesh.weights),
+        rules.on_mesh(mesh, config.mesh.param_axes),
         Checkpointer(folder, config, made_with=made_with, report=_say) as checkpointer,
     ):
         restored = checkpointer.restore(abstract, data=data, restart_data=restart_data)
@@ -197,7 +197,7 @@ def _first_state(
     """The state at step 0: initialised, or with the parameters of `train.init_from`."""
     if not config.train.init_from:
         ema_decay = config.optimizer.ema_decay
-        return init_state(init, optimizer.transform, mesh, ema_decay, config.mesh.weights)
+        return init_state(init, optimizer.transform, mesh, ema_decay, config.mesh.param_axes)
     params = load_initial_params(config, abstract.params, tokenizer, report=_say)
     return state_from(params, abstract, optimizer.transform)
 

@@ -255,15 +255,15 @@ def _check_mesh(config: MogaoConfig) -> None:
         raise ConfigError("config.mesh: only one axis can be -1 (what is left).")
     known = {axis: max(axes[axis], 1) for axis in ("tensor", "context")}
     check_on_mesh(config, known)
-    if mesh.weights == "fsdp_and_data" and mesh.num_slices > 1:
+    if "data" in mesh.param_axes and mesh.num_slices > 1:
         raise ConfigError(
-            f"config.mesh.weights is 'fsdp_and_data', but with mesh.num_slices={mesh.num_slices} "
-            "the data axis goes over the network between slices, which every layer's weights would "
-            "cross; set mesh.weights='fsdp'."
+            f"config.mesh.param_axes is {mesh.param_axes}, but with "
+            f"mesh.num_slices={mesh.num_slices} the data axis goes over the network between "
+            "slices, which every layer's weights would cross; set mesh.param_axes=fsdp."
         )
     split = mesh.data * mesh.fsdp
-    if mesh.data > 0 and mesh.fsdp > 0 and config.train.batch_rows % split:
+    if mesh.data > 0 and mesh.fsdp > 0 and config.train.global_batch_rows % split:
         raise ConfigError(
-            f"config.train.batch_rows ({config.train.batch_rows}) must be a multiple of "
-            f"mesh.data x mesh.fsdp ({split}), over which rows are split."
+            f"config.train.global_batch_rows ({config.train.global_batch_rows}) must be a "
+            f"multiple of mesh.data x mesh.fsdp ({split}), over which rows are split."
         )

@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from mogao_jax.config import schema
+from mogao_jax.config import renamed, schema
 from mogao_jax.config.checks import check
 from mogao_jax.errors import ConfigError
 
@@ -68,8 +68,8 @@ def to_dict(config: schema.MogaoConfig) -> dict[str, Any]:
 
 
 def from_dict(fields: Mapping[str, Any]) -> schema.MogaoConfig:
-    """The config from what `to_dict` made (for example a run's config.json)."""
-    return from_config_dict(fields)
+    """The config from what `to_dict` made, today or under older names (a run's config.json)."""
+    return from_config_dict(renamed.upgraded(fields) if isinstance(fields, Mapping) else fields)
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -113,7 +113,8 @@ def _build(cls: type, fields: Any, path: str) -> Any:
     for name in fields:
         if name not in known:
             raise ConfigError(
-                f"config has no field {_join(path, str(name))!r}{_did_you_mean(str(name), known)}"
+                f"config has no field {_join(path, str(name))!r}"
+                f"{renamed.hint(_join(path, str(name))) or _did_you_mean(str(name), known)}"
             )
     values = {}
     for name, field in known.items():
@@ -141,7 +142,11 @@ def _value(kind: Any, value: Any, path: str, checks: Mapping[str, Any]) -> Any:
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             raise _wrong_type(path, value, "a tuple such as (1, 2)")
-        return tuple(_value(args[0], v, f"{path}[{i}]", checks) for i, v in enumerate(value))
+        found = tuple(_value(args[0], v, f"{path}[{i}]", checks) for i, v in enumerate(value))
+        if "choices" in checks and found not in checks["choices"]:
+            choices = ", ".join(map(repr, checks["choices"]))
+            raise ConfigError(f"config.{path} is {_show(value)}; choose one of {choices}.")
+        return found
     if kind is bool:
         if not isinstance(value, bool):
             raise _wrong_type(path, value, "True or False")
@@ -216,7 +221,7 @@ def load_config_dict(path: str | pathlib.Path) -> ConfigDict | dict[str, Any]:
             raise ConfigError(f"{path} is not valid JSON ({e}).") from None
         if not isinstance(fields, dict):
             raise ConfigError(f"{path} must hold a JSON object with the config's fields.")
-        return fields
+        return renamed.upgraded(fields)
     if path.suffix != ".py":
         raise ConfigError(f"a config file is a .py or a .json file, got {str(path)!r}.")
     fields = _run_config_file(path, argument)
@@ -337,7 +342,8 @@ def _override(fields: dict[str, Any], path: str, text: str) -> None:
             )
         if name not in fields:
             raise ConfigError(
-                f"--config.{path}: there is no {where!r}{_did_you_mean(name, fields)}"
+                f"--config.{path}: there is no {where!r}"
+                f"{renamed.hint(where) or _did_you_mean(name, fields)}"
             )
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[name]

@@ -14,7 +14,7 @@ from mogao_jax.errors import ConfigError
 
 
 def _field(default, doc: str = "", **checks):
-    """A dataclass field with a description and checks: choices, minimum, maximum, above."""
+    """A dataclass field with a description and checks: minimum, maximum, above, choices."""
     metadata = {"doc": doc, **checks}
     if isinstance(default, (dict, list)) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
@@ -338,8 +338,8 @@ class TrainConfig:
         "checkpoint (ported, exported, or a run's folder) whose parameters a new run starts from; "
         "the average, if any, starts as their copy",
     )
-    batch_rows: int = _field(4, "rows per micro-step over the whole mesh", minimum=1)
-    accumulate: int = _field(1, "micro-steps per optimizer step", minimum=1)
+    global_batch_rows: int = _field(4, "rows per micro-step over the whole mesh", minimum=1)
+    grad_accum_steps: int = _field(1, "micro-steps per optimizer step", minimum=1)
     max_minutes: float = _field(
         0.0, "stop cleanly after this long (the schedule follows the clock); 0: no limit", minimum=0
     )
@@ -358,11 +358,12 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     context: int = 1
-    weights: Literal["fsdp", "fsdp_and_data", "fsdp_and_context"] = _field(
-        "fsdp",
-        "axes that weights, moments and averages are cut over; over two, weights are gathered in "
-        "two steps. With data: for TPUs' tori, which gather along a line or a plane; with context: "
-        "for long rows, whose devices otherwise hold the state once each",
+    param_axes: tuple[str, ...] = _field(
+        ("fsdp",),
+        "axes that weights, moments and averages are sharded over; over two, weights are "
+        "all-gathered in two steps. With data: for TPUs' tori, which gather along a line or a "
+        "plane; with context: for long rows, whose devices otherwise hold the state once each",
+        choices=(("fsdp",), ("fsdp", "data"), ("fsdp", "context")),
     )
     num_slices: int = _field(
         1,
@@ -375,8 +376,8 @@ class MeshConfig:
     )
     cpu_devices: int = _field(
         1,
-        "devices that a CPU is split into: one per core keeps all cores busy (batch_rows must be "
-        "a multiple); no matter where there is an accelerator",
+        "devices that a CPU is split into: one per core keeps all cores busy (global_batch_rows "
+        "must be a multiple); without effect where there is an accelerator",
         minimum=1,
     )
 

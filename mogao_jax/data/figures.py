@@ -73,7 +73,7 @@ class FillReport(NamedTuple):
 def measure_fill(config: MogaoConfig, tokenizer: Tokenizer, num_rows: int) -> FillReport:
     """Packs rows and stacks them to batches in this process, and times it after the first batch."""
     rows = RowIterator(make_preparer(config, tokenizer, "train"), 0, 1)
-    per_batch = config.train.batch_rows
+    per_batch = config.train.global_batch_rows
     next(rows)  # fills the pool
     documents = rows.fill.documents
     used = rows.fill.used.copy()

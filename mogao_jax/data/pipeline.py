@@ -1,7 +1,7 @@
 """The pipeline: draws -> documents -> rows -> batches, ahead of the training step.
 
     mixture (draws)  ->  Preparer (documents laid out)  ->  Packer (rows)   in a thread or workers
-                                                        ->  batches [accumulate, rows, ...]
+                                                        ->  batches [grad_accum_steps, rows, ...]
 
 The position is a few numbers: the next draw, and which draws wait in the packer's pool. Restoring
 reads exactly those again, so what follows is the same to the last bit.
@@ -155,25 +155,27 @@ class RowIterator(grain.DatasetIterator):
 
 
 class BatchDataset(grain.IterDataset):
-    """Rows put together: [accumulate, rows, ...]. Watches over all shards' broken records."""
+    """Rows put together: [grad_accum_steps, rows, ...]. Watches over all shards' broken records."""
 
-    def __init__(self, parent: grain.IterDataset, accumulate: int, rows: int, max_broken: int):
+    def __init__(
+        self, parent: grain.IterDataset, grad_accum_steps: int, rows: int, max_broken: int
+    ):
         super().__init__(parent)
-        self._args = (accumulate, rows, max_broken)
+        self._args = (grad_accum_steps, rows, max_broken)
 
     def __iter__(self) -> BatchIterator:
         return BatchIterator(iter(self._parent), *self._args)
 
 
 class BatchIterator(grain.DatasetIterator):
-    def __init__(self, parent: Any, accumulate: int, rows: int, max_broken: int):
+    def __init__(self, parent: Any, grad_accum_steps: int, rows: int, max_broken: int):
         super().__init__(parent)
-        self._accumulate, self._rows, self._max_broken = accumulate, rows, max_broken
+        self._grad_accum_steps, self._rows, self._max_broken = grad_accum_steps, rows, max_broken
         self._num_broken: dict[int, int] = {}  # by shard; each worker knows its own alone
 
     def __next__(self) -> PackedBatch:
         steps = []
-        for _ in range(self._accumulate):
+        for _ in range(self._grad_accum_steps):
             rows = [next(self._parent) for _ in range(self._rows)]
             self._num_broken.update({row.shard: int(row.num_broken) for row in rows})
             steps.append(stack_rows([row.batch for row in rows]))
@@ -207,12 +209,13 @@ def make_train_iterator(
     of workers alone.
 
     Args:
-      config: `train.batch_rows` counts the rows of all processes together.
+      config: `train.global_batch_rows` counts the rows of all processes together.
       tokenizer: see mogao_jax.tokenizer.
       reader, num_readers: which share of the data and of the rows this is; processes whose
         devices hold the same rows are one reader (`sharding.mesh.reader`).
     Returns:
-      yields PackedBatch with leading axes [train.accumulate, train.batch_rows / num_readers].
+      yields PackedBatch with leading axes
+      [train.grad_accum_steps, train.global_batch_rows / num_readers].
     Raises:
       ConfigError: the rows cannot be shared out.
       DataError: a source is missing or empty; while iterating: too many broken records.
@@ -222,11 +225,13 @@ def make_train_iterator(
     preparer = make_preparer(config, tokenizer, "train")
     dataset: grain.IterDataset = RowDataset(preparer, reader, num_readers)
     if config.data.num_workers:
-        ahead = max(1, BATCHES_AHEAD * rows * config.train.accumulate // config.data.num_workers)
+        ahead = max(
+            1, BATCHES_AHEAD * rows * config.train.grad_accum_steps // config.data.num_workers
+        )
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(config.data.num_workers, per_worker_buffer_size=ahead)
         )
-    dataset = BatchDataset(dataset, config.train.accumulate, rows, config.data.max_broken)
+    dataset = BatchDataset(dataset, config.train.grad_accum_steps, rows, config.data.max_broken)
     dataset = grain.experimental.ThreadPrefetchIterDataset(
         dataset, prefetch_buffer_size=BATCHES_AHEAD
     )
@@ -234,11 +239,11 @@ def make_train_iterator(
 
 
 def _rows_per_reader(config: MogaoConfig, num_readers: int) -> int:
-    rows, rest = divmod(config.train.batch_rows, num_readers)
+    rows, rest = divmod(config.train.global_batch_rows, num_readers)
     if rest or not rows:
         raise ConfigError(
-            f"train.batch_rows ({config.train.batch_rows}) must be a multiple of the number of "
-            f"processes that read rows of their own ({num_readers})."
+            f"train.global_batch_rows ({config.train.global_batch_rows}) must be a "
+            f"multiple of the number of processes that read rows of their own ({num_readers})."
         )
     return rows
 
@@ -273,7 +278,7 @@ def make_validation_batches(
         same pictures can be judged with and without their condition.
       reader, num_readers: which of each batch's rows are returned.
     Returns:
-      batches with the leading axis [train.batch_rows / num_readers]; none if no source has
+      batches with the leading axis [train.global_batch_rows / num_readers]; none if no source has
       held-out documents.
     Raises:
       DataError: more than `data.max_broken` of the held-out records are broken.
@@ -283,7 +288,7 @@ def make_validation_batches(
     packer_rows = list(_validation_rows(preparer))
     limits, side = budgets(config.packing), config.images.max_side
     batches = []
-    for start in range(0, len(packer_rows), config.train.batch_rows):
+    for start in range(0, len(packer_rows), config.train.global_batch_rows):
         mine = packer_rows[start + reader * rows : start + (reader + 1) * rows]
         packed = [pack_row(r, limits, side, merge_size=config.vit.merge_size) for r in mine]
         packed += [empty_like(packer_rows[0][0], limits)] * (rows - len(packed))

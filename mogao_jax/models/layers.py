@@ -92,7 +92,7 @@ def gathered(x: jax.Array, *axes: str | None, over: tuple[str, ...] | None = Non
     stored = rules.ambient_spec(x.shape, axes)
     if stored is None:
         return x
-    over = rules.weight_axes() if over is None else over
+    over = rules.ambient_param_axes() if over is None else over
     steps = (rules.without(stored, over[i:]) for i in reversed(range(len(over))))
     return _gathered((stored, *steps), x)
 

@@ -205,7 +205,7 @@ def nearest_sizes(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
     return min(candidates(), key=cost)
 
 
-def check_rows(mesh: Mesh, num_rows: int, field: str = "train.batch_rows") -> None:
+def check_rows(mesh: Mesh, num_rows: int, field: str = "train.global_batch_rows") -> None:
     """Raises ConfigError unless the rows of a batch can be shared out over the mesh."""
     ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
     if num_rows % ways:

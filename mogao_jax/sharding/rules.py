@@ -5,7 +5,7 @@ Models name what an axis *is*; this table says where it lives. Weights are cut t
 over "tensor". Activations follow the batch over "data" and "fsdp", and the tokens of a row over
 "context".
 
-`embed` may be cut over "data" or "context" as well (`WEIGHTS`, config `mesh.weights`). Weights are
+`embed` may be cut over "data" or "context" as well (config `mesh.param_axes`). Weights are
 then gathered in two steps, and their gradients summed in two. With data that is for a TPU's torus
 of three dimensions: over a line or a plane of it, its compiler gathers, and sums and scatters; over
 all of it, it turns both into sums of whole arrays, which is twice the bytes and a whole copy more
@@ -52,31 +52,28 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 _TABLE = dict(RULES)
 
-# What weights are cut over, outermost first; they are gathered from the last axis to the first.
-WEIGHTS = {
-    "fsdp": ("fsdp",),
-    "fsdp_and_data": ("fsdp", "data"),
-    "fsdp_and_context": ("fsdp", "context"),
-}
-_weights: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
-    "mogao_jax_weights", default=WEIGHTS["fsdp"]
+# What `embed` of weights is sharded over unless a config says more.
+FSDP = ("fsdp",)
+_param_axes: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar(
+    "mogao_jax_param_axes", default=FSDP
 )
 
 
-def weight_axes() -> tuple[str, ...]:
-    """What weights are cut over where the current computation is traced (see `on_mesh`)."""
-    return _weights.get()
+def ambient_param_axes() -> tuple[str, ...]:
+    """The mesh axes that weights are sharded over in the computation being traced (`on_mesh`)."""
+    return _param_axes.get()
 
 
 def partition_spec(
-    names: tuple[str | None, ...], weights: tuple[str, ...] = WEIGHTS["fsdp"]
+    names: tuple[str | None, ...], param_axes: tuple[str, ...] = FSDP
 ) -> PartitionSpec:
     """The mesh axes of an array whose axes have these logical names (None: not cut).
 
     A mesh axis cuts an array once: where two names ask for the same one, the first gets it.
 
     Args:
-      weights: what `embed` is cut over, one of WEIGHTS' values.
+      param_axes: mesh axes that `embed` is sharded over (config `mesh.param_axes`), outermost
+        first; weights are all-gathered from the last to the first.
 
     Raises:
       ValueError: for a name that the table does not have (a misspelt name would otherwise leave
@@ -87,7 +84,7 @@ def partition_spec(
     for name in names:
         if name is not None and name not in _TABLE:
             raise ValueError(f"unknown logical axis {name!r}; the table has {', '.join(_TABLE)}")
-        axes = None if name is None else weights if name == "embed" else _TABLE[name]
+        axes = None if name is None else param_axes if name == "embed" else _TABLE[name]
         wanted = (axes,) if isinstance(axes, str) else axes or ()
         free = tuple(a for a in wanted if a not in taken)
         taken.update(free)
@@ -105,7 +102,7 @@ def ambient_spec(shape: tuple[int, ...], names: tuple[str | None, ...]) -> Parti
     if not free:
         return None
     entries: list[Any] = []
-    for size, axes in zip(shape, partition_spec(names, weight_axes()), strict=True):
+    for size, axes in zip(shape, partition_spec(names, _param_axes.get()), strict=True):
         wanted = (axes,) if isinstance(axes, str) else axes or ()
         kept = tuple(a for a in wanted if a in free)
         divides = kept and size and size % math.prod(free[a] for a in kept) == 0
@@ -145,21 +142,21 @@ def sharding_of(
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh, weights: str = "fsdp") -> Iterator[Mesh]:
+def on_mesh(mesh: Mesh, param_axes: tuple[str, ...] = FSDP) -> Iterator[Mesh]:
     """Where models are traced: a mesh, and this table for the names of activations.
 
     Without the table, linen's constraints on activations do nothing, and the partitioner then
     cuts features instead of rows and exchanges whole activations.
 
     Args:
-      weights: what weights are cut over, a key of WEIGHTS.
+      param_axes: mesh axes that weights are sharded over, as config `mesh.param_axes` says.
     """
-    token = _weights.set(WEIGHTS[weights])
+    token = _param_axes.set(param_axes)
     try:
         with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
             yield mesh
     finally:
-        _weights.reset(token)
+        _param_axes.reset(token)
 
 
 def unbox(tree: Any) -> Any:
@@ -177,14 +174,16 @@ def _is_box(x: Any) -> bool:
     return isinstance(x, nn.Partitioned)
 
 
-def tree_shardings(abstract: Any, mesh: Mesh | AbstractMesh, weights: str = "fsdp") -> Any:
+def tree_shardings(
+    abstract: Any, mesh: Mesh | AbstractMesh, param_axes: tuple[str, ...] = FSDP
+) -> Any:
     """A sharding for every array of a tree.
 
     Args:
       abstract: arrays or ShapeDtypeStructs, some in linen's boxes that carry logical names
         (`nn.with_logical_partitioning`); what carries no names is copied to every device.
       mesh: with the axes of MESH_AXES.
-      weights: what weights are cut over, a key of WEIGHTS.
+      param_axes: mesh axes that weights are sharded over, as config `mesh.param_axes` says.
     Returns:
       The *unboxed* tree with NamedShardings as leaves.
     """
@@ -197,7 +196,7 @@ def tree_shardings(abstract: Any, mesh: Mesh | AbstractMesh, weights: str = "fsd
             return leaf.value
         if len(leaf.names) != len(leaf.value.shape):
             raise ValueError(f"{where}: names {leaf.names} for shape {leaf.value.shape}")
-        spec = partition_spec(leaf.names, WEIGHTS[weights])
+        spec = partition_spec(leaf.names, param_axes)
         return sharding_of(leaf.value.shape, spec, mesh, where)
 
     return jax.tree_util.tree_map_with_path(one, abstract, is_leaf=_is_box)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mogao_jax.config import renamed
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 
@@ -29,7 +30,7 @@ _FREE_PREFIXES = (
 _FREE_SUFFIXES = (".path", ".weights")
 # Exceptions from the above: the data position counts batches of this many rows; each kind of
 # optimizer keeps other arrays, Muon others for each of its `muon_on`, and what is frozen has none.
-_FIXED = ("train.batch_rows", "optimizer.kind", "optimizer.frozen")
+_FIXED = ("train.global_batch_rows", "optimizer.kind", "optimizer.frozen")
 _ABSENT = "(absent)"
 # Of what may change, that which keeps the optimizer's or the average's arrays as they are: with or
 # without an average, or clipping (whose place in the chain of transforms names those after it).
@@ -57,7 +58,7 @@ def differences(
       Differences that forbid going on, and those that are only worth a word.
     """
     defaults = _flatten(to_dict(MogaoConfig()))
-    before, now = _flatten(saved), _flatten(to_dict(config))
+    before, now = _flatten(renamed.upgraded(saved)), _flatten(to_dict(config))
     refused: list[Difference] = []
     noted: list[Difference] = []
     muon = "muon" in (f.get("optimizer.kind") for f in (before, now))

@@ -65,7 +65,7 @@ def abstract_state(
     transform: optax.GradientTransformation,
     mesh: Mesh,
     ema_decay: float = 0.0,
-    weights: str = "fsdp",
+    param_axes: tuple[str, ...] = rules.FSDP,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing computed.
 
@@ -73,12 +73,12 @@ def abstract_state(
 
     Args:
       init_params: () -> parameters, boxed with logical names or not; only traced.
-      weights: mesh axes that they are cut over, as config `mesh.weights` says.
+      param_axes: mesh axes that they are sharded over, as config `mesh.param_axes` says.
     Returns:
       A TrainState of ShapeDtypeStructs with shardings, unboxed.
     """
     boxed = jax.eval_shape(lambda: TrainState.create(init_params(), transform, ema_decay))
-    shardings = rules.tree_shardings(boxed, mesh, weights)
+    shardings = rules.tree_shardings(boxed, mesh, param_axes)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         rules.unbox(boxed),
@@ -96,10 +96,10 @@ def init_state(
     transform: optax.GradientTransformation,
     mesh: Mesh,
     ema_decay: float = 0.0,
-    weights: str = "fsdp",
+    param_axes: tuple[str, ...] = rules.FSDP,
 ) -> TrainState:
     """The state at step 0, made in place: no device ever holds more than its own part."""
-    abstract = abstract_state(init_params, transform, mesh, ema_decay, weights)
+    abstract = abstract_state(init_params, transform, mesh, ema_decay, param_axes)
 
     def make():
         return rules.unbox(TrainState.create(init_params(), transform, ema_decay))

@@ -13,7 +13,7 @@ QUICKSTART = pathlib.Path(__file__).resolve().parents[2] / "configs" / "quicksta
 
 def refused(capsys, *arguments: str) -> str:
     # Rows for the eight simulated devices of the tests, unless the case is about that.
-    rows = "--config.train.batch_rows=8"
+    rows = "--config.train.global_batch_rows=8"
     assert main(["train", f"--config={QUICKSTART}", rows, *arguments]) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
@@ -25,7 +25,7 @@ def refused(capsys, *arguments: str) -> str:
     [
         ("--config.model.num_layer=3", ["model.num_layer", "num_layers"]),
         ("--config.model.num_layers=many", ["model.num_layers", "many"]),
-        ("--config.train.batch_rows=0", ["train.batch_rows", "1"]),
+        ("--config.train.global_batch_rows=0", ["train.global_batch_rows", "1"]),
         ("--config.model.num_kv_heads=3", ["num_heads", "num_kv_heads"]),
         ("--config.model.fusion=deeper", ["model.fusion", "deep", "shared"]),
         ("--config.packing.noised_tokens=4", ["packing.noised_tokens"]),
@@ -42,7 +42,7 @@ def refused(capsys, *arguments: str) -> str:
         ("--config.vae.weights=/nowhere/vae.safetensors", ["/nowhere/vae.safetensors"]),
         ("--config.vit.depth=5", ["vit.depth"]),
         ("--config.mesh.fsdp=3", ["mesh", "8 devices"]),
-        ("--config.train.batch_rows=3", ["train.batch_rows", "8"]),
+        ("--config.train.global_batch_rows=3", ["train.global_batch_rows", "8"]),
     ],
 )
 def test_impossible_configs(capsys, tmp_path, flag, named):

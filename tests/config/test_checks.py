@@ -58,10 +58,10 @@ def test_a_sound_config_passes():
         ({"mesh.fsdp": -1}, ["only one axis"]),
         ({"mesh.tensor": 0}, ["mesh.tensor is 0"]),
         (
-            {"mesh.weights": "fsdp_and_data", "mesh.num_slices": 2},
-            ["mesh.weights", "network between slices", "mesh.weights='fsdp'"],
+            {"mesh.param_axes": ("fsdp", "data"), "mesh.num_slices": 2},
+            ["mesh.param_axes", "network between slices", "mesh.param_axes=fsdp"],
         ),
-        ({"mesh.data": 3}, ["train.batch_rows (4)", "(3)"]),
+        ({"mesh.data": 3}, ["train.global_batch_rows (4)", "(3)"]),
     ],
 )
 def test_contradictions(changes, words):

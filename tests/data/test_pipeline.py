@@ -61,7 +61,7 @@ def make_config(paths: dict[str, str], **kw) -> MogaoConfig:
         images=ImageConfig(max_pixels=1024, max_side=32),
         packing=kw.pop("packing", PACKING),
         data=DataConfig(sources=sources, **data),
-        train=TrainConfig(**{"batch_rows": 2, "accumulate": 3, **kw.pop("train", {})}),
+        train=TrainConfig(**{"global_batch_rows": 2, "grad_accum_steps": 3, **kw.pop("train", {})}),
         **kw,
     )
 
@@ -186,7 +186,7 @@ def test_processes_share_out_the_documents(tmp_path):
     config = make_config(
         {"a": write(tmp_path / "a.jsonl", documents(120))},
         packing=dataclasses.replace(PACKING, pool=4),
-        train={"batch_rows": 2, "accumulate": 1},
+        train={"global_batch_rows": 2, "grad_accum_steps": 1},
     )
     seen = []
     for process in range(2):
@@ -198,7 +198,7 @@ def test_processes_share_out_the_documents(tmp_path):
         assert batch.und.tokens.shape == (1, 1, 120)
         seen.append(identities(batch))
     assert seen[0] and seen[1] and not seen[0] & seen[1]
-    with pytest.raises(ConfigError, match="batch_rows"):
+    with pytest.raises(ConfigError, match="global_batch_rows"):
         pipeline.make_train_iterator(config, tokenizer=TOKENIZER, num_readers=3)
 
 
@@ -253,7 +253,7 @@ def test_the_limit_counts_all_shards_together():
         def set_state(self, state):
             pass
 
-    batches = pipeline.BatchIterator(Parent(), accumulate=1, rows=2, max_broken=3)
+    batches = pipeline.BatchIterator(Parent(), grad_accum_steps=1, rows=2, max_broken=3)
     next(batches)
     with pytest.raises(DataError, match="4 records"):
         next(batches)

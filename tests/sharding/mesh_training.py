@@ -88,11 +88,11 @@ def vision_tower() -> EncoderParams:
     return EncoderParams({}, stacked(jax.device_get(params)))  # as `scan_layers` has them
 
 
-def train(sizes: tuple[int, ...], weights: str = "fsdp"):
+def train(sizes: tuple[int, ...], param_axes: tuple[str, ...] = ("fsdp",)):
     """(losses float32[STEPS], parameters on the host) of a run on a mesh of these sizes.
 
     Args:
-      weights: what they are cut over, as config `mesh.weights` says.
+      param_axes: mesh axes that weights are sharded over, as config `mesh.param_axes` says.
     """
     modules, params, batch = case()
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
@@ -106,11 +106,11 @@ def train(sizes: tuple[int, ...], weights: str = "fsdp"):
 
         return jax.lax.scan(one, state, None, length=STEPS)
 
-    with rules.on_mesh(mesh, weights):
+    with rules.on_mesh(mesh, param_axes):
         boxed = functools.partial(
             init_params, modules.config, modules.model, jax.random.key(0)
         )  # with the logical names of their axes
-        abstract = abstract_state(boxed, optimizer.transform, mesh, weights=weights)
+        abstract = abstract_state(boxed, optimizer.transform, mesh, param_axes=param_axes)
         placed = jax.device_put(params, shardings_of(abstract.params))
         state = state_from(placed, abstract, optimizer.transform)
         tower = vision_tower()

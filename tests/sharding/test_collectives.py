@@ -45,7 +45,9 @@ def modules():
 
 
 @functools.cache
-def communicated(*sizes: int, weights: str = "fsdp") -> list[tuple[str, tuple[int, ...]]]:
+def communicated(
+    *sizes: int, param_axes: tuple[str, ...] = ("fsdp",)
+) -> list[tuple[str, tuple[int, ...]]]:
     """(operation, dimensions) of every array that a collective of the train step returns."""
     made = modules()
     mesh = make_mesh(MeshConfig(*sizes))
@@ -59,9 +61,9 @@ def communicated(*sizes: int, weights: str = "fsdp") -> list[tuple[str, tuple[in
             tree,
         )
 
-    with rules.on_mesh(mesh, weights):
+    with rules.on_mesh(mesh, param_axes):
         init = functools.partial(init_params, made.config, made.model, jax.random.key(0))
-        state = abstract_state(init, optimizer.transform, mesh, 0.99, weights)
+        state = abstract_state(init, optimizer.transform, mesh, 0.99, param_axes)
         step = jax.jit(
             make_train_step(made, optimizer.transform),
             donate_argnums=0,
@@ -95,7 +97,7 @@ def test_fsdp_sends_weights_and_their_gradients_alone():
 
 @pytest.mark.slow
 def test_weights_cut_over_data_too_are_gathered_in_two_steps():
-    found = communicated(2, 4, 1, 1, weights="fsdp_and_data")
+    found = communicated(2, 4, 1, 1, param_axes=("fsdp", "data"))
     gathered = {tuple(sorted({*dims} - {1})) for kind, dims in found if kind == "all-gather"}
     assert {(10, 72), (40, 72)} <= gathered  # over data, then over fsdp
     assert [(kind, dims) for kind, dims in found if of_tokens(dims)] == []

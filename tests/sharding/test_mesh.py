@@ -86,7 +86,9 @@ def test_the_suggestion_works(num_devices):
 def test_rows_must_be_shared_out_evenly():
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     mesh_lib.check_rows(mesh, 8)
-    with pytest.raises(ConfigError, match="train.batch_rows is 6.*multiple of 4, such as 4 or 8"):
+    with pytest.raises(
+        ConfigError, match="train.global_batch_rows is 6.*multiple of 4, such as 4 or 8"
+    ):
         mesh_lib.check_rows(mesh, 6)
     with pytest.raises(ConfigError, match="such as 4\\."):
         mesh_lib.check_rows(mesh, 1)

@@ -27,7 +27,7 @@ def test_specs():
 
 
 def test_weights_cut_over_two_axes():
-    both = rules.WEIGHTS["fsdp_and_data"]
+    both = ("fsdp", "data")
     assert rules.partition_spec(("embed", "mlp"), both) == P(("fsdp", "data"), "tensor")
     # Axes of activations stay as they were.
     assert rules.partition_spec(("act_batch", None), both) == P(("data", "fsdp"), None)
@@ -37,16 +37,16 @@ def test_weights_cut_over_two_axes():
 
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     boxed = jax.eval_shape(_Layer().init, jax.random.key(0), jnp.ones((1, 8)))["params"]
-    kernel = rules.tree_shardings(boxed, mesh, "fsdp_and_data")["up"]["kernel"]
+    kernel = rules.tree_shardings(boxed, mesh, both)["up"]["kernel"]
     assert kernel.spec == P(("fsdp", "data"), "tensor")
-    with rules.on_mesh(mesh, "fsdp_and_data"):
+    with rules.on_mesh(mesh, both):
         assert rules.ambient_spec((8, 12), ("embed", "mlp")) == P(("fsdp", "data"), ("tensor",))
     with rules.on_mesh(mesh):  # what was set inside a block ends with it
         assert rules.ambient_spec((8, 12), ("embed", "mlp")) == P(("fsdp",), ("tensor",))
 
 
 def test_weights_cut_over_context_leave_tokens_where_they_are():
-    long = rules.WEIGHTS["fsdp_and_context"]
+    long = ("fsdp", "context")
     assert rules.partition_spec(("q_heads", "head_dim", "embed"), long) == P(
         "tensor", None, ("fsdp", "context")
     )

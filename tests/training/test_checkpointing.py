@@ -400,7 +400,7 @@ def test_what_may_change_is_only_noted(folder):
     [
         ("packing.und_tokens", 77, True),
         ("tokenizer.kind", "shapes", True),
-        ("train.batch_rows", 8, True),
+        ("train.global_batch_rows", 8, True),
         ("seed", 3, True),
         ("vit.weights", "/a/file", True),  # it was the embedded one
         ("tokenizer.path", "/elsewhere", False),

@@ -43,7 +43,7 @@ def get_config():
     c.vae.norm_groups, c.vae.scaling_factor, c.vae.shift_factor = 2, 1.0, 0.0
     c.vit.depth, c.vit.embed_dim, c.vit.num_heads, c.vit.mlp_dim = 1, 16, 2, 32
     c.optimizer.warmup_steps = 2
-    c.train.num_steps, c.train.batch_rows, c.train.accumulate = {steps}, 1, 2
+    c.train.num_steps, c.train.global_batch_rows, c.train.grad_accum_steps = {steps}, 1, 2
     c.train.log_every, c.train.checkpoint_every = 1, 4
     return c
 """
@@ -140,7 +140,7 @@ def test_killed_and_resumed_losses_are_bit_identical(config, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_upon_a_mesh(config, tmp_path):
-    flags = ("--config.train.batch_rows=8", "--config.train.accumulate=1")
+    flags = ("--config.train.global_batch_rows=8", "--config.train.grad_accum_steps=1")
     process = start(config, tmp_path, *flags, "--config.train.num_steps=100000")
     wait_until(process, lambda: 2 in records(tmp_path))
     process.send_signal(signal.SIGTERM)

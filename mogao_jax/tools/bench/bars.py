@@ -75,7 +75,9 @@ def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: Any) -> Mo
     """The config on a mesh (MeshConfig's fields), one row per data x fsdp, one micro-step."""
     fresh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, context=1, num_slices=1)
     mesh = dataclasses.replace(fresh, **axes)
-    train = dataclasses.replace(config.train, batch_rows=mesh.data * mesh.fsdp, accumulate=1)
+    train = dataclasses.replace(
+        config.train, global_batch_rows=mesh.data * mesh.fsdp, grad_accum_steps=1
+    )
     model = config.model
     if remat is not None:
         model = dataclasses.replace(model, remat=remat)  # type: ignore[arg-type]
@@ -85,7 +87,7 @@ def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: Any) -> Mo
 def on_torus(config: MogaoConfig, topology: topologies.Topology, remat: str) -> MogaoConfig:
     """The config on all chips of a slice, weights cut over all of them."""
     data, fsdp = topology.two_axes or (1, topology.num_chips)
-    return on_mesh(config, remat=remat, data=data, fsdp=fsdp, weights="fsdp_and_data")
+    return on_mesh(config, remat=remat, data=data, fsdp=fsdp, param_axes=("fsdp", "data"))
 
 
 # ------------------------------------------------------------------------------------ the bars
@@ -263,7 +265,7 @@ def context(config: MogaoConfig, say: Say) -> Iterator[Row]:
                 remat="full",
                 fsdp=fsdp,
                 context=ways,
-                weights="fsdp_and_context",
+                param_axes=("fsdp", "context"),
             ),
             topology,
             say,

@@ -75,16 +75,18 @@ def _over_slices(config: Any, topology: Any, keep_mesh: bool) -> Any:
     from mogao_jax.tools.plan.memory import abstract_mesh
 
     slices = topology.num_slices
-    train = dataclasses.replace(config.train, batch_rows=config.train.batch_rows * slices)
+    train = dataclasses.replace(
+        config.train, global_batch_rows=config.train.global_batch_rows * slices
+    )
     config = dataclasses.replace(config, train=train)
     if keep_mesh:
         return config
     sizes = dict(abstract_mesh(config.mesh, topology.num_chips // slices).shape)
-    weights = config.mesh.weights
-    if weights == "fsdp_and_data":
-        sizes["data"], sizes["fsdp"], weights = 1, sizes["data"] * sizes["fsdp"], "fsdp"
+    param_axes = config.mesh.param_axes
+    if "data" in param_axes:
+        sizes["data"], sizes["fsdp"], param_axes = 1, sizes["data"] * sizes["fsdp"], ("fsdp",)
     sizes["data"] *= slices
-    mesh = dataclasses.replace(config.mesh, **sizes, weights=weights, num_slices=slices)
+    mesh = dataclasses.replace(config.mesh, **sizes, param_axes=param_axes, num_slices=slices)
     return dataclasses.replace(config, mesh=mesh)
 
 
@@ -141,11 +143,12 @@ def _search(config: Any, topology: Any, arguments: argparse.Namespace) -> int:
     mesh, train = chosen.mesh, chosen.train
     print(
         f"\nThe best: --config.mesh.data={mesh.data} --config.mesh.fsdp={mesh.fsdp} "
-        f"--config.mesh.weights={mesh.weights} "
+        f"--config.mesh.param_axes={','.join(mesh.param_axes)} "
         f"--config.mesh.tensor={mesh.tensor} --config.mesh.context={mesh.context} "
         f"--config.mesh.num_slices={mesh.num_slices} "
-        f"--config.train.batch_rows={train.batch_rows} "
-        f"--config.train.accumulate={train.accumulate} --config.model.remat={chosen.model.remat}\n"
+        f"--config.train.global_batch_rows={train.global_batch_rows} "
+        f"--config.train.grad_accum_steps={train.grad_accum_steps} "
+        f"--config.model.remat={chosen.model.remat}\n"
     )
     print(as_text(plan, arguments.tokens))
     return 0

@@ -32,8 +32,8 @@ def activation_collectives(
       params: the parameters or their shapes, unboxed.
     """
     p = config.packing
-    rows = config.train.batch_rows // (mesh_shape["data"] * mesh_shape["fsdp"])
-    whole = config.train.batch_rows
+    rows = config.train.global_batch_rows // (mesh_shape["data"] * mesh_shape["fsdp"])
+    whole = config.train.global_batch_rows
     gen = p.clean_tokens + p.noised_tokens
     streams = {p.und_tokens, p.clean_tokens, p.noised_tokens, gen, p.und_tokens + gen}
     streams |= {n // mesh_shape["context"] for n in streams}
@@ -92,11 +92,13 @@ def _products(sizes: list[int]) -> list[list[int]]:
     return rest + [[sizes[0], *r] for r in rest]
 
 
-def replicated_arrays(boxed: Any, mesh: Any, weights: str = "fsdp") -> list[tuple[str, int]]:
+def replicated_arrays(
+    boxed: Any, mesh: Any, param_axes: tuple[str, ...] = rules.FSDP
+) -> list[tuple[str, int]]:
     """(name, bytes) of the state's arrays of LARGE size that every chip holds whole."""
     if math.prod(mesh.shape.values()) == 1:
         return []
-    shardings = rules.tree_shardings(boxed, mesh, weights)
+    shardings = rules.tree_shardings(boxed, mesh, param_axes)
     found = []
     leaves = jax.tree_util.tree_leaves_with_path(rules.unbox(boxed))
     for (path, x), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
@@ -155,14 +157,14 @@ def flags(
             f"{share:.0%} of the bytes sent are sums of whole arrays over fsdp, which lies along "
             "all axes of the torus: gathering, and summing with scattering, would send half. Let "
             f"it lie along some of them: config.mesh.data={two_axes[0]}, "
-            f"config.mesh.fsdp={two_axes[1]}, config.mesh.weights='fsdp_and_data'."
+            f"config.mesh.fsdp={two_axes[1]}, config.mesh.param_axes=fsdp,data."
         )
-    if shape["context"] > 1 and config.mesh.weights != "fsdp_and_context":
+    if shape["context"] > 1 and config.mesh.param_axes != ("fsdp", "context"):
         said.append(
             f"the {shape['context']} chips that share a row each hold the same part of the state, "
-            "and sum whole gradients; config.mesh.weights='fsdp_and_context' cuts it over them."
+            "and sum whole gradients; config.mesh.param_axes=fsdp,context cuts it over them."
         )
-    for name, size in replicated_arrays(boxed, mesh, config.mesh.weights)[:5]:
+    for name, size in replicated_arrays(boxed, mesh, config.mesh.param_axes)[:5]:
         said.append(
             f"state{name} ({size / 2**20:.0f} MiB) is whole on every chip: no mesh axis divides "
             "it, or its axes have no names in sharding/rules.py."
@@ -207,7 +209,10 @@ def memory_remedy(config: MogaoConfig) -> str:
     ways = []
     if config.model.remat != "full":
         ways.append("config.model.remat='full'")
-    ways.append("fewer rows per chip (config.train.batch_rows, with more config.train.accumulate)")
+    ways.append(
+        "fewer rows per chip (config.train.global_batch_rows, with more "
+        "config.train.grad_accum_steps)"
+    )
     ways.append("shorter rows (config.packing), or config.mesh.context > 1")
     ways.append("more chips along config.mesh.fsdp")
     if config.optimizer.moments_dtype == "float32":

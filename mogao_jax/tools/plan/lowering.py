@@ -34,9 +34,9 @@ def abstract_arguments(config: MogaoConfig, modules: Modules, mesh: Mesh) -> Arg
     """What `mogao train` would hand to the step on this mesh.
 
     Raises:
-      ConfigError: `train.batch_rows` cannot be shared out over the mesh.
+      ConfigError: `train.global_batch_rows` cannot be shared out over the mesh.
     """
-    check_rows(mesh, config.train.batch_rows)
+    check_rows(mesh, config.train.global_batch_rows)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
 
     def init() -> Any:
@@ -54,7 +54,7 @@ def abstract_arguments(config: MogaoConfig, modules: Modules, mesh: Mesh) -> Arg
     encoders = EncoderParams(
         placed(vae_template(config.vae)), placed(vit) if modules.vit is not None else None
     )
-    leading = (config.train.accumulate, config.train.batch_rows)
+    leading = (config.train.grad_accum_steps, config.train.global_batch_rows)
     rows = batch_sharding(mesh, batch_axis=1)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=rows),
@@ -62,7 +62,7 @@ def abstract_arguments(config: MogaoConfig, modules: Modules, mesh: Mesh) -> Arg
     )
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     state = abstract_state(
-        init, optimizer.transform, mesh, config.optimizer.ema_decay, config.mesh.weights
+        init, optimizer.transform, mesh, config.optimizer.ema_decay, config.mesh.param_axes
     )
     return Arguments(state, encoders, batch, rate)
 
@@ -77,7 +77,7 @@ def lower_step(config: MogaoConfig, vocab_size: int, mesh: Mesh) -> Any:
     modules = make_modules(config, vocab_size, platform)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     arguments = abstract_arguments(config, modules, mesh)  # eager operations: not under the mesh
-    with rules.on_mesh(mesh, config.mesh.weights):
+    with rules.on_mesh(mesh, config.mesh.param_axes):
         step = jax.jit(
             make_train_step(modules, optimizer.transform),
             donate_argnums=0,

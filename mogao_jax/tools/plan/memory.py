@@ -50,16 +50,18 @@ def state_shapes(config: MogaoConfig, modules: Modules) -> TrainState:
     return jax.eval_shape(create)
 
 
-def state_bytes(boxed: TrainState, mesh: AnyMesh, weights: str = "fsdp") -> dict[str, int]:
+def state_bytes(
+    boxed: TrainState, mesh: AnyMesh, param_axes: tuple[str, ...] = rules.FSDP
+) -> dict[str, int]:
     """Bytes per chip of the state's parts, cut as the table of rules says."""
     parts = {"parameters": boxed.params, "moments": boxed.opt_state}
     if boxed.ema_params is not None:
         parts["moving average"] = boxed.ema_params
-    return {name: _cut_bytes(tree, mesh, weights) for name, tree in parts.items()}
+    return {name: _cut_bytes(tree, mesh, param_axes) for name, tree in parts.items()}
 
 
-def _cut_bytes(boxed: Any, mesh: AnyMesh, weights: str) -> int:
-    shardings = jax.tree.leaves(rules.tree_shardings(boxed, mesh, weights))
+def _cut_bytes(boxed: Any, mesh: AnyMesh, param_axes: tuple[str, ...]) -> int:
+    shardings = jax.tree.leaves(rules.tree_shardings(boxed, mesh, param_axes))
     leaves = jax.tree.leaves(rules.unbox(boxed))
     return sum(
         math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
@@ -97,11 +99,11 @@ def batch_row(config: MogaoConfig) -> PackedBatch:
 def batch_bytes(config: MogaoConfig, mesh: AnyMesh) -> int:
     """Bytes per chip of a step's batch, all micro-steps."""
     row = sum(x.nbytes for x in jax.tree.leaves(batch_row(config)))
-    return int(row * rows_per_chip(config, mesh) * config.train.accumulate)
+    return int(row * rows_per_chip(config, mesh) * config.train.grad_accum_steps)
 
 
 def rows_per_chip(config: MogaoConfig, mesh: AnyMesh) -> float:
-    return config.train.batch_rows / math.prod(mesh.shape[a] for a in BATCH_AXES)
+    return config.train.global_batch_rows / math.prod(mesh.shape[a] for a in BATCH_AXES)
 
 
 def tokens_per_chip(config: MogaoConfig, mesh: AnyMesh) -> float:
@@ -121,7 +123,7 @@ def estimate(
       vocab_size: rows of the embedding.
     """
     m, p = config.model, config.packing
-    state = state_bytes(boxed, mesh, config.mesh.weights)
+    state = state_bytes(boxed, mesh, config.mesh.param_axes)
     tokens, rows = tokens_per_chip(config, mesh), rows_per_chip(config, mesh)
     tensor, width = mesh.shape["tensor"], 2 if m.dtype == "bfloat16" else 4
     heads = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim / tensor

@@ -67,7 +67,7 @@ def _tokenizer_is_here(config: MogaoConfig) -> bool:
 def _own_rows(config: MogaoConfig, num_rows: int) -> PackedBatch:
     from mogao_jax.data.pipeline import make_train_iterator
 
-    train = dataclasses.replace(config.train, batch_rows=num_rows, accumulate=1)
+    train = dataclasses.replace(config.train, global_batch_rows=num_rows, grad_accum_steps=1)
     data = dataclasses.replace(config.data, num_workers=0)
     small = dataclasses.replace(config, train=train, data=data)
     iterator = make_train_iterator(small, tokenizer=load_tokenizer(config.tokenizer))

@@ -69,7 +69,7 @@ class Plan:
     remat: str
     parameters: dict[str, int]
     rows_per_step: int
-    accumulate: int
+    grad_accum_steps: int
     tokens_per_chip: float
     origin: str
     work: flops.TokenCounts
@@ -164,7 +164,7 @@ def check(config: MogaoConfig, topology: Topology) -> jax.sharding.AbstractMesh:
             f"machine has {topology.num_slices} slice(s); set --num-slices {slices}, or "
             f"--config.mesh.num_slices={topology.num_slices} and mesh.data to a multiple of it."
         )
-    check_rows(mesh, config.train.batch_rows)  # type: ignore[arg-type]
+    check_rows(mesh, config.train.global_batch_rows)  # type: ignore[arg-type]
     check_on_mesh(config, mesh.shape)
     check_without_files(config)  # what training would refuse is not planned
     return mesh
@@ -191,7 +191,7 @@ def make_plan(
     if compile_it and topology.compiles:
         topologies.check_compiler()  # before anything that takes time
     known = known or subject(config, topology, say)
-    state = memory.state_bytes(known.boxed, mesh, config.mesh.weights)
+    state = memory.state_bytes(known.boxed, mesh, config.mesh.param_axes)
     held = {k: float(v) for k, v in state.items()}
     estimated = memory.estimate(config, known.boxed, mesh, known.vocab_size)
     always = held | {k: estimated[k] for k in ("frozen encoders", "batch")}
@@ -203,7 +203,7 @@ def make_plan(
     if compile_it and topology.compiles:
         compiled, found, problem = _compile(config, known, topology, say)
 
-    rows = config.train.batch_rows * config.train.accumulate
+    rows = config.train.global_batch_rows * config.train.grad_accum_steps
     factor = rows / SAMPLE_ROWS
     work = executed.scaled(known.row_work, factor)
     run = executed.executed_flops(config, known.vocab_size, work, rows)
@@ -255,7 +255,7 @@ def make_plan(
         remat=config.model.remat,
         parameters=count_parameters(known.boxed.params),
         rows_per_step=rows,
-        accumulate=config.train.accumulate,
+        grad_accum_steps=config.train.grad_accum_steps,
         tokens_per_chip=memory.tokens_per_chip(config, mesh),
         origin=known.rows.origin,
         work=work,

@@ -73,7 +73,8 @@ def _machine(plan: Plan) -> list[str]:
                 ("each", f"{chip.flops / 1e12:.0f} TFLOP/s in bfloat16, "
                          f"{chip.memory / _GIB:.1f} GiB at {chip.bandwidth / 1e9:.0f} GB/s"),
                 ("mesh", axes),
-                ("batch", f"{plan.rows_per_step} rows a step in {plan.accumulate} micro-step(s); "
+                ("batch", f"{plan.rows_per_step} rows a step in "
+                          f"{plan.grad_accum_steps} micro-step(s); "
                           f"{plan.tokens_per_chip:,.0f} tokens a chip and micro-step"),
                 ("attention", plan.attention),
                 ("remat", plan.remat),

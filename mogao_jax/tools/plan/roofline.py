@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.sharding.rules import MESH_AXES, WEIGHTS
+from mogao_jax.sharding.rules import MESH_AXES
 from mogao_jax.tools.plan.topology import Topology
 from mogao_jax.tools.profile.flops import branch_weights
 
@@ -90,7 +90,7 @@ def roofline(
     branches = 2 if m.fusion == "deep" else 1
     # Gathered weights are read in the forward pass, its repetition and twice in the backward.
     passes = 3 + (m.remat != "none")
-    weights = 2.0 * branches * branch_weights(m) / tensor * passes * config.train.accumulate
+    weights = 2.0 * branches * branch_weights(m) / tensor * passes * config.train.grad_accum_steps
     memory = chip.bandwidth * EFFICIENCY["memory"]
     return Roofline(
         compute=compute,
@@ -106,7 +106,7 @@ def sent_by_formula(
 ) -> dict[str, dict]:
     """Bytes that each chip sends per step, by axis, where there is no program to read it from.
 
-    fsdp (with data, where `mesh.weights` cuts over both): weights gathered in bfloat16 for the
+    fsdp (with data, where `mesh.param_axes` cuts over both): weights gathered in bfloat16 for the
     forward and for the backward pass, gradients scattered in the parameters' dtype, every
     micro-step. data: gradients' parts summed once per micro-step. tensor: two sums of activations
     per layer and direction. context: keys and values gathered per layer, and their gradients back;
@@ -119,7 +119,7 @@ def sent_by_formula(
       {axis: {"sent": bytes, "what": words}} for axes of more than one device; axes that are used
       together are joined by "+".
     """
-    m, p, a = config.model, config.packing, config.train.accumulate
+    m, p, a = config.model, config.packing, config.train.grad_accum_steps
     data, fsdp, tensor, context = (mesh_shape[x] for x in ("data", "fsdp", "tensor", "context"))
     branches = 2 if m.fusion == "deep" else 1
     adaln = 6 * m.num_layers * m.embed_dim**2
@@ -129,7 +129,7 @@ def sent_by_formula(
     width = 2 if m.dtype == "bfloat16" else 4
     gradient = 4 if m.param_dtype == "float32" else 2
     row = p.und_tokens + p.clean_tokens + p.noised_tokens
-    tokens = row * config.train.batch_rows / (data * fsdp * context)
+    tokens = row * config.train.global_batch_rows / (data * fsdp * context)
     found: dict[str, dict] = {}
 
     def add(axis: str, size: int, sent: float, what: str) -> None:
@@ -141,7 +141,7 @@ def sent_by_formula(
     def summed(size: int) -> float:  # gradients, each chip's part of them
         return 2 * (size - 1) / size * gradient * trained / fsdp
 
-    cut = WEIGHTS[config.mesh.weights]
+    cut = config.mesh.param_axes
     over = "+".join(x for x in MESH_AXES if x in cut and mesh_shape[x] > 1)
     fsdp = math.prod(mesh_shape[x] for x in cut)
     # Whole gradients are summed over what does not cut them.

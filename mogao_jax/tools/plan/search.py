@@ -25,7 +25,7 @@ def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]
     """Configs of the same batch per step, as nearly as rows divide."""
     slices = topology.num_slices
     inside = topology.num_chips // slices
-    wanted = config.train.batch_rows * config.train.accumulate
+    wanted = config.train.global_batch_rows * config.train.grad_accum_steps
     for tensor in (1, 2, 4):
         for context in (1, 2, 4):
             rest, remainder = divmod(inside, tensor * context)
@@ -49,8 +49,8 @@ def candidates(config: MogaoConfig, topology: Topology) -> Iterator[MogaoConfig]
                             ),
                             train=dataclasses.replace(
                                 config.train,
-                                batch_rows=batch_rows,
-                                accumulate=max(1, round(wanted / batch_rows)),
+                                global_batch_rows=batch_rows,
+                                grad_accum_steps=max(1, round(wanted / batch_rows)),
                             ),
                             model=dataclasses.replace(config.model, remat=remat),
                         )
@@ -64,9 +64,9 @@ def _weights(topology: Topology, repeat: int, rest: int, context: int) -> dict[s
     """
     if topology.two_axes and topology.num_slices == repeat == 1 and rest == topology.num_chips:
         data, fsdp = topology.two_axes
-        return {"data": data, "fsdp": fsdp, "weights": "fsdp_and_data"}
-    weights = "fsdp_and_context" if context > 1 else "fsdp"
-    return {"data": topology.num_slices * repeat, "fsdp": rest // repeat, "weights": weights}
+        return {"data": data, "fsdp": fsdp, "param_axes": ("fsdp", "data")}
+    axes = ("fsdp", "context") if context > 1 else ("fsdp",)
+    return {"data": topology.num_slices * repeat, "fsdp": rest // repeat, "param_axes": axes}
 
 
 def search(
@@ -153,10 +153,10 @@ def as_table(found: list[tuple[MogaoConfig, Plan]], num: int = 10) -> str:
         m = plan.mesh
         compiled = " (compiled)" if plan.compiled else ""
         lines.append(
-            f"{m['data']:>5} {m['fsdp']:>5} {config.mesh.weights:<13} {m['tensor']:>6} "
-            f"{m['context']:>7} "
-            f"{config.train.batch_rows:>6} {config.train.accumulate:>5} {config.model.remat:<15} "
-            f"{plan.held / 2**30:>6.1f} {plan.tokens_per_second:>11,.0f} {plan.mfu:>6.1%}  "
-            f"{plan.roofline.limit}{compiled}"
+            f"{m['data']:>5} {m['fsdp']:>5} {'+'.join(config.mesh.param_axes):<13} "
+            f"{m['tensor']:>6} {m['context']:>7} "
+            f"{config.train.global_batch_rows:>6} {config.train.grad_accum_steps:>5} "
+            f"{config.model.remat:<15} {plan.held / 2**30:>6.1f} "
+            f"{plan.tokens_per_second:>11,.0f} {plan.mfu:>6.1%}  {plan.roofline.limit}{compiled}"
         )
     return "\n".join(lines)

@@ -102,7 +102,7 @@ def measure(
     """
     tokenizer = load_tokenizer(config.tokenizer)
     mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.train.batch_rows)
+    check_rows(mesh, config.train.global_batch_rows)
     modules, encoders = load_modules(config, tokenizer.vocab_size)
     encoders = jax.device_put(encoders, encoder_shardings(mesh, encoders, config.mesh.encoders))
 
@@ -113,10 +113,10 @@ def measure(
 
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     init = functools.partial(init_params, config, modules.model, jax.random.key(config.seed))
-    ema_decay, weights = config.optimizer.ema_decay, config.mesh.weights
-    arguments = (init, optimizer.transform, mesh, ema_decay, weights)
+    ema_decay, param_axes = config.optimizer.ema_decay, config.mesh.param_axes
+    arguments = (init, optimizer.transform, mesh, ema_decay, param_axes)
     abstract = abstract_state(*arguments)
-    with rules.on_mesh(mesh, weights):
+    with rules.on_mesh(mesh, param_axes):
         say("measuring the machine's matmuls")
         matmul = _matmul_rates(config, mesh)
 
@@ -192,7 +192,7 @@ def _batches(config: MogaoConfig, tokenizer: Any) -> tuple[list[PackedBatch], fl
 def _matmul_rates(config: MogaoConfig, mesh: jax.sharding.Mesh) -> dict[str, timing.MatmulRate]:
     model, packing = config.model, config.packing
     side = timing.square_side(mesh.devices.size)
-    rows = max(1, config.train.batch_rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    rows = max(1, config.train.global_batch_rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
     measured = {"large and square": timing.matmul_rate((side,) * 3, model.dtype, mesh)}
     streams = {"und": packing.und_tokens, "gen": packing.clean_tokens + packing.noised_tokens}
     for name, tokens in streams.items():

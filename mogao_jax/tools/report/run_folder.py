@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any
 
+from mogao_jax.config import renamed
 from mogao_jax.errors import DataError
 from mogao_jax.paths import expanded
 from mogao_jax.tools.report import data_view, run_facts
@@ -69,7 +70,7 @@ def load_run(workdir: str | os.PathLike) -> Run:
     if not folder.is_dir():
         raise DataError(f"there is no run folder {str(folder)!r}; give --workdir of a run.")
     notes: list[str] = []
-    config = _json(folder / "config.json", notes)
+    config = renamed.upgraded(_json(folder / "config.json", notes))
     facts = _json(folder / run_facts.NAME, notes)
     records = read_metrics(folder)
     sample = None

@@ -92,7 +92,7 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, s in (sources.items() if isinstance(sources, Mapping) else ())
         if isinstance(s, Mapping)
     )
-    rows = get("train.batch_rows")
+    rows = get("train.global_batch_rows")
     return [
         ("data sources (weight)", mixture or "?"),
         (
@@ -112,7 +112,7 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{get('packing.und_tokens')} und + {get('packing.clean_tokens')} clean + "
             f"{get('packing.noised_tokens')} noised tokens",
         ),
-        ("batch", f"{rows} rows x {get('train.accumulate')} micro-steps"),
+        ("batch", f"{rows} rows x {get('train.grad_accum_steps')} micro-steps"),
         (
             "optimizer",
             f"{optimizer}, learning rate {get('optimizer.learning_rate')}, "

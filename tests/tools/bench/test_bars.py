@@ -41,7 +41,7 @@ def test_the_recipe_has_the_rows_that_are_measured(config):
 
 def test_one_row_per_device_of_the_batch_axes(config):
     found = bars.on_mesh(config, remat="keep_matmuls", fsdp=4, context=16)
-    assert found.train.batch_rows == 4 and found.train.accumulate == 1
+    assert found.train.global_batch_rows == 4 and found.train.grad_accum_steps == 1
     assert (found.mesh.data, found.mesh.fsdp, found.mesh.context) == (1, 4, 16)
     assert found.model.remat == "keep_matmuls"
     for fsdp, context in bars.LONG_MESHES:

@@ -40,7 +40,7 @@ def config(**mesh):
         data={"sources": sources}, packing={"und_tokens": 1024}, model={"vocab_size": 300}
     )
     return dataclasses.replace(
-        base, mesh=MeshConfig(**mesh), train=TrainConfig(batch_rows=rows, num_steps=1000)
+        base, mesh=MeshConfig(**mesh), train=TrainConfig(global_batch_rows=rows, num_steps=1000)
     )
 
 
@@ -125,8 +125,8 @@ def test_what_cannot_work_is_said_before_compiling(known):
         check(config(fsdp=8, data=1, rows=12), GPUS)
     with pytest.raises(ConfigError, match="set --num-slices 2, or --config.mesh.num_slices=1"):
         check(config(data=2, fsdp=32, num_slices=2, rows=64), parse("v5p:4x4x4"))
-    with pytest.raises(ConfigError, match="fsdp_and_data.*network between slices"):
-        both = config(data=2, fsdp=64, num_slices=2, weights="fsdp_and_data", rows=128)
+    with pytest.raises(ConfigError, match="fsdp.*data.*network between slices"):
+        both = config(data=2, fsdp=64, num_slices=2, param_axes=("fsdp", "data"), rows=128)
         check(both, parse("v5p:4x4x4", 2))
     small = dataclasses.replace(GPUS, chip=dataclasses.replace(GPUS.chip, memory=2**14))
     with pytest.raises(ConfigError, match="the step cannot fit.*mesh.fsdp, up to 8"):
@@ -296,7 +296,7 @@ def test_sums_of_whole_weights_are_flagged_where_a_torus_has_two_axes(known):
         return diagnostics.flags(cfg, mesh, known.boxed, 0, 1e9, 2e9, found, two_axes)
 
     (text,) = said(weight, small)
-    for words in ("100% of the bytes", "data=2", "fsdp=4", "weights='fsdp_and_data'"):
+    for words in ("100% of the bytes", "data=2", "fsdp=4", "param_axes=fsdp,data"):
         assert words in text
     gather = _collective(kind="all-gather", shapes=weight.shapes)
     assert not said(gather) and not said(weight, gather, gather, gather)
@@ -353,7 +353,7 @@ def _sent(cfg, vocab_size=300, **axes):
 
 
 def test_weights_cut_over_data_are_sent_over_data():
-    cfg = config(data=2, fsdp=4, weights="fsdp_and_data")
+    cfg = config(data=2, fsdp=4, param_axes=("fsdp", "data"))
     sent = _sent(cfg, data=2, fsdp=4)
     assert sent == {"data+fsdp": _sent(config(fsdp=8), fsdp=8)["fsdp"]}
     slices = parse("v5p:2x2x1", 2)
@@ -363,18 +363,18 @@ def test_weights_cut_over_data_are_sent_over_data():
 
 def test_weights_cut_over_context_are_sent_over_context():
     """As over so many devices of fsdp; what context sends otherwise, but for weights' gradients."""
-    cfg = config(fsdp=2, context=4, weights="fsdp_and_context")
+    cfg = config(fsdp=2, context=4, param_axes=("fsdp", "context"))
     sent = _sent(cfg, fsdp=2, context=4)
     assert sent["fsdp+context"] == _sent(config(fsdp=8), fsdp=8)["fsdp"]
     m, p = cfg.model, cfg.packing
     kv = (p.und_tokens + p.clean_tokens + p.noised_tokens) * 8 / 2 * m.num_kv_heads * m.head_dim
     assert sent["context"] == pytest.approx(3 / 4 * 2 * kv * m.num_layers * 12)
-    alone = _sent(dataclasses.replace(cfg, train=TrainConfig(batch_rows=1)), context=8)
+    alone = _sent(dataclasses.replace(cfg, train=TrainConfig(global_batch_rows=1)), context=8)
     assert set(alone) == {"context"} and alone["context"] > sent["fsdp+context"]
 
 
 def test_every_device_along_context_has_a_part_of_all_gradients():
-    cfg = dataclasses.replace(config(), train=TrainConfig(batch_rows=8, accumulate=3))
+    cfg = dataclasses.replace(config(), train=TrainConfig(global_batch_rows=8, grad_accum_steps=3))
     m, p = cfg.model, cfg.packing
     weights = 2 * flops.branch_weights(m) + 6 * m.num_layers * m.embed_dim**2 + 300 * m.embed_dim
     kv = (p.und_tokens + p.clean_tokens + p.noised_tokens) * 4 * 2 * m.num_kv_heads * m.head_dim
@@ -396,12 +396,12 @@ def test_the_formulas_count_an_embedding_whose_size_the_tokenizer_gives(known):
 def test_on_a_torus_weights_lie_along_two_axes():
     assert parse("v5p:4x4x4").two_axes == (4, 16) and parse("v5e-256").two_axes == (16, 16)
     assert parse("v5p:2x2x1").two_axes == (2, 2) and parse("8xH100").two_axes is None
-    cfg = dataclasses.replace(config(data=1, fsdp=8), train=TrainConfig(batch_rows=64))
+    cfg = dataclasses.replace(config(data=1, fsdp=8), train=TrainConfig(global_batch_rows=64))
     once = [c.mesh for c in candidates(cfg, parse("v5p:4x4x4")) if c.mesh.data * c.mesh.fsdp == 64]
-    assert {(m.data, m.fsdp) for m in once if m.weights == "fsdp_and_data"} == {(4, 16)}
+    assert {(m.data, m.fsdp) for m in once if m.param_axes == ("fsdp", "data")} == {(4, 16)}
     assert all(m.data > 1 for m in once)  # in one step, over all of it, they are never gathered
-    on_gpus = {(c.mesh.context > 1, c.mesh.weights) for c in candidates(cfg, GPUS)}
-    assert on_gpus == {(False, "fsdp"), (True, "fsdp_and_context")}
+    on_gpus = {(c.mesh.context > 1, c.mesh.param_axes) for c in candidates(cfg, GPUS)}
+    assert on_gpus == {(False, ("fsdp",)), (True, ("fsdp", "context"))}
 
 
 def test_a_state_that_is_held_by_all_who_share_a_row_is_flagged(known):
@@ -411,8 +411,8 @@ def test_a_state_that_is_held_by_all_who_share_a_row_is_flagged(known):
         return diagnostics.flags(cfg, mesh, known.boxed, 0, 1e9, 2e9, [])
 
     (flag,) = said(data=1, fsdp=2, context=4)
-    assert "4 chips that share a row" in flag and "weights='fsdp_and_context'" in flag
-    assert not said(data=1, fsdp=2, context=4, weights="fsdp_and_context")
+    assert "4 chips that share a row" in flag and "param_axes=fsdp,context" in flag
+    assert not said(data=1, fsdp=2, context=4, param_axes=("fsdp", "context"))
 
 
 @pytest.mark.parametrize("machine", ["v5e-256", "v5p-64", "v5p-512", "v6e-64"])
@@ -420,16 +420,18 @@ def test_the_recipes_lay_weights_along_the_torus(machine):
     flag = f"--config=configs/mogao_7b_stage1.py:{machine}"
     mesh = parse_config_args([flag], checked=False)[0].mesh
     assert (mesh.data, mesh.fsdp) == parse(machine).two_axes
-    assert mesh.weights == "fsdp_and_data"
+    assert mesh.param_axes == ("fsdp", "data")
 
 
 def test_candidates_keep_the_batch_and_fill_the_machine():
-    cfg = dataclasses.replace(config(data=1, fsdp=8), train=TrainConfig(batch_rows=8, accumulate=4))
+    cfg = dataclasses.replace(
+        config(data=1, fsdp=8), train=TrainConfig(global_batch_rows=8, grad_accum_steps=4)
+    )
     found = list(candidates(cfg, GPUS))
     assert len(found) > 20
     for c in found:
         mesh = c.mesh
         assert mesh.data * mesh.fsdp * mesh.tensor * mesh.context == 8
-        assert c.train.batch_rows % (mesh.data * mesh.fsdp) == 0
-        assert c.train.batch_rows * c.train.accumulate == 32
+        assert c.train.global_batch_rows % (mesh.data * mesh.fsdp) == 0
+        assert c.train.global_batch_rows * c.train.grad_accum_steps == 32
         check(c, GPUS)

@@ -31,7 +31,7 @@ def get_config():
     c.vae.norm_groups, c.vae.scaling_factor, c.vae.shift_factor = 2, 1.0, 0.0
     c.vit.depth, c.vit.embed_dim, c.vit.num_heads, c.vit.mlp_dim = 1, 16, 2, 32
     c.mesh.data, c.mesh.fsdp = 1, 8
-    c.train.batch_rows = 8
+    c.train.global_batch_rows = 8
     return c
 """
 
@@ -114,8 +114,8 @@ def test_sampling_on_a_gpu_is_planned_by_formulas(recipe, capsys):
         ([], "required: --topology"),
         (["--topology", "8xH100", "--config.mesh.tensor=3"], "does not fit the 8 devices"),
         (["--topology", "8xH100", "--config.mesh.fsdp=2", "--config.mesh.tensor=4",
-          "--config.train.batch_rows=8"], r"mesh.tensor \(4\).*mesh.tensor=2"),
-        (["--topology", "8xH100", "--config.train.batch_rows=12"], "such as 8 or 16"),
+          "--config.train.global_batch_rows=8"], r"mesh.tensor \(4\).*mesh.tensor=2"),
+        (["--topology", "8xH100", "--config.train.global_batch_rows=12"], "such as 8 or 16"),
         (["--topology", "8xH100", "--config.model.vocab_size=0"], "vocab_size is 0"),
     ],
 )  # fmt: skip

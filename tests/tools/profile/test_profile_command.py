@@ -36,7 +36,7 @@ def get_config():
     c.vae.block_channels, c.vae.layers_per_block = (4, 4, 8, 8), 1
     c.vae.norm_groups, c.vae.scaling_factor, c.vae.shift_factor = 2, 1.0, 0.0
     c.vit.depth, c.vit.embed_dim, c.vit.num_heads, c.vit.mlp_dim = 1, 16, 2, 32
-    c.train.batch_rows, c.train.accumulate = 2, 1
+    c.train.global_batch_rows, c.train.grad_accum_steps = 2, 1
     return c
 """
 

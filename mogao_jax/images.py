@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from mogao_jax.config.geometry import VAE_GRID, VIT_MERGE, VIT_PATCH
 from mogao_jax.errors import DocumentError
 from mogao_jax.sequence.document import Image
 
@@ -133,7 +134,7 @@ def target_size(
     width: int,
     max_pixels: int,
     min_pixels: int = 1,
-    grid: int = 16,
+    grid: int = VAE_GRID,
     max_side: int = 1 << 30,
 ) -> tuple[int, int]:
     """Native resolution: the size (height, width) that an image is resized to.
@@ -178,9 +179,9 @@ def vit_size(
     mode: str,
     vit_max_pixels: int,
     *,
-    patch_size: int = 14,
-    merge_size: int = 2,
-    vae_grid: int = 16,
+    patch_size: int = VIT_PATCH,
+    merge_size: int = VIT_MERGE,
+    vae_grid: int = VAE_GRID,
     vit_min_pixels: int = VIT_MIN_PIXELS,
 ) -> tuple[int, int]:
     """The size that an image has before the ViT, in multiples of patch_size * merge_size (28).
@@ -209,7 +210,7 @@ def vit_size(
 
 
 def vit_patches(
-    pixels: np.ndarray, patch_size: int = 14, merge_size: int = 2
+    pixels: np.ndarray, patch_size: int = VIT_PATCH, merge_size: int = VIT_MERGE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Patches in Qwen2-VL's order: merge blocks by row, and the patches of each block by row.
 

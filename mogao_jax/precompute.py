@@ -15,8 +15,9 @@ import numpy as np
 
 from mogao_jax.atomic import atomic_directory
 from mogao_jax.checkpoints.fingerprint import fingerprint
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.data.encoded import FORMAT, STRIDE, EncodedPictures, key
+from mogao_jax.data.encoded import FORMAT, EncodedPictures, key
 from mogao_jax.data.sources import Source, Split, open_source
 from mogao_jax.errors import ConfigError, DocumentError
 from mogao_jax.models.modules import EncoderParams, Modules
@@ -175,7 +176,7 @@ def _encode_group(
         pixels[i, :h, :w] = picture
     moments = np.asarray(_moments(modules, encoders.vae, pixels, size))
     for i, picture in enumerate(group):
-        h, w = (n // STRIDE for n in picture.shape[:2])
+        h, w = (n // LATENT_STRIDE for n in picture.shape[:2])
         writers["vae"].add(key(picture), moments[i, :h, :w].reshape(h * w, -1))
     if modules.vit is not None:
         _encode_vit(modules, encoders, group, writers["vit"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mogao_jax.config.geometry import PIXELS_PER_TOKEN, VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.paths import expanded
@@ -42,7 +43,7 @@ def check_architecture(config: MogaoConfig) -> None:
 def image_tokens(config: MogaoConfig) -> int:
     """VAE tokens (16x16 pixels each) of the largest image that `config.images` lets through."""
     images = config.images
-    return max(1, min(images.max_pixels, images.max_side**2) // 256)
+    return max(1, min(images.max_pixels, images.max_side**2) // PIXELS_PER_TOKEN)
 
 
 def vit_tokens(config: MogaoConfig) -> int:
@@ -51,7 +52,7 @@ def vit_tokens(config: MogaoConfig) -> int:
     if images.vit_resize == "match_vae_grid":
         return need
     unit = config.vit.patch_size * config.vit.merge_size
-    side = max(1, round((need * 256) ** 0.5 / unit))
+    side = max(1, round((need * PIXELS_PER_TOKEN) ** 0.5 / unit))
     return max(1, min(side * side, images.vit_max_pixels // unit**2))
 
 
@@ -121,11 +122,11 @@ def _check_files(config: MogaoConfig) -> None:
 
 def _check_images(config: MogaoConfig) -> None:
     images = config.images
-    if images.max_side % 16:
-        lower = images.max_side // 16 * 16
+    if images.max_side % VAE_GRID:
+        lower = images.max_side // VAE_GRID * VAE_GRID
         raise ConfigError(
-            f"config.images.max_side ({images.max_side}) must be a multiple of 16, the size of "
-            f"a VAE token; use {lower} or {lower + 16}."
+            f"config.images.max_side ({images.max_side}) must be a multiple of {VAE_GRID}, the "
+            f"size of a VAE token; use {lower} or {lower + VAE_GRID}."
         )
     if images.min_pixels > min(images.max_pixels, images.max_side**2):
         raise ConfigError(
@@ -155,7 +156,7 @@ def _check_packing(config: MogaoConfig) -> None:
             raise ConfigError(
                 f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
                 f"({config.images.max_pixels} pixels are {need} tokens); raise the first to at "
-                f"least {need}, or lower the second to {budget * 256}."
+                f"least {need}, or lower the second to {budget * PIXELS_PER_TOKEN}."
             )
     if not vae_only and any(s.kind == "shapes" and s.task in _READING for s in used):
         tokens = vit_tokens(config)

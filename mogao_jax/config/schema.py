@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from mogao_jax.config.geometry import PIXELS_PER_TOKEN, VAE_GRID, VIT_MERGE, VIT_PATCH
 from mogao_jax.errors import ConfigError
 
 
@@ -33,9 +34,9 @@ class TokenizerConfig:
 class ImageConfig:
     """Native resolution: aspect ratio kept, sides rounded to the VAE grid, no padding."""
 
-    max_pixels: int = _field(256 * 256, "pixel budget of an image", minimum=256)
-    min_pixels: int = _field(16 * 16, "smaller images are enlarged to this", minimum=1)
-    max_side: int = _field(512, "side of the canvas that every image fits in", minimum=16)
+    max_pixels: int = _field(256 * 256, "pixel budget of an image", minimum=PIXELS_PER_TOKEN)
+    min_pixels: int = _field(PIXELS_PER_TOKEN, "smaller images are enlarged to this", minimum=1)
+    max_side: int = _field(512, "side of the canvas that every image fits in", minimum=VAE_GRID)
     vit_resize: Literal["native", "match_vae_grid"] = _field(
         "native",
         "[choice] native: own 28-pixel grid, tokens at fractional positions of the VAE grid; "
@@ -248,8 +249,8 @@ class VitConfig:
     embed_dim: int = _field(1280, minimum=8)
     num_heads: int = _field(16, minimum=1)
     mlp_dim: int = _field(5120, minimum=1)
-    patch_size: int = _field(14, minimum=1)
-    merge_size: int = _field(2, minimum=1)
+    patch_size: int = _field(VIT_PATCH, minimum=1)
+    merge_size: int = _field(VIT_MERGE, minimum=1)
     temporal_patch_size: int = _field(2, minimum=1)
     rope_theta: float = _field(10000.0, above=0.0)
     layer_norm_eps: float = _field(1e-6, above=0.0)

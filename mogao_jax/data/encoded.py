@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.errors import DataError
 from mogao_jax.paths import expanded
 from mogao_jax.sequence.batch import PackedBatch
 
 FORMAT = "mogao_jax encoded pictures 1"
 PARTS = ("vae", "vit")
-STRIDE = 8  # pixels per latent
 
 
 def key(*arrays: np.ndarray) -> tuple[int, int]:
@@ -88,11 +88,11 @@ class EncodedPictures:
           DataError: one of its pictures is not in the folder.
         """
         images, vit = batch.images, batch.vit
-        side = images.pixels.shape[1] // STRIDE
+        side = images.pixels.shape[1] // LATENT_STRIDE
         moments = np.zeros((len(images.size), side, side, self.vae.width), np.float32)
         for i, (height, width) in enumerate(images.size):
             rows = self._find(self.vae, document, images.pixels[i, :height, :width])
-            grid = height // STRIDE, width // STRIDE
+            grid = height // LATENT_STRIDE, width // LATENT_STRIDE
             moments[i, : grid[0], : grid[1]] = rows.reshape(*grid, -1)
         images = images._replace(pixels=images.pixels[:, :0, :0], moments=moments)
         if self.vit is None:

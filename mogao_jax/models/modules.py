@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
-from mogao_jax.models.mogao import LATENT_PATCH, Mogao, build, example_inputs, vit_feature_shape
+from mogao_jax.models.mogao import Mogao, build, example_inputs, vit_feature_shape
 from mogao_jax.models.taef1 import Taef1
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower, stacked

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, VitConfig
 from mogao_jax.flow import linear_velocity
 from mogao_jax.models import cache as caches
@@ -33,7 +34,6 @@ from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import TokenMeta
 from mogao_jax.sharding.ambient import LENGTH_AXES
 
-LATENT_PATCH = 2  # one VAE token is a 2x2 patch of latents
 # With a cache, scores of up to this many bytes are held whole: few queries make poor tiles.
 DENSE_BYTES = 64 * 2**20
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import VaeConfig
 from mogao_jax.models.masked_layers import Conv, halve, image_mask, inside, upsample
 
@@ -105,7 +106,7 @@ class Taef1(nn.Module):
 
     def decode(self, latents: Array, size: Array) -> Array:
         """float[N, Hc/8, Wc/8, 16], int32[N, 2] -> float32[N, Hc, Wc, 3] (not clipped)."""
-        mask = image_mask(size, *latents.shape[1:3], stride=8)
+        mask = image_mask(size, *latents.shape[1:3], stride=LATENT_STRIDE)
         x = 3 * jnp.tanh(latents.astype(self.dtype) / 3)
         x, mask = self.decoder(x, mask)
         return inside(2 * x.astype(jnp.float32) - 1, mask)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from mogao_jax.config.geometry import LATENT_PATCH, LATENT_STRIDE
 from mogao_jax.config.schema import VaeConfig
 from mogao_jax.models.masked_layers import (
     Conv,
@@ -29,9 +30,6 @@ from mogao_jax.models.masked_layers import (
 )
 
 Array = jax.Array
-
-STRIDE = 8  # pixels per latent
-PATCH = 2  # latents per token side: a token is 16x16 pixels
 
 
 class Posterior(NamedTuple):
@@ -159,7 +157,7 @@ class FluxVae(nn.Module):
 
     def decode(self, z: Array, size: Array) -> Array:
         """Unscaled z float[N, Hc/8, Wc/8, 16], int32[N, 2] -> float32[N, Hc, Wc, 3]."""
-        mask = image_mask(size, *z.shape[1:3], stride=STRIDE)
+        mask = image_mask(size, *z.shape[1:3], stride=LATENT_STRIDE)
         pixels, mask = self.decoder(z.astype(self.dtype), mask)
         return inside(pixels.astype(jnp.float32), mask)
 
@@ -167,7 +165,7 @@ class FluxVae(nn.Module):
         """As `encode`, but model-scaled latents: a posterior sample by `noise`, or the mean."""
         mean, logvar = self.encode(pixels, size)
         z = mean if noise is None else mean + jnp.exp(0.5 * logvar) * noise
-        mask = image_mask(size, *z.shape[1:3], stride=STRIDE)
+        mask = image_mask(size, *z.shape[1:3], stride=LATENT_STRIDE)
         return inside(scale_latents(z, self.config), mask)
 
     def decode_latents(self, latents: Array, size: Array) -> Array:
@@ -257,7 +255,7 @@ def latents_of_moments(
     if logvar and posterior_noise is not None:
         z = mean + jnp.exp(0.5 * logvar[0]) * posterior_noise
     flat = z.reshape(-1, *z.shape[-3:])
-    mask = image_mask(size.reshape(-1, 2), *flat.shape[1:3], stride=STRIDE)
+    mask = image_mask(size.reshape(-1, 2), *flat.shape[1:3], stride=LATENT_STRIDE)
     return inside(scale_latents(flat, config), mask).reshape(z.shape)
 
 
@@ -278,7 +276,9 @@ def decode_latents(vae: nn.Module, params, latents: Array, size: Array | np.ndar
 
 def patchify_latents(latents: Array) -> Array:
     """[..., h, w, c] -> tokens [..., (h/2) (w/2), 4c]; in a token the order is (row, column, c)."""
-    return rearrange(latents, "... (h ph) (w pw) c -> ... (h w) (ph pw c)", ph=PATCH, pw=PATCH)
+    return rearrange(
+        latents, "... (h ph) (w pw) c -> ... (h w) (ph pw c)", ph=LATENT_PATCH, pw=LATENT_PATCH
+    )
 
 
 def unpatchify_latents(tokens: Array, height: int, width: int) -> Array:
@@ -286,8 +286,8 @@ def unpatchify_latents(tokens: Array, height: int, width: int) -> Array:
     return rearrange(
         tokens,
         "... (h w) (ph pw c) -> ... (h ph) (w pw) c",
-        h=height // PATCH,
-        w=width // PATCH,
-        ph=PATCH,
-        pw=PATCH,
+        h=height // LATENT_PATCH,
+        w=width // LATENT_PATCH,
+        ph=LATENT_PATCH,
+        pw=LATENT_PATCH,
     )

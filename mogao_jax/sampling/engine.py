@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import EncoderParams, Modules
-from mogao_jax.models.mogao import LATENT_PATCH, head_table
+from mogao_jax.models.mogao import head_table
 from mogao_jax.sampling import image, prefill, text
 from mogao_jax.sampling.buckets import Programs
 from mogao_jax.sampling.images import Encoders

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import LayoutConfig
 from mogao_jax.sequence.geometry import text_positions, vae_positions, vit_positions
 
@@ -38,7 +39,7 @@ class EncodedImage:
 
     @property
     def vae_grid(self) -> tuple[int, int]:
-        return self.size[0] // 16, self.size[1] // 16
+        return self.size[0] // VAE_GRID, self.size[1] // VAE_GRID
 
 
 class TokenSpan(NamedTuple):

@@ -6,11 +6,12 @@ import math
 from typing import Any, NamedTuple
 
 from mogao_jax import images as image_ops
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
 from mogao_jax.sequence.document import Document, Image
 from mogao_jax.sequence.elements import ImageRef, render_prompt
-from mogao_jax.sequence.geometry import VAE_GRID, vae_grid
+from mogao_jax.sequence.geometry import vae_grid
 from mogao_jax.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2**20

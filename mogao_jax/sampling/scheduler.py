@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache, prefill, text
 from mogao_jax.sampling.buckets import all_or_few, fine, halved, power
@@ -21,7 +22,6 @@ from mogao_jax.sampling.lengths import Limits
 from mogao_jax.sampling.requests import PictureProgress
 from mogao_jax.sampling.session import Mode, Session
 from mogao_jax.sequence.batch import CONTEXTS, EMPTY, FULL, IMAGE_ONLY
-from mogao_jax.sequence.geometry import VAE_GRID
 
 MIN_CAPACITY = 256  # und tokens of the cache; it doubles as histories grow
 MIN_CLEAN = 64  # clean tokens of the cache, if there are any

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sampling import guidance, lengths
 from mogao_jax.sampling.history import Context, EncodedImage, History
@@ -24,7 +25,6 @@ from mogao_jax.sampling.requests import (
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Image, Item, Role, Text
 from mogao_jax.sequence.elements import Token, render_prompt
-from mogao_jax.sequence.geometry import VAE_GRID
 from mogao_jax.tokenizer import Tokenizer
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.sequence.masking import TokenMeta
 
 # Contexts that a target image may be generated in (docs/method.md section 6).
@@ -86,7 +87,7 @@ def canvas(images: ImageTable) -> tuple[int, int]:
     """Height and width in pixels of the canvas that every image fits in."""
     if images.moments is not None:
         height, width = images.moments.shape[-3:-1]
-        return height * 8, width * 8
+        return height * LATENT_STRIDE, width * LATENT_STRIDE
     height, width = images.pixels.shape[-3:-1]
     return height, width
 

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mogao_jax import images as image_ops
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ImageConfig, VitConfig
 from mogao_jax.sequence.document import Image
-
-VAE_GRID = 16  # pixels per VAE token: 8x downsampling, then 2x2 patches
 
 
 class VitInput(NamedTuple):

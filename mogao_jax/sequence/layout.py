@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ImageConfig, LayoutConfig, VitConfig
 from mogao_jax.errors import DocumentError
 from mogao_jax.sequence.batch import (
@@ -35,7 +36,6 @@ from mogao_jax.sequence.document import Document, Image
 from mogao_jax.sequence.elements import ImageRef, Token, TokenizerLike, render
 from mogao_jax.sequence.forms import Form, draw_contexts, make_forms
 from mogao_jax.sequence.geometry import (
-    VAE_GRID,
     native_pixels,
     text_positions,
     vae_grid,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mogao_jax.config.geometry import LATENT_STRIDE, VIT_MERGE, VIT_PATCH
 from mogao_jax.config.schema import PackingConfig
 from mogao_jax.sequence.batch import (
     GenStream,
@@ -64,7 +65,11 @@ def exceeds(needed: Sizes, limits: Sizes) -> str | None:
 
 
 def pack_row(
-    documents: Sequence[PackedBatch], limits: Sizes, canvas_side: int, *, merge_size: int = 2
+    documents: Sequence[PackedBatch],
+    limits: Sizes,
+    canvas_side: int,
+    *,
+    merge_size: int = VIT_MERGE,
 ) -> PackedBatch:
     """Puts documents one after the other into a row of fixed sizes.
 
@@ -125,14 +130,14 @@ def _copy_images(into: ImageTable, part: ImageTable, start: int) -> None:
         if part.moments is None:
             into.pixels[start + i, :height, :width] = part.pixels[i, :height, :width]
         else:
-            h, w = height // 8, width // 8
+            h, w = height // LATENT_STRIDE, width // LATENT_STRIDE
             into.moments[start + i, :h, :w] = part.moments[i, :h, :w]
     where = slice(start, start + len(part.size))
     for name in ("size", "uid", "context", "source"):
         getattr(into, name)[where] = getattr(part, name)
 
 
-def empty_row(limits: Sizes, canvas_side: int, patch_values: int = 3 * 14 * 14) -> PackedBatch:
+def empty_row(limits: Sizes, canvas_side: int, patch_values: int = 3 * VIT_PATCH**2) -> PackedBatch:
     """A row of nothing but padding, with room for `limits`.
 
     Args:

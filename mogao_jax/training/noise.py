@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax import flow
+from mogao_jax.config.geometry import LATENT_PATCH, LATENT_STRIDE, PIXELS_PER_TOKEN
 from mogao_jax.config.schema import ObjectiveConfig
-from mogao_jax.models.vae import PATCH, STRIDE
 from mogao_jax.sequence.batch import ImageTable, canvas
-
-PIXELS_PER_TOKEN = (STRIDE * PATCH) ** 2
 
 
 class NoiseDraw(NamedTuple):
@@ -54,9 +52,9 @@ def draw(
       uniforms: float32[B, I] in (0, 1) to take instead of random ones; validation gives an
         evenly spread set, which makes its flow loss a low-variance one.
     """
-    height, width = (side // STRIDE for side in canvas(images))
+    height, width = (side // LATENT_STRIDE for side in canvas(images))
     latents = (height, width, latent_channels)
-    tokens = ((height // PATCH) * (width // PATCH), latent_channels * PATCH**2)
+    tokens = ((height // LATENT_PATCH) * (width // LATENT_PATCH), latent_channels * LATENT_PATCH**2)
 
     def draw_one(uid):
         u_key, noise_key, posterior_key = jax.random.split(jax.random.fold_in(key, uid), 3)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.modules import init_params, make_model
-from mogao_jax.models.mogao import LATENT_PATCH, example_inputs, vit_feature_shape
+from mogao_jax.models.mogao import example_inputs, vit_feature_shape
 from mogao_jax.ops.attention import layout
 from mogao_jax.ops.attention.pallas_tpu import attend_blocks, pallas_attention
 from mogao_jax.ops.attention.parts import Parts

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ModelConfig
 from mogao_jax.models.mogao import MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
@@ -24,7 +25,7 @@ from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sampling.session import Session
 from mogao_jax.sequence.document import Image
-from mogao_jax.sequence.geometry import VAE_GRID, native_pixels
+from mogao_jax.sequence.geometry import native_pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

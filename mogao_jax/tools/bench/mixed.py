@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sampling.lengths import count_tokens
 from mogao_jax.sampling.loading import Model
@@ -88,5 +89,7 @@ def _size(rng: np.random.Generator, config: MogaoConfig) -> tuple[int, int]:
     shape = float(np.exp(rng.uniform(-1, 1) * np.log(3)))
     height, width = fitting_size(shape, 1.0, config.images)
     if rng.random() < 0.5:
-        height, width = (max(16, side // 32 * 16) for side in (height, width))
+        height, width = (
+            max(VAE_GRID, side // 2 // VAE_GRID * VAE_GRID) for side in (height, width)
+        )
     return height, width

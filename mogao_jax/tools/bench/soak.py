@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.process_memory import held_bytes
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request, Result
@@ -161,7 +162,7 @@ def faults(request: Request, result: Result, model: Model) -> list[str]:
         height, width = pixels.shape[:2]
         fits = height * width <= images.max_pixels and max(height, width) <= images.max_side
         wanted = options.size or (height, width)
-        if (height, width) != wanted or height % 16 or width % 16:
+        if (height, width) != wanted or height % VAE_GRID or width % VAE_GRID:
             found.append(f"a picture {pixels.shape}, asked for {options.size}")
         elif not fits:
             found.append(f"a picture larger than the model draws: {height}x{width}")

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.modules import Modules, count_parameters, init_params
 from mogao_jax.models.mogao import vit_feature_shape
-from mogao_jax.models.vae import STRIDE
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import budgets, empty_row
 from mogao_jax.sharding import rules
@@ -85,7 +85,7 @@ def batch_row(config: MogaoConfig) -> PackedBatch:
     if not config.data.encoded:
         return row
     parts = 2 if vae.kind == "flux" and vae.sample_posterior else 1  # mean and log-variance
-    canvas = p.images, side // STRIDE, side // STRIDE
+    canvas = p.images, side // LATENT_STRIDE, side // LATENT_STRIDE
     moments = np.zeros((*canvas, parts * vae.latent_channels), np.float32)
     images = row.images._replace(pixels=row.images.pixels[:, :0, :0], moments=moments)
     row = row._replace(images=images)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax.config.checks import check_architecture, image_tokens, vit_tokens
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import init_params, make_modules
-from mogao_jax.models.mogao import LATENT_PATCH
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache
 from mogao_jax.sequence.masking import TokenMeta

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import VaeConfig, VitConfig
 from mogao_jax.models.modules import EncoderParams, Modules
-from mogao_jax.models.vae import STRIDE
 from mogao_jax.sequence.batch import PackedBatch, canvas
 
 
@@ -72,7 +72,7 @@ def vae_flops(
     area = size.astype(np.float64).prod(-1)
     flops = per_pixel * float(area.sum())
     if config.kind == "flux":  # one block of single-head attention over the latents
-        width, latents = config.block_channels[-1], area / STRIDE**2
+        width, latents = config.block_channels[-1], area / LATENT_STRIDE**2
         flops += float((8 * width**2 * latents + 4 * width * latents**2).sum())
     return flops
 

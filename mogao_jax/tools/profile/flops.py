@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
-from mogao_jax.models.mogao import LATENT_PATCH
 from mogao_jax.ops.attention.choice import resolve
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.tiles import tile_statistics

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.errors import ConfigError
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
@@ -143,9 +144,12 @@ class World:
     backgrounds: tuple[str, ...] = BACKGROUND_NAMES
 
     def __post_init__(self):
-        if not self.canvases or any(h < 16 or h % 16 or w < 16 or w % 16 for h, w in self.canvases):
+        if not self.canvases or any(
+            side < VAE_GRID or side % VAE_GRID for size in self.canvases for side in size
+        ):
             raise ConfigError(
-                f"shapes world: canvases must be multiples of 16 pixels, got {self.canvases}."
+                f"shapes world: canvases must be multiples of {VAE_GRID} pixels, got "
+                f"{self.canvases}."
             )
         if any(d < 2 or d % 2 for d in (self.small, self.large)) or self.small >= self.large:
             raise ConfigError(

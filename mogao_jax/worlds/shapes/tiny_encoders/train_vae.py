@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import VaeConfig
 from mogao_jax.models.encoder_weights import load_vae, save_weights, saved_vae_config
 from mogao_jax.models.masked_layers import image_mask
@@ -63,7 +64,7 @@ def loss_fn(params, vae: FluxVae, pictures: Pictures, noise: jax.Array, kl_weigh
     z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
     y = vae.apply({"params": params}, z, size, method="decode")
     pixel_mask = image_mask(size, *x.shape[1:3])
-    latent_mask = image_mask(size, *z.shape[1:3], stride=8)
+    latent_mask = image_mask(size, *z.shape[1:3], stride=LATENT_STRIDE)
 
     def mean_over(values, mask):
         return jnp.where(mask, values, 0).sum() / (mask.sum() * values.shape[-1])
@@ -98,13 +99,13 @@ def held_out_psnr(params, config: VaeConfig, count: int = 192) -> dict[str, floa
     groups = [group for world in LEARNED_WORLDS for group in canvas_groups(world)]
     for g, (canvas, world) in enumerate(groups):
         pictures = picture_batch(HELD_OUT, g, count // len(groups), world, canvas)
-        shape = (*pictures.pixels.shape[:1], canvas[0] // 8, canvas[1] // 8, 16)
+        shape = (*pictures.pixels.shape[:1], *(side // LATENT_STRIDE for side in canvas), 16)
         noise = jax.random.normal(jax.random.key(g), shape)
         for name, given in (("psnr_mean", jnp.zeros(shape)), ("psnr_sampled", noise)):
             latents = encode(params, pictures, given)
             pixels = np.asarray(decode(params, latents, pictures.size))
             scores[name] += list(psnr(pictures.pixels, pixels, pictures.size))
-            mask = image_mask(pictures.size, shape[1], shape[2], stride=8)[..., 0]
+            mask = image_mask(pictures.size, shape[1], shape[2], stride=LATENT_STRIDE)[..., 0]
             values[name].append(np.asarray(latents)[np.asarray(mask)])
     means, flat = (np.concatenate(values[k]) for k in ("psnr_mean", "psnr_sampled"))
     return {k: float(np.mean(v)) for k, v in scores.items()} | {
@@ -149,7 +150,9 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
     def step(state, pictures, seed, rate, kl_weight, decay):
         params, average, moments = state
         n, h, w, _ = pictures.pixels.shape
-        noise = jax.random.normal(jax.random.key(seed), (n, h // 8, w // 8, 16))
+        noise = jax.random.normal(
+            jax.random.key(seed), (n, h // LATENT_STRIDE, w // LATENT_STRIDE, 16)
+        )
         (_, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             params, vae, pictures, noise, kl_weight
         )

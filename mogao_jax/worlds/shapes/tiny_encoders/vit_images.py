@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mogao_jax import images
+from mogao_jax.config.geometry import VAE_GRID, VIT_MERGE, VIT_PATCH
 from mogao_jax.sequence.batch import VitPatches
 from mogao_jax.worlds.shapes.render import coverage, render
 from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, REGIONS, SHAPES, SIZES, Scene, region
@@ -17,7 +18,7 @@ from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, REGIONS, SHAPES, 
 SHAPE_NAMES, COLOR_NAMES, BACKGROUND_NAMES = tuple(SHAPES), tuple(COLORS), tuple(BACKGROUNDS)
 REGION_NAMES = tuple(REGIONS.values())
 
-_CELL = 8  # VAE-side pixels under one ViT patch: a 16-pixel token is 2x2 patches
+_CELL = VAE_GRID // VIT_MERGE  # VAE-side pixels under one ViT patch
 _MIN_COVERED = 6  # of those 64 pixels, for a patch to count as showing an object
 
 
@@ -46,7 +47,7 @@ def vit_input(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rows(scenes: list[Scene], patches: int) -> VitPatches:
     """One picture per row of `patches` patches, padded."""
     out = VitPatches(
-        np.zeros((len(scenes), patches, 3 * 14 * 14), np.uint8),
+        np.zeros((len(scenes), patches, 3 * VIT_PATCH**2), np.uint8),
         np.zeros((len(scenes), patches, 2), np.int32),
         np.zeros((len(scenes), patches), np.int32),
     )

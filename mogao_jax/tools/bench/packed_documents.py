@@ -78,12 +78,12 @@ class Sequence(NamedTuple):
     Attributes:
       is_gen: bool[L] VAE tokens, clean and noised.
       mask: bool[L, L] who may attend to whom.
-      time: int[L] the place in the document, as a one-dimensional position.
+      order: int[L] the place in the document, as a one-dimensional position.
     """
 
     is_gen: np.ndarray
     mask: np.ndarray
-    time: np.ndarray
+    order: np.ndarray
 
 
 def make_batch(setting: Setting) -> PackedBatch:
@@ -140,7 +140,7 @@ def sequences(batch: PackedBatch) -> list[list[Sequence]]:
         for segment in np.unique(whole.segment[whole.segment > 0]):
             here = np.flatnonzero(whole.segment == segment)
             meta = whole.take(here)
-            documents.append(Sequence(is_gen[here], dense_mask(meta, meta), meta.time))
+            documents.append(Sequence(is_gen[here], dense_mask(meta, meta), meta.order))
         out.append(documents)
     return out
 

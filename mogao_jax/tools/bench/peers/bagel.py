@@ -60,7 +60,9 @@ def make_step(
     arguments = {
         "sample_lens": [len(d.is_gen) for d in documents],
         "attention_mask": masks,
-        "packed_position_ids": torch.from_numpy(np.concatenate([d.time for d in documents])).long(),
+        "packed_position_ids": torch.from_numpy(
+            np.concatenate([d.order for d in documents])
+        ).long(),
         "packed_und_token_indexes": torch.from_numpy(np.flatnonzero(~is_gen)),
         "packed_gen_token_indexes": torch.from_numpy(np.flatnonzero(is_gen)),
     }

@@ -204,7 +204,7 @@ class ModelConfig:
         False, "one compiled layer instead of num_layers copies, and one block of the frozen ViT"
     )
     remat: Literal["none", "keep_matmuls", "keep_attention", "full"] = _field(
-        "none", "what a layer keeps for its backward pass (models/remat.py)"
+        "none", "what a layer keeps for its backward pass (models/block.py)"
     )
     dtype: Literal["float32", "bfloat16"] = _field("float32", "of computation")
     param_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,26 +1,28 @@
 """One deep-fused decoder layer: joint attention, separate weights per branch (paper, section 3.1).
 
-Axes: B batch, U und tokens, G gen tokens (C clean, then N noised), D embed, F mlp, N query heads,
-K key/value heads, H head_dim.
+Axes: B batch, L length (U und tokens, G gen tokens: C clean, then N noised), D embed, F mlp, N
+query heads, K key/value heads, H head_dim, I images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from mogao_jax.models.cache import LayerCache, Places, write
-from mogao_jax.models.gen_stream import join_gen, split_gen
-from mogao_jax.models.layers import Linear, constrain, zeros
-from mogao_jax.models.remat import projection
+from mogao_jax.config.schema import ModelConfig
+from mogao_jax.models.cache import LayerCache, Places, extend
+from mogao_jax.models.layers import Linear, dtypes, norm, zeros
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.ops.modulation import modulate, per_token
-from mogao_jax.ops.norms import RMSNorm
+from mogao_jax.ops.attention.tiles import ATTENTION_OUT
+from mogao_jax.ops.norms import modulate, per_token
 from mogao_jax.ops.rope import apply_rope
+from mogao_jax.sharding.context import join_gen, split_gen
+from mogao_jax.sharding.rules import constrain
 
 
 class Modulation(NamedTuple):
@@ -48,11 +50,12 @@ class Rotations(NamedTuple):
     gen: tuple[jax.Array, jax.Array]
 
 
-_TOKENS = ("act_batch", "act_len")  # logical names of the axes that all activations have
-
 # (queries, keys, values, metadata of the queries, metadata of the keys) -> outputs, in parts.
 # Without a cache keys are the queries' own tokens, and their metadata is None.
 Attend = Callable[[Parts, Parts, Parts, Parts, Parts | None], Parts]
+QKV = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
+
+_TOKENS = ("act_batch", "act_len")  # logical names of the axes that all activations have
 
 
 class Branch(nn.Module):
@@ -61,34 +64,29 @@ class Branch(nn.Module):
     The same shapes and equations as a Qwen2 layer; AdaLN, where there is any, comes from outside.
     """
 
-    embed_dim: int
-    mlp_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    eps: float
-    dtype: Any
-    param_dtype: Any
+    config: ModelConfig
 
     def setup(self):
-        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        d, f, h = self.embed_dim, self.mlp_dim, self.head_dim
-        query = (d, self.num_heads, h), ("embed", "q_heads", "head_dim")
-        key_value = (d, self.num_kv_heads, h), ("embed", "kv_heads", "head_dim")
-        self.attention_norm = RMSNorm(eps=self.eps, param_dtype=self.param_dtype)
-        self.query = Linear(*query, num_out=2, use_bias=True, **dtypes)
-        self.key = Linear(*key_value, num_out=2, use_bias=True, **dtypes)
-        self.value = Linear(*key_value, num_out=2, use_bias=True, **dtypes)
-        self.output = Linear((self.num_heads, h, d), ("q_heads", "head_dim", "embed"), **dtypes)
-        self.mlp_norm = RMSNorm(eps=self.eps, param_dtype=self.param_dtype)
-        self.gate = Linear((d, f), ("embed", "mlp"), **dtypes)
-        self.up = Linear((d, f), ("embed", "mlp"), **dtypes)
-        self.down = Linear((f, d), ("mlp", "embed"), **dtypes)
+        c = self.config
+        d, f, h, kwargs = c.embed_dim, c.mlp_dim, c.head_dim, dtypes(c)
+        query = (d, c.num_heads, h), ("embed", "q_heads", "head_dim")
+        key_value = (d, c.num_kv_heads, h), ("embed", "kv_heads", "head_dim")
+        self.attention_norm = norm(c)
+        self.query = Linear(*query, num_out=2, use_bias=True, **kwargs)
+        self.key = Linear(*key_value, num_out=2, use_bias=True, **kwargs)
+        self.value = Linear(*key_value, num_out=2, use_bias=True, **kwargs)
+        self.output = Linear((c.num_heads, h, d), ("q_heads", "head_dim", "embed"), **kwargs)
+        self.mlp_norm = norm(c)
+        self.gate = Linear((d, f), ("embed", "mlp"), **kwargs)
+        self.up = Linear((d, f), ("embed", "mlp"), **kwargs)
+        self.down = Linear((f, d), ("mlp", "embed"), **kwargs)
 
     def qkv(
         self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], modulation: Modulation | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> QKV:
         """x[B, L, D] -> q[B, L, N, H], k[B, L, K, H], v[B, L, K, H], q and k rotated."""
+        if not x.shape[1]:
+            return None, None, None
         h = self.attention_norm(x)
         if modulation is not None:
             h = modulate(h, modulation.attention_shift, modulation.attention_scale)
@@ -97,8 +95,12 @@ class Branch(nn.Module):
         k, v = (constrain(y, *_TOKENS, "act_kv_heads", None) for y in (k, self.value(h)))
         return projection(q), projection(k), projection(v)
 
-    def finish(self, x: jax.Array, attended: jax.Array, modulation: Modulation | None) -> jax.Array:
+    def finish(
+        self, x: jax.Array, attended: jax.Array | None, modulation: Modulation | None
+    ) -> jax.Array:
         """Adds attention's output [B, L, N, H] and the FFN to the residual stream [B, L, D]."""
+        if attended is None:
+            return x
         h = projection(constrain(self.output(attended), *_TOKENS, "act_embed"))
         x = x + (h if modulation is None else modulation.attention_gate * h)
         h = self.mlp_norm(x)
@@ -118,38 +120,15 @@ class Block(nn.Module):
     the gen stream passes every block unchanged.
     """
 
+    config: ModelConfig
     attend: Attend
-    fusion: str
-    embed_dim: int
-    mlp_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    eps: float
-    dtype: Any
-    param_dtype: Any
 
     def setup(self):
-        sizes: dict[str, Any] = {
-            "embed_dim": self.embed_dim,
-            "mlp_dim": self.mlp_dim,
-            "num_heads": self.num_heads,
-            "num_kv_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "eps": self.eps,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        self.und = Branch(**sizes)
-        self.gen = self.und if self.fusion == "shared" else Branch(**sizes)
-        self.adaln = Linear(
-            (self.embed_dim, 6 * self.embed_dim),
-            ("embed", None),
-            use_bias=True,
-            kernel_init=zeros,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        c = self.config
+        self.und = Branch(c)
+        self.gen = self.und if c.fusion == "shared" else Branch(c)
+        shape = (c.embed_dim, 6 * c.embed_dim)
+        self.adaln = Linear(shape, ("embed", None), use_bias=True, kernel_init=zeros, **dtypes(c))
 
     def __call__(
         self,
@@ -165,46 +144,36 @@ class Block(nn.Module):
 
         Args:
           streams: residual streams.
-          conditioning: [B, 1 + I, D] after SiLU; line 0 is t=1 (clean), then one per image.
-          conditioning_index: int32[B, G] line of `conditioning` for each gen token.
+          conditioning: [B, 1 + I, D] after SiLU; entry 0 is t=1 (clean), then one per image.
+          conditioning_index: int32[B, G] entry of `conditioning` for each gen token.
           rotations: rotary cos and sin per stream.
           meta: TokenMeta of the parts; the gen stream is its clean part, then its noised one.
-          cache: this layer's keys and values of what came before. Keys are then those of the
-            cache, the new und and clean tokens written into it, and of the new noised tokens.
-          places: with a cache, where new tokens go, and the metadata of all that is in it.
+          cache: this layer's keys and values of earlier tokens. Keys are then those of the cache,
+            the new und and clean tokens written into it, and of the new noised tokens.
+          places: with a cache, where new tokens go, and the metadata of all cached tokens.
         Returns:
           the streams, and the cache with the new tokens (None if none were to be written).
         """
         num_clean = meta.clean.segment.shape[1]
         und, gen = streams
         modulation = None
-        und_qkv: tuple = (None, None, None)
-        gen_qkv: tuple = (None, None, None)
         if gen.shape[1]:
             table = projection(self.adaln(conditioning))
             modulation = Modulation(*jnp.split(per_token(table, conditioning_index), 6, -1))
-        if und.shape[1]:
-            und_qkv = self.und.qkv(und, rotations.und, None)
-        if gen.shape[1]:
-            gen_qkv = self.gen.qkv(gen, rotations.gen, modulation)
+        und_qkv = self.und.qkv(und, rotations.und, None)
+        gen_qkv = self.gen.qkv(gen, rotations.gen, modulation)
         queries, keys, values = (
             _in_parts(u, g, num_clean) for u, g in zip(und_qkv, gen_qkv, strict=True)
         )
         query_meta = Parts(*(None if q is None else m for q, m in zip(queries, meta, strict=True)))
         key_meta = None
         if cache is not None and places is not None:
-            cache = _remember(cache, keys, values, places.destination)
-            keys = cache.keys._replace(noised=keys.noised)
-            values = cache.values._replace(noised=values.noised)
+            cache, keys, values = extend(cache, keys, values, places.destination)
             key_meta = places.meta._replace(noised=query_meta.noised)
-            if places.destination == Parts():
-                cache = None
         out = self.attend(queries, keys, values, query_meta, key_meta)
-        attended = None if out.clean is None and out.noised is None else join_gen(*out[1:])
-        if und.shape[1]:
-            und = self.und.finish(und, out.und, None)
-        if attended is not None:
-            gen = self.gen.finish(gen, attended, modulation)
+        attended = join_gen(out.clean, out.noised) if gen.shape[1] else None
+        und = self.und.finish(und, out.und, None)
+        gen = self.gen.finish(gen, attended, modulation)
         und, gen = (constrain(x, *_TOKENS, "act_embed") for x in (und, gen))
         return Streams(und, gen), cache
 
@@ -217,11 +186,39 @@ def _in_parts(und: jax.Array | None, gen: jax.Array | None, num_clean: int) -> P
     return Parts(und, clean if clean.shape[1] else None, noised if noised.shape[1] else None)
 
 
-def _remember(cache: LayerCache, keys: Parts, values: Parts, destination: Parts) -> LayerCache:
-    """The cache with new und and clean keys and values written into it."""
+# ------------------------------------------------------------------------------ rematerialisation
 
-    def put(kept: Parts, new: Parts) -> Parts:
-        pairs = ((getattr(x, name) for x in (kept, new, destination)) for name in ("und", "clean"))
-        return Parts(*(a if place is None else write(a, b, place) for a, b, place in pairs))
+# What a layer keeps for its backward pass, by name; the rest is computed again.
+# keep_matmuls    the outputs of all projections and of attention: no matmul runs again, only
+#                 norms, rotations and activations
+# keep_attention  attention's output and log-sum-exp: projections run again, attention's forward
+#                 pass (kernel or loop) does not
+# full            the layer's input alone: everything runs again
+_PROJECTION = "projection"
+_KEPT: dict[str, tuple[str, ...]] = {
+    "keep_matmuls": (_PROJECTION, ATTENTION_OUT),
+    "keep_attention": (ATTENTION_OUT,),
+    "full": (),
+}
 
-    return LayerCache(put(cache.keys, keys), put(cache.values, values))
+
+def projection(x: jax.Array) -> jax.Array:
+    """Marks the output of a matmul with weights (rotated, for queries and keys)."""
+    return checkpoint_name(x, _PROJECTION)
+
+
+def rematerialised(module: type[nn.Module], policy: str, *, in_scan: bool) -> type[nn.Module]:
+    """The module class under a policy: none (keep all that the backward pass reads) or of _KEPT.
+
+    Args:
+      in_scan: it is the body of a loop over layers, where XLA cannot undo recomputation.
+    Raises:
+      ValueError: for an unknown policy.
+    """
+    if policy == "none":
+        return module
+    if policy not in _KEPT:
+        raise ValueError(f"unknown remat policy {policy!r}: none, {', '.join(_KEPT)}")
+    kept = _KEPT[policy]
+    save = jax.checkpoint_policies.save_only_these_names(*kept) if kept else None
+    return nn.remat(module, policy=save, prevent_cse=not in_scan)

@@ -1,10 +1,10 @@
-"""Keys and values of what has been computed: a transformer's memory while sampling.
+"""The KV cache of sampling, as the layers see it.
 
 A row of the cache holds one history in two parts, as a training row does: und (text and ViT
-tokens) and clean (VAE tokens of finished pictures). Noised tokens are never kept. Each part is an
-array of fixed capacity S; a token is written to the place that the caller names for it, with its
-metadata, and what stands in the metadata decides who reads it (sequence/masking.py). Places that
-nothing was written to have segment 0 there: padding, which nobody reads.
+tokens) and clean (VAE tokens of finished images). Noised tokens are never kept. Each part is an
+array of fixed capacity S. The caller names the place of each new token; its metadata is written
+with it and decides who reads it (sequence/masking.py). Unwritten places have segment 0, which is
+padding that nobody reads.
 
 Axes: B rows, L new tokens, S capacity, K key/value heads, H head_dim.
 """
@@ -23,8 +23,8 @@ from mogao_jax.sequence.masking import TokenMeta
 class PartCache(NamedTuple):
     """One part of the cache. `Parts(und=PartCache, clean=PartCache)` is a whole one.
 
-    Keys and values are one array [B, S, K, H] per layer, in a tuple; with `scan_layers`, where
-    a loop runs over them, a single array [layers, B, S, K, H].
+    Keys and values are a tuple of arrays [B, S, K, H], one per layer; with `scan_layers`, a single
+    array [layers, B, S, K, H] to loop over.
     """
 
     keys: Any
@@ -33,17 +33,20 @@ class PartCache(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """What one layer sees of the cache: arrays [B, S, K, H] per part, None for an absent part."""
+    """One layer's part of the cache: arrays [B, S, K, H] per part, None for an absent part."""
 
     keys: Parts
     values: Parts
 
 
 class Places(NamedTuple):
-    """What is the same for all layers: where new tokens go, and who everything in it is."""
+    """Per-call cache arguments shared by all layers.
+
+    Write positions, and the metadata of all cached tokens, the new ones included.
+    """
 
     destination: Parts  # int32[B, L] per part; a place outside of 0..S-1 writes nothing
-    meta: Parts  # TokenMeta of int32[B, S] per part, the new tokens included
+    meta: Parts  # TokenMeta of int32[B, S] per part
 
 
 def write(array: jax.Array, new: jax.Array, destination: jax.Array) -> jax.Array:
@@ -55,9 +58,49 @@ def write(array: jax.Array, new: jax.Array, destination: jax.Array) -> jax.Array
     return array.at[rows, destination].set(new.astype(array.dtype), mode="drop")
 
 
-def write_meta(meta: TokenMeta, new: TokenMeta, destination: jax.Array) -> TokenMeta:
-    """A part's metadata int32[B, S] with that of new tokens int32[B, L] written into it."""
-    return TokenMeta(*(write(a, b, destination) for a, b in zip(meta, new, strict=True)))
+def make_places(cache: Parts, new: Parts, destination: Parts) -> Places:
+    """Writes the metadata of new tokens into the cache's; layers write their keys and values.
+
+    Args:
+      cache: PartCache per part.
+      new: TokenMeta of int32[B, L] per part.
+      destination: see `Places`; None for a part without new tokens.
+    """
+
+    def merge(part: PartCache | None, new: TokenMeta, places: jax.Array | None):
+        if part is None or places is None:
+            return part and part.meta
+        pairs = zip(part.meta, new, strict=True)
+        return TokenMeta(*(write(a, b, places) for a, b in pairs))
+
+    meta = (merge(*x) for x in zip(cache[:2], new[:2], destination[:2], strict=True))
+    return Places(destination, Parts(*meta))
+
+
+def extend(
+    cache: LayerCache, keys: Parts, values: Parts, destination: Parts
+) -> tuple[LayerCache | None, Parts, Parts]:
+    """Writes new und and clean tokens into a layer's cache.
+
+    Args:
+      keys, values: of the new tokens, [B, L, K, H] per part.
+      destination: see `Places`.
+    Returns:
+      the cache, None if nothing was to be written; and the keys and values that queries read:
+      all of the cache, and the new noised tokens.
+    """
+
+    def put(kept: Parts, new: Parts) -> Parts:
+        parts = zip(kept[:2], new[:2], destination[:2], strict=True)
+        return Parts(*(a if places is None else write(a, b, places) for a, b, places in parts))
+
+    written = LayerCache(put(cache.keys, keys), put(cache.values, values))
+    is_written = any(places is not None for places in destination)
+    return (
+        written if is_written else None,
+        written.keys._replace(noised=keys.noised),
+        written.values._replace(noised=values.noised),
+    )
 
 
 def layer(cache: Parts, index: int | None) -> LayerCache:

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mogao_jax.models.layers import constrain
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.vae import encode_images, latents_of_moments, patchify_latents
 from mogao_jax.models.vit import whole
-from mogao_jax.ops.per_shard import per_shard
 from mogao_jax.sequence.batch import GenStream, ImageTable, PackedBatch
-from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, sharded_axes
+from mogao_jax.sharding.ambient import BATCH_AXES, SPARE_AXES, per_shard, sharded_axes
+from mogao_jax.sharding.rules import constrain
 
 
 def encode_batch(

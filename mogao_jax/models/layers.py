@@ -1,8 +1,11 @@
-"""Linear layers with logical axis names, shared by the transformer's modules."""
+"""Layers around attention: linear, connectors, the timestep's embedding, the velocity head.
+
+Axes: B batch, L length, V merged ViT tokens, D embed, N heads, H head_dim, C channels (64 per VAE
+token: 2x2 patches of 16 latent channels).
+"""
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -10,10 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mogao_jax.sharding import rules
-from mogao_jax.sharding.ambient import LENGTH_AXES, ways
+from mogao_jax.config.schema import ModelConfig
+from mogao_jax.ops.norms import RMSNorm, modulate
+from mogao_jax.sharding.ambient import LENGTH_AXES, axis_size
+from mogao_jax.sharding.rules import all_gather
 
-# Fan-in scaled: right at any width. Checkpoints ported from an LLM do not use it.
+# Scaled by fan-in, which suits any width. Parameters ported from an LLM replace it.
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 zeros = nn.initializers.zeros_init()
 
@@ -22,9 +27,8 @@ class Linear(nn.Module):
     """x @ kernel + bias over the last `len(shape) - num_out` axes of x.
 
     All other axes of x are joined, so that forward and backward are plain two-dimensional
-    matmuls. XLA's CPU backend takes those as they are; with a batch axis in between it writes a
-    transposed copy of every gradient first, which took longer than the matmul itself. (Where a
-    row is split over devices, they stay.)
+    matmuls: with a batch axis in between, XLA's CPU backend first writes a transposed copy of
+    every gradient, which took longer than the matmul itself.
 
     Attributes:
       shape: of the kernel, inputs then outputs: (D, N, H) makes heads, (N, H, D) joins them.
@@ -55,10 +59,10 @@ class Linear(nn.Module):
             self.param_dtype,
         )
         lead = x.shape[: x.ndim - len(inputs)]
-        # Rows and tokens that are both split cannot be joined where they lie.
-        joined = lead if ways(LENGTH_AXES) > 1 else (-1,)
+        # Rows and tokens that are both sharded cannot become one axis without communication.
+        joined = lead if axis_size(LENGTH_AXES) > 1 else (-1,)
         x = x.reshape(*joined, num_in).astype(self.dtype)
-        kernel = gathered(kernel.astype(self.dtype), *self.axes)
+        kernel = all_gather(kernel.astype(self.dtype), *self.axes)
         y = x @ kernel.reshape(num_in, num_features)
         if self.use_bias:
             bias = self.param(
@@ -71,48 +75,77 @@ class Linear(nn.Module):
         return y.reshape(*lead, *outputs)
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Tells the partitioner how an activation lies, by logical names (no mesh: no effect)."""
-    spec = rules.ambient_spec(x.shape, axes)
-    return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
+def dtypes(config: ModelConfig) -> dict[str, Any]:
+    """The dtypes of a layer, as keyword arguments of Linear."""
+    return {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
 
 
-def gathered(x: jax.Array, *axes: str | None, over: tuple[str, ...] | None = None) -> jax.Array:
-    """A weight (or an activation) made whole over mesh axes; its gradient is cut up again.
+def norm(config: ModelConfig, **kwargs: Any) -> RMSNorm:
+    """The transformer's RMSNorm."""
+    return RMSNorm(eps=config.rms_norm_eps, param_dtype=jnp.dtype(config.param_dtype), **kwargs)
 
-    Said in so many words, because the partitioner, left to itself, also likes to cut features
-    instead of rows and to exchange activations. What is gathered in the forward pass is summed
-    and scattered in the backward one.
+
+def timestep_sinusoids(timesteps: jax.Array, dim: int, scale: float) -> jax.Array:
+    """Sinusoidal features of t, float32[..., dim], cosines first (Ho et al. 2020, as in DiT).
 
     Args:
-      axes: logical names of x's axes, as it is stored.
-      over: mesh axes, the last one first, each in a step of its own; default: what weights are
-        cut over (sharding/rules.py).
+      timesteps: float32[...] in [0, 1], t=1 is data.
+      dim: number of features, even.
+      scale: t is multiplied by it first (config `timestep_scale`).
     """
-    stored = rules.ambient_spec(x.shape, axes)
-    if stored is None:
-        return x
-    over = rules.ambient_param_axes() if over is None else over
-    steps = (rules.without(stored, over[i:]) for i in reversed(range(len(over))))
-    return _gathered((stored, *steps), x)
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timesteps.astype(jnp.float32)[..., None] * scale * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathered(specs: tuple[Any, ...], x: jax.Array) -> jax.Array:
-    """From lying as specs[0] says to specs[-1], one step at a time; back for the gradient."""
-    for spec in specs[1:]:
-        x = jax.lax.with_sharding_constraint(x, spec)
-    return x
+class TimestepEmbedder(nn.Module):
+    """t -> conditioning vector: sinusoids, then a two-layer MLP. float32[...] -> [..., D]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, timesteps: jax.Array) -> jax.Array:
+        c = self.config
+        kwargs = {"use_bias": True, **dtypes(c)}
+        x = timestep_sinusoids(timesteps, c.timestep_embed_dim, c.timestep_scale)
+        x = Linear((c.timestep_embed_dim, c.embed_dim), (None, "embed"), name="in", **kwargs)(x)
+        return Linear((c.embed_dim, c.embed_dim), ("embed", None), name="out", **kwargs)(nn.silu(x))
 
 
-def _gathered_forward(specs, x):
-    return _gathered(specs, x), None
+class VitMerger(nn.Module):
+    """Our trainable merger: each 2x2 block of ViT features becomes one token.
+
+    [choice] LayerNorm, concatenation, Linear, GELU, Linear: the shape of Qwen2-VL's own merger,
+    but into this backbone's width. [B, V * merge^2, C] -> [B, V, D].
+    """
+
+    config: ModelConfig
+    merge_size: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        kwargs = {"use_bias": True, **dtypes(self.config)}
+        x = nn.LayerNorm(epsilon=1e-6, name="norm", **dtypes(self.config))(features)
+        width = self.merge_size**2 * features.shape[-1]
+        x = x.reshape(features.shape[0], -1, width)
+        x = Linear((width, width), ("embed", "mlp"), name="in", **kwargs)(x)
+        x = nn.gelu(x, approximate=False)
+        return Linear((width, self.config.embed_dim), ("mlp", "embed"), name="out", **kwargs)(x)
 
 
-def _gathered_backward(specs, residuals, cotangent):
-    for spec in reversed(specs[:-1]):
-        cotangent = jax.lax.with_sharding_constraint(cotangent, spec)
-    return (cotangent,)
+class VelocityHead(nn.Module):
+    """Norm, AdaLN (shift and scale per token), and a zero-initialised projection to velocities.
 
+    x[B, L, D], conditioning[B, L, 2D] -> [B, L, C].
+    """
 
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+    config: ModelConfig
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, conditioning: jax.Array) -> jax.Array:
+        shift, scale = jnp.split(conditioning, 2, -1)
+        x = modulate(norm(self.config, name="norm")(x), shift, scale)
+        kwargs = {"use_bias": True, "kernel_init": zeros, **dtypes(self.config)}
+        return Linear((x.shape[-1], self.channels), ("embed", None), name="out", **kwargs)(x)

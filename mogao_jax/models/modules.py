@@ -17,7 +17,7 @@ from mogao_jax.models.mogao import Mogao, build, example_inputs, vit_feature_sha
 from mogao_jax.models.taef1 import Taef1
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower, stacked
-from mogao_jax.ops.attention.choice import resolve
+from mogao_jax.ops.attention.api import resolve
 from mogao_jax.sharding import rules
 
 # Parts that parameters are counted by, in the order of a report.

@@ -8,6 +8,7 @@ D embed, L vocab.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -19,27 +20,33 @@ from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import AttentionConfig, ModelConfig, VaeConfig, VitConfig
 from mogao_jax.flow import linear_velocity
 from mogao_jax.models import cache as caches
-from mogao_jax.models.block import Block, Rotations, Streams
-from mogao_jax.models.connectors import TimestepEmbedder, VelocityHead, VitMerger
-from mogao_jax.models.gen_stream import join_gen, split_gen
-from mogao_jax.models.layers import Linear, constrain, gathered, zeros
-from mogao_jax.models.remat import rematerialised
+from mogao_jax.models.block import Attend, Block, Rotations, Streams, rematerialised
+from mogao_jax.models.layers import (
+    Linear,
+    TimestepEmbedder,
+    VelocityHead,
+    VitMerger,
+    dtypes,
+    norm,
+    zeros,
+)
 from mogao_jax.ops.attention.api import attention
 from mogao_jax.ops.attention.parts import Parts, readable_parts
 from mogao_jax.ops.embedding import embed_tokens
-from mogao_jax.ops.modulation import per_token
-from mogao_jax.ops.norms import RMSNorm
+from mogao_jax.ops.norms import per_token
 from mogao_jax.ops.rope import rope_angles
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.masking import TokenMeta
 from mogao_jax.sharding.ambient import LENGTH_AXES
+from mogao_jax.sharding.context import join_gen, split_gen
+from mogao_jax.sharding.rules import all_gather, constrain
 
-# With a cache, scores of up to this many bytes are held whole: few queries make poor tiles.
+# With a cache, scores of up to this many bytes are held whole, since few queries make poor tiles.
 DENSE_BYTES = 64 * 2**20
 
 
 class MogaoInputs(NamedTuple):
-    """What the transformer reads: a PackedBatch whose images have been encoded and noised."""
+    """The transformer's inputs: a PackedBatch whose images have been encoded and noised."""
 
     tokens: jax.Array  # int32[B, U]
     vit_index: jax.Array  # int32[B, U] row of vit_features' merged tokens, -1 for text
@@ -102,44 +109,18 @@ class Mogao(nn.Module):
     text_reads_vae: bool = False
 
     def setup(self):
-        c = self.config
-        dtypes: dict[str, Any] = {
-            "dtype": jnp.dtype(c.dtype),
-            "param_dtype": jnp.dtype(c.param_dtype),
-        }
+        c, kwargs = self.config, {"use_bias": True, **dtypes(self.config)}
         channels = self.latent_channels * LATENT_PATCH**2
-        self.token_embedding = self.param(
-            "token_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.normal(c.embedding_init), ("vocab", "embed")
-            ),
-            (self.vocab_size, c.embed_dim),
-            dtypes["param_dtype"],
-        )
+        self.token_embedding = self._table("token_embedding", c.embedding_init)
         if c.connector == "merger":
-            self.vit_merger = VitMerger(c.embed_dim, self.merge_size, **dtypes)
+            self.vit_merger = VitMerger(c, self.merge_size)
         else:
             shape = (self.vit_merger_dim, c.embed_dim)
-            self.vit_linear = Linear(shape, (None, "embed"), use_bias=True, **dtypes)
-        into = (channels, c.embed_dim)
-        self.latent_in = Linear(into, (None, "embed"), use_bias=True, **dtypes)
-        self.timestep_embedder = TimestepEmbedder(
-            c.embed_dim, c.timestep_embed_dim, c.timestep_scale, **dtypes
-        )
-        block: dict[str, Any] = {
-            "attend": functools.partial(
-                _attend, config=c.attention, text_reads_vae=self.text_reads_vae
-            ),
-            "fusion": c.fusion,
-            "embed_dim": c.embed_dim,
-            "mlp_dim": c.mlp_dim,
-            "num_heads": c.num_heads,
-            "num_kv_heads": c.num_kv_heads,
-            "head_dim": c.head_dim,
-            "eps": c.rms_norm_eps,
-            **dtypes,
-        }
-        block_class = rematerialised(Block, c.remat, in_scan=c.scan_layers)
+            self.vit_linear = Linear(shape, (None, "embed"), **kwargs)
+        self.latent_in = Linear((channels, c.embed_dim), (None, "embed"), **kwargs)
+        self.timestep_embedder = TimestepEmbedder(c)
+        attend = functools.partial(_attend, config=c.attention, text_reads_vae=self.text_reads_vae)
+        block = rematerialised(Block, c.remat, in_scan=c.scan_layers)
         if c.scan_layers:
             self.layers = nn.scan(
                 _ScanBlock,
@@ -148,25 +129,22 @@ class Mogao(nn.Module):
                 in_axes=(*(nn.broadcast,) * 4, 0, nn.broadcast),
                 length=c.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(block_class, block)
+            )(block, c, attend)
         else:
-            self.layers = [block_class(**block) for _ in range(c.num_layers)]
-        self.final_norm = RMSNorm(eps=c.rms_norm_eps, param_dtype=dtypes["param_dtype"])
+            self.layers = [block(c, attend) for _ in range(c.num_layers)]
+        self.final_norm = norm(c)
         if not c.tie_embeddings:
-            self.lm_head = self.param(
-                "lm_head",
-                nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
-                (self.vocab_size, c.embed_dim),
-                dtypes["param_dtype"],
-            )
-        self.final_adaln = Linear(
-            (c.embed_dim, 2 * c.embed_dim),
-            ("embed", None),
-            use_bias=True,
-            kernel_init=zeros,
-            **dtypes,
-        )
-        self.velocity_head = VelocityHead(channels, c.rms_norm_eps, **dtypes)
+            self.lm_head = self._table("lm_head", 0.02)
+        shape = (c.embed_dim, 2 * c.embed_dim)
+        self.final_adaln = Linear(shape, ("embed", None), kernel_init=zeros, **kwargs)
+        self.velocity_head = VelocityHead(c, channels)
+
+    @nn.nowrap
+    def _table(self, name: str, stddev: float) -> jax.Array:
+        """A parameter [L, D] with a row per vocabulary entry."""
+        init = nn.with_logical_partitioning(nn.initializers.normal(stddev), ("vocab", "embed"))
+        shape = (self.vocab_size, self.config.embed_dim)
+        return self.param(name, init, shape, jnp.dtype(self.config.param_dtype))
 
     def __call__(
         self, inputs: MogaoInputs, cache: Parts | None = None, destination: Parts | None = None
@@ -182,53 +160,61 @@ class Mogao(nn.Module):
             that has no new tokens.
         """
         c = self.config
-        num_clean = inputs.clean_latents.shape[1]
         streams = self._embed(inputs)
         conditioning = self._conditioning(inputs.timesteps)
-        # Line 0 of the conditioning is t=1: clean tokens are data. Padding goes there too.
+        # Entry 0 of the conditioning is t=1: clean tokens are data. Padding goes there too.
         clean_index = jnp.zeros(inputs.clean_latents.shape[:2], jnp.int32)
         index = join_gen(clean_index, inputs.noised_index + 1)
-        rope: dict[str, Any] = {
-            "head_dim": c.head_dim,
-            "theta": c.rope_theta,
-            "kind": c.rope,
-            "tail": c.rope_tail,
-        }
+        angles = functools.partial(
+            rope_angles, head_dim=c.head_dim, theta=c.rope_theta, kind=c.rope, tail=c.rope_tail
+        )
         positions = inputs.positions
         gen_positions = join_gen(positions.clean, positions.noised)
-        rotations = Rotations(
-            und=rope_angles(positions.und, **rope), gen=rope_angles(gen_positions, **rope)
-        )
+        rotations = Rotations(und=angles(positions.und), gen=angles(gen_positions))
         places = None
         if cache is not None:
-            places = _places(cache, inputs.meta, destination or Parts())
-
+            places = caches.make_places(cache, inputs.meta, destination or Parts())
         arguments = (conditioning, index, rotations, inputs.meta)
-        layers: Any = []
-        if c.scan_layers:
-            kept = None if cache is None else caches.layer(cache, None)
-            streams, layers = self.layers(streams, *arguments, kept, places)
-        else:
-            for i, layer in enumerate(self.layers):
-                kept = None if cache is None else caches.layer(cache, i)
-                streams, kept = layer(streams, *arguments, kept, places)
-                layers.append(kept)
-
+        streams, layers = self._run_layers(streams, arguments, cache, places)
         new_cache = None
         if cache is not None and destination is not None and places is not None:
             new_cache = caches.join(cache, layers, places.meta)
         velocity = inputs.noised_latents
         if velocity.shape[1]:
-            _, noised_index = split_gen(index, num_clean)
-            final = per_token(self.final_adaln(conditioning), noised_index)
-            _, noised = split_gen(streams.gen, num_clean)
-            velocity = self.velocity_head(noised, final).astype(jnp.float32)
-            if c.velocity_head == "residual":
-                t = jnp.take_along_axis(inputs.timesteps, jnp.maximum(inputs.noised_index, 0), 1)
-                guess, spread = linear_velocity(inputs.noised_latents.astype(jnp.float32), t)
-                velocity = guess + spread * velocity
+            velocity = self._velocity(inputs, streams.gen, conditioning, index)
         und_hidden = constrain(self.final_norm(streams.und), "act_batch", "act_len", "act_embed")
         return MogaoOutputs(und_hidden, velocity.astype(jnp.float32), new_cache)
+
+    def _run_layers(
+        self, streams: Streams, arguments: tuple, cache: Parts | None, places: caches.Places | None
+    ) -> tuple[Streams, Any]:
+        """The streams after all layers, and the layers' caches (`caches.join`)."""
+
+        def of_layer(index: int | None) -> caches.LayerCache | None:
+            return None if cache is None else caches.layer(cache, index)
+
+        if self.config.scan_layers:
+            return self.layers(streams, *arguments, of_layer(None), places)
+        kept = []
+        for i, layer in enumerate(self.layers):
+            streams, of_this = layer(streams, *arguments, of_layer(i), places)
+            kept.append(of_this)
+        return streams, kept
+
+    def _velocity(
+        self, inputs: MogaoInputs, gen: jax.Array, conditioning: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        """float32[B, N, 64] from gen[B, C + N, D] and the conditioning's entry of each token."""
+        num_clean = inputs.clean_latents.shape[1]
+        _, noised_index = split_gen(index, num_clean)
+        modulation = per_token(self.final_adaln(conditioning), noised_index)
+        _, noised = split_gen(gen, num_clean)
+        velocity = self.velocity_head(noised, modulation).astype(jnp.float32)
+        if self.config.velocity_head == "direct":
+            return velocity
+        t = jnp.take_along_axis(inputs.timesteps, jnp.maximum(inputs.noised_index, 0), 1)
+        guess, spread = linear_velocity(inputs.noised_latents.astype(jnp.float32), t)
+        return guess + spread * velocity
 
     def _embed(self, inputs: MogaoInputs) -> Streams:
         dtype = jnp.dtype(self.config.dtype)
@@ -237,8 +223,8 @@ class Mogao(nn.Module):
         if features.shape[1]:
             is_merger = self.config.connector == "merger"
             vit = self.vit_merger(features) if is_merger else self.vit_linear(features)
-            # A text token's neighbour may be any patch: all of the row's are needed everywhere.
-            vit = gathered(vit, "act_batch", "act_len", None, over=LENGTH_AXES)
+            # Where tokens are sharded, a device's tokens may stand for any of the row's patches.
+            vit = all_gather(vit, "act_batch", "act_len", None, over=LENGTH_AXES)
             is_vit = inputs.vit_index >= 0
             picked = jnp.take_along_axis(vit, jnp.where(is_vit, inputs.vit_index, 0)[..., None], 1)
             und = jnp.where(is_vit[..., None], picked, und)
@@ -251,7 +237,7 @@ class Mogao(nn.Module):
         return Streams(constrain(und, *axes), constrain(gen, *axes))
 
     def _conditioning(self, timesteps: jax.Array) -> jax.Array:
-        """[B, 1 + I, D]: SiLU of the timestep embedding; line 0 is t=1, then one per image."""
+        """[B, 1 + I, D]: SiLU of the timestep embedding; entry 0 is t=1, then one per image."""
         ones = jnp.ones((timesteps.shape[0], 1), timesteps.dtype)
         return nn.silu(self.timestep_embedder(jnp.concatenate([ones, timesteps], 1)))
 
@@ -259,12 +245,13 @@ class Mogao(nn.Module):
 class _ScanBlock(nn.Module):
     """A block in the form that nn.scan wants: (streams, ...) -> (streams, this layer's cache)."""
 
-    block_class: type[Block]
-    fields: dict[str, Any]
+    block: type[Block]
+    config: ModelConfig
+    attend: Attend
 
     @nn.compact
     def __call__(self, streams, *arguments):
-        return self.block_class(**self.fields, name="block")(streams, *arguments)
+        return self.block(self.config, self.attend, name="block")(streams, *arguments)
 
 
 def _attend(
@@ -277,7 +264,7 @@ def _attend(
     config: AttentionConfig,
     text_reads_vae: bool,
 ) -> Parts:
-    implementation = config.implementation
+    """Attention of a layer's new tokens; `key_meta` is None without a cache (`block.Attend`)."""
     if key_meta is None:
         key_meta = query_meta
     else:  # a cache: few queries, many keys, and parts that none of these queries reads
@@ -288,37 +275,17 @@ def _attend(
             for parts in (keys, values, key_meta)
         )
         if _score_bytes(queries, keys) <= DENSE_BYTES:
-            implementation = "dense"
+            config = dataclasses.replace(config, implementation="dense")
     return attention(
-        queries,
-        keys,
-        values,
-        query_meta,
-        key_meta,
-        implementation=implementation,
-        block_q=config.block_q,
-        block_kv=config.block_kv,
-        text_reads_vae=text_reads_vae,
+        queries, keys, values, query_meta, key_meta, config, text_reads_vae=text_reads_vae
     )
 
 
 def _score_bytes(queries: Parts, keys: Parts) -> int:
-    """Of float32 scores between all queries and all keys."""
+    """Bytes of float32 scores between all queries and all keys."""
     present = [q.shape for q in queries if q is not None]
     num_queries = sum(batch * length * heads for batch, length, heads, _ in present)
     return 4 * num_queries * sum(k.shape[1] for k in keys if k is not None)
-
-
-def _places(cache: Parts, new: Parts, destination: Parts) -> caches.Places:
-    """Writes the metadata of new tokens into the cache's; the layers write keys and values."""
-
-    def meta(name: str) -> TokenMeta | None:
-        kept, place = getattr(cache, name), getattr(destination, name)
-        if kept is None or place is None:
-            return kept and kept.meta
-        return caches.write_meta(kept.meta, getattr(new, name), place)
-
-    return caches.Places(destination, Parts(und=meta("und"), clean=meta("clean")))
 
 
 def build(

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from mogao_jax.config.schema import VitConfig
-from mogao_jax.models.layers import constrain
-from mogao_jax.ops.attention.api import attention
+from mogao_jax.config.schema import AttentionConfig, VitConfig
+from mogao_jax.ops.attention.api import MeshAxes, attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sequence.masking import VIT, TokenMeta
 from mogao_jax.sharding.ambient import SPARE_AXES
+from mogao_jax.sharding.rules import constrain
 
 Array = jax.Array
 
@@ -76,17 +76,10 @@ def _attention_within_images(
     """
     meta = Parts(und=TokenMeta(segment, jnp.zeros_like(segment), jnp.full_like(segment, VIT)))
     queries, keys, values = (Parts(und=x) for x in (q, k, v))
-    out = attention(
-        queries,
-        keys,
-        values,
-        meta,
-        meta,
-        implementation=implementation,
-        head_axes=(),  # frozen weights are whole on every device: patches are split instead
-        length_axes=SPARE_AXES,
-    )
-    return out.und
+    config = AttentionConfig(implementation)  # type: ignore[arg-type]
+    # Frozen weights are whole on every device: patches are sharded instead of heads.
+    axes = MeshAxes(heads=(), length=SPARE_AXES)
+    return attention(queries, keys, values, meta, meta, config, axes=axes).und
 
 
 def _quick_gelu(x: Array) -> Array:
@@ -150,7 +143,7 @@ class VisionTower(nn.Module):
 
     Attributes:
       dtype: of the computation (softmax and RoPE in float32).
-      attention: its implementation (ops/attention/choice.py).
+      attention: its implementation (config `model.attention.implementation`).
     """
 
     config: VitConfig

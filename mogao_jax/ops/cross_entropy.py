@@ -1,14 +1,13 @@
 """Cross-entropy of a large vocabulary that never holds the logits of all tokens.
 
-Tokens are sorted so that those with a weight stand first in their row, and a loop takes `chunk`
-of them per row at a time, as often as the row with most of them needs: tokens that are not
-trained (the user's text, ViT tokens, padding) cost nothing.
+Tokens are sorted so that those with a weight come first in their row. A loop takes `chunk` tokens
+per row at a time, and stops when the row with most of them is done: tokens that are not trained
+(the user's text, ViT tokens, padding) cost nothing.
 
 The backward pass computes the logits of a chunk once more, from the saved log-sum-exp, and from
 them the gradients of both hidden states and table. Recomputing costs 8 matmul units instead of
-6; the ways around it are worse here: saved logits are what is to be avoided, and gradients
-computed in the forward pass need the losses' cotangents, which are only known afterwards (a
-fixed one, as for a plain weighted sum, would make this op useless for anything but that sum).
+6. Computing gradients in the forward pass would cost 6, but needs the losses' cotangents, which
+are only known afterwards; assuming them would restrict this op to one weighted sum.
 
 Axes: B rows, L tokens, D embed, V vocabulary.
 """
@@ -24,9 +23,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mogao_jax.ops.per_shard import per_shard
-from mogao_jax.ops.table_shards import Cut, cut_of, scatter_gradient, table_spec, whole_table
-from mogao_jax.sharding.ambient import BATCH_AXES, LENGTH_AXES, SPARE_AXES, sharded_axes, ways
+from mogao_jax.ops.embedding import (
+    TableAxes,
+    gather_table,
+    scatter_gradient,
+    table_axes,
+    table_spec,
+)
+from mogao_jax.sharding.ambient import (
+    BATCH_AXES,
+    LENGTH_AXES,
+    SPARE_AXES,
+    axis_size,
+    per_shard,
+    sharded_axes,
+)
 
 
 def cross_entropy(
@@ -65,15 +76,15 @@ def cross_entropy(
         raise ValueError(f"hidden {hidden.shape} and table {table.shape} differ in width")
     if hidden.shape[1] == 0:
         return jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, bool)
-    # Tokens know nothing of each other: over "tensor", too, it is they that are split.
+    # Tokens are independent, so "tensor" shards them too, not the vocabulary.
     length_axes = sharded_axes(SPARE_AXES, hidden.shape[1])
     length_axes = length_axes or sharded_axes(LENGTH_AXES, hidden.shape[1])
-    chunk = min(chunk, hidden.shape[1] // ways(length_axes))
+    chunk = min(chunk, hidden.shape[1] // axis_size(length_axes))
     spec = table_spec(table.shape)
     rows = sharded_axes(batch_axes, hidden.shape[0])
     tokens = PartitionSpec(rows or None, length_axes or None)
     compute = per_shard(
-        functools.partial(_cross_entropy, chunk, cut_of(spec)),
+        functools.partial(_cross_entropy, chunk, table_axes(spec)),
         (tokens, spec, tokens, tokens),
         (tokens, tokens),
     )
@@ -113,15 +124,15 @@ def _slice(x: jax.Array, step: jax.Array, chunk: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(chunk: int, cut: Cut, hidden, table, targets, is_used):
-    losses, is_correct, _ = _forward(chunk, cut, hidden, table, targets, is_used)
+def _cross_entropy(chunk: int, axes: TableAxes, hidden, table, targets, is_used):
+    losses, is_correct, _ = _forward(chunk, axes, hidden, table, targets, is_used)
     return losses, is_correct
 
 
-def _forward(chunk, cut, hidden, table, targets, is_used):
+def _forward(chunk, axes, hidden, table, targets, is_used):
     order, place, steps = _sort(is_used, chunk)
     hidden, targets = _take(hidden, order), _take(targets, order)
-    table = whole_table(table, cut, hidden.dtype)
+    table = gather_table(table, axes, hidden.dtype)
 
     def body(step, carry):
         losses, is_correct, log_total = carry
@@ -146,20 +157,20 @@ def _forward(chunk, cut, hidden, table, targets, is_used):
     return losses, _take(is_correct, place) & is_used, log_total
 
 
-def _cross_entropy_forward(chunk, cut, hidden, table, targets, is_used):
-    losses, is_correct, log_total = _forward(chunk, cut, hidden, table, targets, is_used)
+def _cross_entropy_forward(chunk, axes, hidden, table, targets, is_used):
+    losses, is_correct, log_total = _forward(chunk, axes, hidden, table, targets, is_used)
     return (losses, is_correct), (hidden, table, targets, is_used, log_total)
 
 
-def _cross_entropy_backward(chunk, cut, residuals, cotangents):
+def _cross_entropy_backward(chunk, axes, residuals, cotangents):
     hidden, table, targets, is_used, log_total = residuals
     d_losses = jnp.where(is_used, cotangents[0], 0.0)
     order, place, steps = _sort(is_used, chunk)
-    # The last chunk is filled up with tokens that are not used, or stand there twice.
+    # The last chunk is filled up with unused or repeated tokens, which take no gradient.
     in_row = jnp.arange(order.shape[1]) < is_used.shape[1]
     d_losses = jnp.where(in_row, _take(d_losses, order), 0.0)
     rows, targets = _take(hidden, order), _take(targets, order)
-    narrow = whole_table(table, cut, hidden.dtype)
+    narrow = gather_table(table, axes, hidden.dtype)
     # The table's gradient is accumulated transposed, from transposed states: XLA's CPU backend
     # takes several times as long to contract over the rows of both sides.
     rows_across = rows.transpose(2, 0, 1)  # [D, B, P]
@@ -180,7 +191,7 @@ def _cross_entropy_backward(chunk, cut, residuals, cotangents):
 
     start = (jnp.zeros_like(rows), jnp.zeros(narrow.shape[::-1], jnp.float32))
     d_rows, d_table_across = lax.fori_loop(0, steps, body, start)
-    d_table = scatter_gradient(d_table_across.T, cut).astype(table.dtype)
+    d_table = scatter_gradient(d_table_across.T, axes).astype(table.dtype)
     return _take(d_rows, place), d_table, None, None
 
 

@@ -1,4 +1,7 @@
-"""RMSNorm, as Qwen2.5 uses it."""
+"""RMSNorm, as Qwen2.5 uses it, and AdaLN's modulation after it (paper section 3.1).
+
+Axes: B batch, I images of a row, L tokens, F or D features.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mogao_jax.sharding.ambient import LENGTH_AXES, ways
+from mogao_jax.sharding.ambient import LENGTH_AXES, axis_size
+
+_SCOPE = "modulation"  # its name in profiles
 
 
 def rms_norm(x: jax.Array, scale: jax.Array | None = None, eps: float = 1e-6) -> jax.Array:
@@ -38,16 +43,16 @@ def _forward(x: jax.Array, scale: jax.Array, eps: float):
 
 
 def _backward(eps: float, residuals, grad: jax.Array):
-    """Both sums of the backward pass (over D for x, over tokens for scale) written as matmuls.
+    """Both sums of the backward pass (over D for x, over tokens for scale) are matmuls.
 
-    As reductions, XLA's CPU backend fuses them with what stands around them into loops that
-    take fifteen times as long.
+    XLA's CPU backend would fuse reductions with the operations around them into loops that take
+    fifteen times as long.
     """
     x, scale, inverse = residuals
     dim = x.shape[-1]
     wide, grad, scale_32 = (a.astype(jnp.float32) for a in (x, grad, scale))
     product = wide * grad
-    if ways(LENGTH_AXES) > 1:  # rows are split over devices: their tokens cannot be joined
+    if axis_size(LENGTH_AXES) > 1:  # tokens are sharded: rows and tokens cannot be one axis
         along = jnp.dot(product, scale_32[:, None], precision="highest")
         tokens = tuple(range(product.ndim - 1))
         d_scale = jnp.tensordot(inverse[..., 0], product, (tokens, tokens), precision="highest")
@@ -79,3 +84,55 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", self.scale_init, (x.shape[-1],), self.param_dtype)
         return rms_norm(x, scale, self.eps)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """x * (1 + scale) + shift, in x's dtype; shift = scale = 0 is the identity."""
+    with jax.named_scope(_SCOPE):
+        return x * (1 + scale.astype(x.dtype)) + shift.astype(x.dtype)
+
+
+@jax.custom_vjp
+def per_token(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Gives every token the entry of the image it belongs to.
+
+    Forward is a gather. Backward is a matmul with the one-hot index, instead of the scatter-add
+    that differentiation would give: with so many equal indices a scatter-add is serial on
+    accelerators, and I is small enough that the matmul costs about as much on a CPU.
+
+    Args:
+      table: [B, I, F] one entry per image.
+      index: int32[B, L] entry of each token; -1 (padding) gives zeros and takes no gradient.
+    Returns:
+      [B, L, F] in the table's dtype.
+    """
+    return _gather(table, index)
+
+
+def _gather(table: jax.Array, index: jax.Array) -> jax.Array:
+    with jax.named_scope(_SCOPE):
+        entries = jax.vmap(lambda t, i: t.at[i].get(mode="clip"))(table, index)
+        return jnp.where(index[..., None] >= 0, entries, jnp.zeros((), table.dtype))
+
+
+def _per_token_forward(table, index):
+    # An array of no elements carries the table's shape and dtype to the backward pass.
+    return _gather(table, index), (index, table[..., :0])
+
+
+def _per_token_backward(residuals, cotangent):
+    index, empty = residuals
+    with jax.named_scope(_SCOPE):
+        # one_hot(-1) is all zeros.
+        one_hot = jax.nn.one_hot(index, empty.shape[1], dtype=cotangent.dtype, axis=1)  # [B, I, L]
+        gradient = jax.lax.dot_general(
+            one_hot,
+            cotangent,
+            (((2,), (1,)), ((0,), (0,))),
+            preferred_element_type=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,  # of float32 tables, also on a TPU
+        )
+        return gradient.astype(empty.dtype), None
+
+
+per_token.defvjp(_per_token_forward, _per_token_backward)

@@ -17,7 +17,7 @@ import optax
 from mogao_jax.losses import WeightedSum, global_sum
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sequence.batch import PackedBatch
-from mogao_jax.sharding.balance import balanced
+from mogao_jax.sharding.context import balanced
 from mogao_jax.training import noise as noises
 from mogao_jax.training.frozen import without_gradients
 from mogao_jax.training.objective import (

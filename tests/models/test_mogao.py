@@ -12,6 +12,7 @@ import pytest
 import tiny_system as tiny
 
 from mogao_jax.config.convert import load_config
+from mogao_jax.config.schema import ModelConfig
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.modules import count_parameters, init_params, make_model
 from mogao_jax.ops.attention.parts import Parts
@@ -21,9 +22,8 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
 def test_gen_blocks_are_identities_at_initialisation():
     """AdaLN-Zero: whatever the gen stream holds passes a fresh block unchanged."""
-    block = Block(attend=lambda q, *_: q, fusion="deep", embed_dim=16, mlp_dim=24,
-                  num_heads=2, num_kv_heads=1, head_dim=8, eps=1e-6, dtype=jnp.float32,
-                  param_dtype=jnp.float32)  # fmt: skip
+    config = ModelConfig(embed_dim=16, mlp_dim=24, num_heads=2, num_kv_heads=1, head_dim=8)
+    block = Block(config, attend=lambda q, *_: q)
     rng = np.random.default_rng(0)
     gen = jnp.asarray(rng.normal(size=(1, 5, 16)), jnp.float32)
     und = jnp.asarray(rng.normal(size=(1, 3, 16)), jnp.float32)

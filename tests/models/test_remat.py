@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 
-from mogao_jax.models.block import Block, Rotations, Streams
-from mogao_jax.models.remat import rematerialised
+from mogao_jax.config.schema import AttentionConfig, ModelConfig
+from mogao_jax.models.block import Block, Rotations, Streams, rematerialised
 from mogao_jax.ops.attention.api import attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.rope import rope_angles
@@ -24,7 +24,7 @@ UND, CLEAN, NOISED, DIM = 24, 8, 16, 32
 
 
 def _attend(queries, keys, values, query_meta, key_meta):
-    return attention(queries, keys, values, query_meta, query_meta, block_q=8, block_kv=8)
+    return attention(queries, keys, values, query_meta, query_meta, AttentionConfig("auto", 8, 8))
 
 
 def _meta(length: int, order: int | None, kind: int) -> TokenMeta:
@@ -49,10 +49,8 @@ def arguments():
 @functools.cache
 def gradients(policy: str):
     """(gradients of one layer, compiled program's text, bytes kept for the backward pass)."""
-    block = rematerialised(Block, policy, in_scan=False)(
-        attend=_attend, fusion="deep", embed_dim=DIM, mlp_dim=48, num_heads=4, num_kv_heads=2,
-        head_dim=8, eps=1e-6, dtype=jnp.float32, param_dtype=jnp.float32,
-    )  # fmt: skip
+    config = ModelConfig(embed_dim=DIM, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8)
+    block = rematerialised(Block, policy, in_scan=False)(config, _attend)
     given = arguments()
     params = jax.jit(lambda: nn.unbox(block.init(jax.random.key(1), *given)))()
     rng = np.random.default_rng(0)  # off their initial values, so that no gate is shut

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mogao_jax.config.schema import AttentionConfig
 from mogao_jax.ops.attention.api import attention
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sequence.masking import TEXT, TokenMeta, can_attend, dense_mask
@@ -39,11 +40,13 @@ def problem(q_meta, k_meta, heads, kv_heads, head_dim=8, dtype=jnp.float32):
     )
 
 
-def value_and_gradients(q, k, v, weights, q_meta, k_meta, **options):
+def value_and_gradients(q, k, v, weights, q_meta, k_meta, text_reads_vae=False, **config):
     @jax.jit
     def run(q, k, v, q_meta, k_meta):
         def loss(q, k, v):
-            out = attention(q, k, v, q_meta, k_meta, **options)
+            out = attention(
+                q, k, v, q_meta, k_meta, AttentionConfig(**config), text_reads_vae=text_reads_vae
+            )
             products = jax.tree.map(lambda o, w: jnp.sum(o * w), out, weights)
             return sum(jax.tree.leaves(products)), out
 
@@ -247,7 +250,7 @@ def test_never_holds_queries_by_keys(random_packing):
     data = problem(meta, meta, heads, 1, head_dim)
 
     def loss(q, k, v):
-        out = attention(q, k, v, meta, meta, block_q=block, block_kv=block)
+        out = attention(q, k, v, meta, meta, AttentionConfig("auto", block, block))
         return sum(jax.tree.leaves(jax.tree.map(jnp.sum, out)))
 
     text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*data[:3]).compile().as_text()
@@ -265,7 +268,7 @@ def test_split_batch_is_the_whole_one_without_communication(random_packing, coll
 
     def run(q, k, v, meta):
         def loss(q, k, v):
-            out = attention(q, k, v, meta, meta, block_q=8, block_kv=8)
+            out = attention(q, k, v, meta, meta, AttentionConfig("auto", 8, 8))
             # Per row, so that the test's own sum does not communicate.
             return sum(jnp.sum(o * w, (1, 2, 3)) for o, w in zip(out, weights, strict=True))
 
@@ -303,7 +306,7 @@ def test_what_does_not_fit_is_refused(random_packing):
     meta = random_packing(16, 1, (8, 4, 4))
     q, k, v, _ = problem(meta, meta, 4, 2)
     with pytest.raises(ValueError, match="implementation"):
-        attention(q, k, v, meta, meta, implementation="other")
+        attention(q, k, v, meta, meta, AttentionConfig("other"))
     with pytest.raises(ValueError, match="multiple"):
         attention(jax.tree.map(lambda x: x[:, :, :3], q), k, v, meta, meta)
     with pytest.raises(ValueError, match="both be there"):

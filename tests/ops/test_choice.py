@@ -4,7 +4,7 @@ import pytest
 
 from mogao_jax.config.schema import AttentionConfig
 from mogao_jax.errors import ConfigError
-from mogao_jax.ops.attention.choice import block_sizes, choose, resolve
+from mogao_jax.ops.attention.api import block_sizes, choose, resolve
 
 
 @pytest.mark.parametrize(

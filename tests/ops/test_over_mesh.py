@@ -11,13 +11,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_attention import assert_close, problem
 
-from mogao_jax.ops.attention.dense import dense_attention
-from mogao_jax.ops.attention.over_mesh import over_mesh
+from mogao_jax.ops.attention.api import MeshAxes, over_mesh
 from mogao_jax.ops.attention.pallas_gpu import gpu_attention
 from mogao_jax.ops.attention.pallas_tpu import pallas_attention
 from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.xla import dense_attention
 
-AXES = {"batch_axes": ("data",), "head_axes": ("tensor",), "length_axes": ("context",)}
+AXES = MeshAxes(batch=("data",))
 LENGTHS = (24, 8, 16)
 
 
@@ -30,7 +30,7 @@ def step(compute, q, k, v, weights, meta):
 
     def run(q, k, v, meta):
         def loss(q, k, v):
-            out = over_mesh(compute, q, k, **AXES)(q, k, v, meta, meta)
+            out = over_mesh(compute, q, k, AXES)(q, k, v, meta, meta)
             products = jax.tree.map(lambda o, w: jnp.sum(o * w), out, weights)
             return sum(jax.tree.leaves(products)), out
 
@@ -91,7 +91,7 @@ def test_context_gathers_keys_and_scatters_their_gradients(random_packing, colle
 
         def run(q, k, v, meta):
             out, vjp = jax.vjp(
-                lambda *x: over_mesh(dense_attention, q, k, **AXES)(*x, meta, meta), q, k, v
+                lambda *x: over_mesh(dense_attention, q, k, AXES)(*x, meta, meta), q, k, v
             )
             return vjp(Parts(*weights))
 

@@ -9,9 +9,10 @@ import pytest
 from test_attention import problem, reference
 
 from mogao_jax.errors import ConfigError
-from mogao_jax.ops.attention import layout, tile_lists, tiles
+from mogao_jax.ops.attention import tiles
 from mogao_jax.ops.attention.pallas_tpu import pallas_attention
-from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.parts import Parts, static_of
+from mogao_jax.ops.attention.parts import blocked_meta as in_blocks
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, TokenMeta, can_attend
 
 TOLERANCE = 5e-6
@@ -56,11 +57,11 @@ def test_vae_only_understanding(random_packing):
 
 
 def blocked_meta(meta, block):
-    static = layout.static_of(
+    static = static_of(
         *(Parts(*(None if m is None else np.zeros((*m.segment.shape, 1, 1)) for m in meta)),) * 2,
         block, block, False,
     )  # fmt: skip
-    return static, *(tiles.blocked_meta(meta, b) for b in (static.queries, static.keys))
+    return static, *(in_blocks(meta, b) for b in (static.queries, static.keys))
 
 
 def long_document():
@@ -85,7 +86,7 @@ def test_lists_cover_what_attends_and_know_what_is_full(random_packing, seed, by
     meta = long_document() if seed is None else random_packing(seed, 2, (33, 20, 40))
     static, q_meta, k_meta = blocked_meta(meta, 8)
     found = jax.device_get(
-        tile_lists.list_tiles(
+        tiles.list_tiles(
             static, *(jax.tree.map(jnp.asarray, m) for m in (q_meta, k_meta)), by_key=by_key
         )
     )
@@ -104,8 +105,8 @@ def test_lists_cover_what_attends_and_know_what_is_full(random_packing, seed, by
             k = k_meta.take((j // num_k, j % num_k, None, slice(None)))
             mask = can_attend(q, k)
             if mask.any():
-                assert (i, j) in listed and not listed[i, j] & tile_lists.EMPTY
-            if (i, j) in listed and listed[i, j] & tile_lists.FULL:
+                assert (i, j) in listed and not listed[i, j] & tiles.EMPTY
+            if (i, j) in listed and listed[i, j] & tiles.FULL:
                 assert mask.all()
                 fulls += 1
     assert fulls or seed is not None  # a long document has some
@@ -114,19 +115,17 @@ def test_lists_cover_what_attends_and_know_what_is_full(random_packing, seed, by
     assert (np.diff(own) >= 0).all() and set(own) == set(range(2 * (num_k if by_key else num_q)))
     first = np.concatenate([[True], own[1:] != own[:-1]])
     last = np.concatenate([own[1:] != own[:-1], [True]])
-    np.testing.assert_array_equal((flags & tile_lists.FIRST) != 0, first)
-    np.testing.assert_array_equal((flags & tile_lists.LAST) != 0, last)
+    np.testing.assert_array_equal((flags & tiles.FIRST) != 0, first)
+    np.testing.assert_array_equal((flags & tiles.LAST) != 0, last)
 
 
 def test_a_packed_tile_keeps_its_numbers():
-    most = tile_lists.MOST_BLOCKS - 1
+    most = tiles.MOST_BLOCKS - 1
     query, key, flags = (
         jnp.asarray(x, jnp.int32) for x in ([0, most, 5], [most, 0, 7], [0, 15, 9])
     )
-    tiles = tile_lists.TileList(query, key, flags, jnp.asarray(3))
-    for found, given in zip(
-        tile_lists.unpack(tile_lists.pack(tiles)), (query, key, flags), strict=True
-    ):
+    packed = tiles.pack(tiles.TileList(query, key, flags, jnp.asarray(3)))
+    for found, given in zip(tiles.unpack(packed), (query, key, flags), strict=True):
         np.testing.assert_array_equal(found, given)
 
 

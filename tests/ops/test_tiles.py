@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from mogao_jax.ops.attention import tiles as tiling
-from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.parts import Parts, blocked_meta, cut
 from mogao_jax.sequence.masking import TEXT, TokenMeta, dense_mask
 
 
 def needed_by_mask(q_meta, k_meta, queries, keys, text_reads_vae):
     """bool[B, query blocks, key blocks], from the whole mask."""
-    q = tiling.blocked_meta(q_meta, queries)
-    k = tiling.blocked_meta(k_meta, keys)
+    q = blocked_meta(q_meta, queries)
+    k = blocked_meta(k_meta, keys)
     batch = q.segment.shape[0]
     flat = [TokenMeta(*(np.asarray(x).reshape(batch, -1) for x in m)) for m in (q, k)]
     mask = dense_mask(*flat, text_reads_vae=text_reads_vae)
@@ -29,10 +29,10 @@ def test_no_pair_is_missed(random_packing, is_sorted, text_reads_vae):
         if not is_sorted:
             rng = np.random.default_rng(seed)
             meta = Parts(*(m.take((slice(None), rng.permutation(m.order.shape[1]))) for m in meta))
-        queries = tiling.cut((60, 20, 33), 4 + seed % 5)
-        keys = tiling.cut((60, 20, 33), 3 + seed % 7)
+        queries = cut((60, 20, 33), 4 + seed % 5)
+        keys = cut((60, 20, 33), 3 + seed % 7)
         readable = tiling.readable_tiles(queries, keys, text_reads_vae)
-        blocked = tiling.blocked_meta(meta, queries), tiling.blocked_meta(meta, keys)
+        blocked = blocked_meta(meta, queries), blocked_meta(meta, keys)
         active = np.asarray(tiling.active_tiles(*blocked, readable, queries, keys))
         run = np.zeros((3, queries.total, keys.total), bool)
         run[:, readable[:, 0], readable[:, 1]] = active
@@ -62,6 +62,6 @@ def test_nothing_to_read():
 
 
 def test_blocks_shrink_to_short_parts():
-    assert tiling.cut((300, 0, 100), 256) == (256, (300, 0, 100), (2, 0, 1))
-    assert tiling.cut((20, 3, 0), 256) == (24, (20, 3, 0), (1, 1, 0))
-    assert tiling.cut((1, 0, 0), 256) == (1, (1, 0, 0), (1, 0, 0))
+    assert cut((300, 0, 100), 256) == (256, (300, 0, 100), (2, 0, 1))
+    assert cut((20, 3, 0), 256) == (24, (20, 3, 0), (1, 1, 0))
+    assert cut((1, 0, 0), 256) == (1, (1, 0, 0), (1, 0, 0))

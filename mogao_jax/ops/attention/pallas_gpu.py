@@ -1,9 +1,16 @@
 """Blockwise attention as Pallas kernels for GPUs (Triton): forward, dq, and dk with dv.
 
-One program per block of queries and query head (for dk and dv: per block of keys and KV head),
-which runs over its active tiles (tile_lists.py): first those that need no mask, then those where
+Grid: (query heads, query blocks); for dk and dv (KV heads, key blocks). Programs run in parallel
+and in any order, so each owns one output block and loops over its tiles, with accumulators in
+registers: no atomics, and the sum is the same in every run.
+
+The loop runs over the program's stretch of the list of active tiles (tiles.py), so masked tiles
+are never loaded. Full tiles come first, in a loop of their own without the mask; in the others
 `can_attend` decides on the tokens' metadata. The softmax is accumulated online (FlashAttention).
-Blocks and head sizes are powers of two, as Triton wants them; heads are padded with zeros.
+
+Triton wants blocks and head sizes that are powers of two; heads are padded with zeros.
+
+Axes: H head_dim, G query heads per KV head; blocks as in parts.py.
 """
 
 from __future__ import annotations
@@ -14,18 +21,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mogao_jax.ops.attention import layout
-from mogao_jax.ops.attention import tiles as tiling
-from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
-from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.ops.attention.tile_lists import TileRanges, tile_ranges
+from mogao_jax.ops.attention.parts import Parts, Static, blocked, from_blocks, static_of
+from mogao_jax.ops.attention.tiles import (
+    FLOOR,
+    MASKED,
+    TileRanges,
+    keep_for_backward,
+    readable_tiles,
+    tile_ranges,
+)
 from mogao_jax.sequence.masking import TokenMeta, can_attend
 
-_LEAST = 16  # rows and columns of a matmul
+_LEAST = 16  # rows and columns of Triton's smallest matmul
 
 
 def gpu_attention(
@@ -44,23 +54,23 @@ def gpu_attention(
 
     Args:
       block_q, block_kv: tokens per block, powers of two from 16.
-      interpret: run the kernels' Python on any backend, for tests.
+      interpret: run the kernels in Pallas's interpreter, on any backend, for tests.
     """
     head_dim = next(p.shape[3] for p in queries if p is not None)
     block_q, block_kv = _fit(queries, block_q), _fit(keys, block_kv)
-    static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae, exact=True)
-    if not len(tiling.readable_tiles(static.queries, static.keys, text_reads_vae)):
+    static = static_of(queries, keys, block_q, block_kv, text_reads_vae, exact=True)
+    if not len(readable_tiles(static.queries, static.keys, text_reads_vae)):
         return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
-    arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
+    arrays = blocked(static, queries, keys, values, query_meta, key_meta)
     padding = ((0, 0),) * 3 + ((0, _power_of_two(head_dim) - head_dim),)
     q, k, v = (jnp.pad(x, padding) for x in arrays[:3])
     run = _Run(static, head_dim**-0.5, interpret)
     out = _attend(run, q, k, v, arrays.q_meta, arrays.k_meta)[..., :head_dim]
-    return layout.from_blocks(out, static.queries, queries)
+    return from_blocks(out, static.queries, queries)
 
 
 class _Run(NamedTuple):
-    """What is known while tracing."""
+    """What is known of a call while it is traced."""
 
     static: Static
     scale: float
@@ -80,7 +90,7 @@ def _fit(parts: Parts, block: int) -> int:
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """A matmul in float32, exact for float32 inputs."""
+    """A matmul accumulated in float32; float32 inputs are not rounded first."""
     exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     numbers = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
@@ -103,7 +113,8 @@ def _mask(run: _Run, query: TokenMeta, key: TokenMeta) -> jax.Array:
 def _over_tiles(owner, full, partial, body, carry):
     """Runs body(other block, masked, carry) over an owner's tiles: full ones, then the others.
 
-    `full`, `partial`: (reference of starts, reference of other blocks).
+    Args:
+      full, partial: references of a TileRanges' `start` and `other`.
     """
     for (start_ref, other_ref), masked in ((full, False), (partial, True)):
 
@@ -150,28 +161,31 @@ def _forward_kernel(
     lse_ref[...] = top + jnp.log(total)
 
 
-def _weights_and_gradient(run, q, k, v, d_out, lse, drift, mask) -> tuple[jax.Array, jax.Array]:
-    """Of one tile and query head: weights and the scores' gradient, float32[block_q, block_kv]."""
+def _weights_and_gradient(run, q, k, v, d_out, lse, delta, mask) -> tuple[jax.Array, jax.Array]:
+    """Softmax weights and gradient of the scores of one tile and query head.
+
+    Both float32[block_q, block_kv]. `delta` is sum over keys of weight * d_weight, per query.
+    """
     scores = _dot(q, k, (1, 1)) * run.scale
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jnp.exp(scores - lse[:, None])
     d_weights = _dot(d_out, v, (1, 1))
-    return weights, weights * (d_weights - drift[:, None]) * run.scale
+    return weights, weights * (d_weights - delta[:, None]) * run.scale
 
 
 def _dq_kernel(
     full_start, full_other, part_start, part_other, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
-    d_out_ref, lse_ref, drift_ref, dq_ref, *, run: _Run,
+    d_out_ref, lse_ref, delta_ref, dq_ref, *, run: _Run,
 ):  # fmt: skip
     block, kv_head = pl.program_id(1), pl.program_id(0) // run.static.groups
-    q, d_out, lse, drift = q_ref[...], d_out_ref[...], lse_ref[...], drift_ref[...]
+    q, d_out, lse, delta = q_ref[...], d_out_ref[...], lse_ref[...], delta_ref[...]
     query = _meta(q_meta_ref, block)
 
     def body(j, masked, dq):
         k, v = k_ref[j, kv_head], v_ref[j, kv_head]
         mask = _mask(run, query, _meta(k_meta_ref, j)) if masked else None
-        _, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, drift, mask)
+        _, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, delta, mask)
         return dq + _dot(d_scores.astype(k.dtype), k, (1, 0))
 
     dq = _over_tiles(
@@ -186,7 +200,7 @@ def _dq_kernel(
 
 def _dkv_kernel(
     full_start, full_other, part_start, part_other, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
-    d_out_ref, lse_ref, drift_ref, dk_ref, dv_ref, *, run: _Run,
+    d_out_ref, lse_ref, delta_ref, dk_ref, dv_ref, *, run: _Run,
 ):  # fmt: skip
     block, kv_head = pl.program_id(1), pl.program_id(0)
     k, v, key = k_ref[...], v_ref[...], _meta(k_meta_ref, block)
@@ -199,8 +213,8 @@ def _dkv_kernel(
             dk, dv = carry
             rows = pl.ds(g * size, size)
             q, d_out = q_ref[i, kv_head, rows, :], d_out_ref[i, kv_head, rows, :]
-            lse, drift = lse_ref[i, kv_head, g, :], drift_ref[i, kv_head, g, :]
-            weights, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, drift, mask)
+            lse, delta = lse_ref[i, kv_head, g, :], delta_ref[i, kv_head, g, :]
+            weights, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, delta, mask)
             dk = dk + _dot(d_scores.astype(q.dtype), q, (0, 0))
             return dk, dv + _dot(weights.astype(d_out.dtype), d_out, (0, 0))
 
@@ -218,7 +232,7 @@ def _dkv_kernel(
 
 
 def _specs(static: Static, head_dim: int) -> dict[str, pl.BlockSpec]:
-    """Blocks of arrays that a program has for itself; the others are whole, and it picks."""
+    """A program's own blocks; arrays that its loop indexes are passed "whole"."""
     groups, size = static.groups, static.queries.size
 
     def own_head(head, block):
@@ -238,7 +252,7 @@ def _call(kernel, run: _Run, grid, ranges: tuple[TileRanges, TileRanges], argume
     """Runs a kernel.
 
     Args:
-      arguments, names: arrays and how a program sees them (`_specs`).
+      arguments, names: arrays, and how a program sees them (keys of `_specs`).
       out: (kind, shape, dtype) of every result.
     """
     specs = _specs(run.static, arguments[0].shape[-1])
@@ -281,18 +295,17 @@ def _forward(run: _Run, ranges, q, k, v, q_meta, k_meta):
 def _attend_forward(run, q, k, v, q_meta, k_meta):
     ranges = tile_ranges(run.static, q_meta, k_meta)
     out, lse = _forward(run, ranges, q, k, v, q_meta, k_meta)
-    # Named, so that a rematerialisation policy can keep them and skip the forward kernel.
-    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_out")
+    out, lse = keep_for_backward(out, lse)
     return out, (q, k, v, q_meta, k_meta, out, lse, ranges)
 
 
 def _attend_backward(run, residuals, d_out):
     q, k, v, q_meta, k_meta, out, lse, ranges = residuals
     static = run.static
-    # Per query: sum over keys of weight * d_weight.
-    drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    # sum over keys of weight * d_weight, which equals d_out . out: no pass over tiles is needed.
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     arguments = (
-        q, k, v, _stacked(q_meta), _stacked(k_meta), d_out, lse, drift.reshape(lse.shape)
+        q, k, v, _stacked(q_meta), _stacked(k_meta), d_out, lse, delta.reshape(lse.shape)
     )  # fmt: skip
     (dq,) = _call(
         _dq_kernel,

@@ -1,13 +1,25 @@
 """Blockwise attention as Pallas kernels for TPUs (Mosaic): forward, dq, and dk with dv.
 
-The online softmax of FlashAttention over lists of active tiles (tile_lists.py), which the
-kernels prefetch as scalars, one for each tile: the grid is (kv heads, tiles), its second length
-known on the device only. The mask is `can_attend` on the tokens' metadata; tiles known to be full
-skip it.
+FlashAttention's online softmax over a list of active tiles (tiles.py).
 
-Scores stand with keys as rows, [block_kv, block_q]: what is kept per query (maximum, sum, lse,
-drift) is then a row of lanes for each query head, and the only thing laid out as a column is the
-keys' metadata.
+Grid: (KV heads, tiles). A step computes one tile for all query heads that share a KV head, so K
+and V are read once for them. The second dimension is the length of the list, known on the device
+only: masked tiles are no grid steps at all, instead of steps that return early and still have
+their blocks copied to VMEM.
+
+Prefetch: the list is a scalar-prefetch operand, because BlockSpecs' index maps read it to find a
+step's blocks. The pipeline calls them ahead of the step, and so copies the next tile's blocks
+while this one is computed. Consecutive tiles of one owner map to the same output block, which
+therefore stays in VMEM; the tile flagged LAST fills it, and it is written when the block changes.
+KV heads are independent ("parallel", shared by a chip's cores); tiles are sequential
+("arbitrary"), since scratch accumulators carry over from one to the next.
+
+Mask: `can_attend` on the tokens' metadata; a tile flagged FULL skips it.
+
+Layout: scores have keys as rows, [block_kv, block_q]. Statistics per query (maximum, sum, lse,
+delta) are then rows of lanes, one per query head, and only the keys' metadata is a column.
+
+Axes: H head_dim, G query heads per KV head; blocks as in parts.py.
 """
 
 from __future__ import annotations
@@ -17,27 +29,27 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mogao_jax.ops.attention import layout
-from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
-from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.ops.attention.tile_lists import (
+from mogao_jax.ops.attention.parts import Parts, Static, blocked, from_blocks, static_of
+from mogao_jax.ops.attention.tiles import (
     EMPTY,
     FIRST,
+    FLOOR,
     FULL,
     LAST,
+    MASKED,
     TileList,
     check_size,
+    keep_for_backward,
     list_tiles,
     pack,
     unpack,
 )
 from mogao_jax.sequence.masking import TokenMeta, can_attend
 
-_LANES, _SUBLANES = 128, 8  # of a TPU's registers: metadata is padded to them
+_LANES, _SUBLANES = 128, 8  # of a TPU's vector registers: metadata is padded to whole ones
 
 
 def pallas_attention(
@@ -56,21 +68,21 @@ def pallas_attention(
 
     Args:
       block_q, block_kv: tokens per block; multiples of 128 on a TPU.
-      interpret: run the kernels' Python on any backend, for tests.
+      interpret: run the kernels in Pallas's interpreter, on any backend, for tests.
     Raises:
-      ConfigError: rows so long that the list of tiles has no room on a TPU.
+      ConfigError: rows so long that the list of tiles does not fit a TPU core's scalar memory.
     """
-    static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae)
+    static = static_of(queries, keys, block_q, block_kv, text_reads_vae)
     check_size(static, next(p.shape[0] for p in queries if p is not None))
-    arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
-    return layout.from_blocks(attend_blocks(static, interpret, *arrays), static.queries, queries)
+    arrays = blocked(static, queries, keys, values, query_meta, key_meta)
+    return from_blocks(attend_blocks(static, interpret, *arrays), static.queries, queries)
 
 
 # -------------------------------------------------------------------------------------- tile math
 
 
 def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """A matmul in float32, exact for float32 inputs."""
+    """A matmul accumulated in float32; float32 inputs are not rounded to bfloat16 first."""
     exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     numbers = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
@@ -84,7 +96,7 @@ def _mask(query_ref, key_ref, text_reads_vae: bool) -> jax.Array:
 
 
 def _on_tile(flags: jax.Array, compute) -> None:
-    """Runs compute(masked) for a tile: without a mask if it is full, not at all if it is empty."""
+    """Runs compute(masked) for a tile: without the mask if it is full, not at all if empty."""
     is_full, is_empty = (flags & FULL) != 0, (flags & EMPTY) != 0
 
     @pl.when(is_full & ~is_empty)
@@ -103,7 +115,11 @@ def _forward_kernel(
     tiles_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
     out_ref, lse_ref, acc_ref, top_ref, total_ref, *, static: Static,
 ):  # fmt: skip
-    """Accumulators, per query head g: acc[g] float32[H, block_q], top[g] and total[g] rows."""
+    """Accumulators per query head g: acc[g] float32[H, block_q]; rows top[g] and total[g].
+
+    For each query, `top` is the greatest score so far, `total` the sum of exp(score - top), `acc`
+    the sum of exp(score - top) * value. A greater score rescales the latter two by `fade`.
+    """
     flags, size = unpack(tiles_ref[pl.program_id(1)])[2], static.queries.size
 
     @pl.when((flags & FIRST) != 0)
@@ -143,23 +159,26 @@ def _forward_kernel(
 
 
 def _weights_and_gradient(
-    k, v, q, d_out, lse, drift, mask: jax.Array | None
+    k, v, q, d_out, lse, delta, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Of one tile and query head: weights and the scores' gradient, float32[block_kv, block_q]."""
+    """Softmax weights and gradient of the scores of one tile and query head.
+
+    Both float32[block_kv, block_q]. `delta` is sum over keys of weight * d_weight, per query.
+    """
     scale = q.shape[-1] ** -0.5
     scores = _dot(k, q, (1, 1)) * scale
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jnp.exp(scores - lse)
     d_weights = _dot(v, d_out, (1, 1))
-    return weights, weights * (d_weights - drift) * scale
+    return weights, weights * (d_weights - delta) * scale
 
 
 def _dq_kernel(
     tiles_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
-    d_out_ref, lse_ref, drift_ref, dq_ref, acc_ref, *, static: Static,
+    d_out_ref, lse_ref, delta_ref, dq_ref, acc_ref, *, static: Static,
 ):  # fmt: skip
-    """Accumulates dq[g], transposed: float32[H, block_q]."""
+    """Accumulates dq[g] of a query block, transposed: float32[H, block_q]."""
     flags, size = unpack(tiles_ref[pl.program_id(1)])[2], static.queries.size
 
     @pl.when((flags & FIRST) != 0)
@@ -173,7 +192,7 @@ def _dq_kernel(
             rows = slice(g * size, (g + 1) * size)
             _, d_scores = _weights_and_gradient(
                 k, v, q_ref[0, 0, rows, :], d_out_ref[0, 0, rows, :],
-                lse_ref[0, 0, g : g + 1, :], drift_ref[0, 0, g : g + 1, :], mask,
+                lse_ref[0, 0, g : g + 1, :], delta_ref[0, 0, g : g + 1, :], mask,
             )  # fmt: skip
             acc_ref[g] += _dot(k, d_scores.astype(k.dtype), (0, 0))
 
@@ -187,9 +206,9 @@ def _dq_kernel(
 
 def _dkv_kernel(
     tiles_ref, q_ref, k_ref, v_ref, q_meta_ref, k_meta_ref,
-    d_out_ref, lse_ref, drift_ref, dk_ref, dv_ref, dk_acc, dv_acc, *, static: Static,
+    d_out_ref, lse_ref, delta_ref, dk_ref, dv_ref, dk_acc, dv_acc, *, static: Static,
 ):  # fmt: skip
-    """Accumulates dk and dv of a key block, float32[block_kv, H], over queries and their heads."""
+    """Accumulates dk and dv of a key block, float32[block_kv, H], over query blocks and heads."""
     flags, size = unpack(tiles_ref[pl.program_id(1)])[2], static.queries.size
 
     @pl.when((flags & FIRST) != 0)
@@ -204,7 +223,7 @@ def _dkv_kernel(
             rows = slice(g * size, (g + 1) * size)
             q, d_out = q_ref[0, 0, rows, :], d_out_ref[0, 0, rows, :]
             weights, d_scores = _weights_and_gradient(
-                k, v, q, d_out, lse_ref[0, 0, g : g + 1, :], drift_ref[0, 0, g : g + 1, :], mask
+                k, v, q, d_out, lse_ref[0, 0, g : g + 1, :], delta_ref[0, 0, g : g + 1, :], mask
             )
             dv_acc[...] += _dot(weights.astype(d_out.dtype), d_out, (1, 0))
             dk_acc[...] += _dot(d_scores.astype(q.dtype), q, (1, 0))
@@ -221,7 +240,7 @@ def _dkv_kernel(
 
 
 def _specs(static: Static, head_dim: int) -> dict[str, pl.BlockSpec]:
-    """A block of each kind of array, by the tile at hand (grid: kv head, tile)."""
+    """The block of each kind of array that a grid step (KV head, tile) works on."""
     rows = static.groups * static.queries.size
 
     def query_block(step, tiles):
@@ -253,8 +272,9 @@ def _call(kernel, static: Static, tiles: TileList, arguments, names, out, scratc
     """Runs a kernel over a list of tiles.
 
     Args:
-      arguments, names: arrays and the kinds of their blocks (`_specs`).
+      arguments, names: arrays, and the kinds of their blocks (keys of `_specs`).
       out: (kind, shape, dtype) of every result.
+      scratch: accumulators, which outlive a grid step.
     """
     head_dim = arguments[0].shape[-1]
     specs = _specs(static, head_dim)
@@ -276,20 +296,20 @@ def _call(kernel, static: Static, tiles: TileList, arguments, names, out, scratc
 
 
 def _meta_rows(meta: TokenMeta) -> jax.Array:
-    """Queries' metadata, int32[B * blocks, 8, size]: three rows of lanes, the others unused."""
+    """Queries' metadata, int32[B * blocks, 8, size]: three rows of lanes, then padding."""
     rows = jnp.stack([x.reshape(-1, x.shape[-1]) for x in meta], axis=1)
     return jnp.pad(rows, ((0, 0), (0, _SUBLANES - 3), (0, 0)))
 
 
 def _meta_columns(meta: TokenMeta) -> jax.Array:
-    """Keys' metadata, int32[B * blocks, size, 128]: three columns, the others unused."""
+    """Keys' metadata, int32[B * blocks, size, 128]: three columns, then padding."""
     columns = jnp.stack([x.reshape(-1, x.shape[-1]) for x in meta], axis=2)
     return jnp.pad(columns, ((0, 0), (0, 0), (0, _LANES - 3)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend_blocks(static: Static, interpret: bool, q, k, v, q_meta, k_meta) -> jax.Array:
-    """Attention of arrays that lie as the kernels read them (`layout.Blocked`); q's shape."""
+    """Attention of arrays in blocks (`parts.Blocked`); the result has q's shape and dtype."""
     tiles = list_tiles(static, q_meta, k_meta)
     return _forward(static, interpret, tiles, q, k, v, q_meta, k_meta)[0]
 
@@ -316,17 +336,16 @@ def _forward(static: Static, interpret: bool, tiles: TileList, q, k, v, q_meta, 
 def _attend_forward(static, interpret, q, k, v, q_meta, k_meta):
     tiles = list_tiles(static, q_meta, k_meta)
     out, lse = _forward(static, interpret, tiles, q, k, v, q_meta, k_meta)
-    # Named, so that a rematerialisation policy can keep them and skip the forward kernel.
-    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_out")
+    out, lse = keep_for_backward(out, lse)
     return out, (q, k, v, q_meta, k_meta, out, lse, tiles)
 
 
 def _attend_backward(static, interpret, residuals, d_out):
     q, k, v, q_meta, k_meta, out, lse, tiles = residuals
-    # Per query: sum over keys of weight * d_weight.
-    drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    # sum over keys of weight * d_weight, which equals d_out . out: no pass over tiles is needed.
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     arguments = (
-        q, k, v, _meta_rows(q_meta), _meta_columns(k_meta), d_out, lse, drift.reshape(lse.shape)
+        q, k, v, _meta_rows(q_meta), _meta_columns(k_meta), d_out, lse, delta.reshape(lse.shape)
     )  # fmt: skip
     names = ("q", "k", "k", "q_meta", "k_meta", "q", "row", "row")
     size, groups, head_dim = static.queries.size, static.groups, q.shape[-1]

@@ -1,62 +1,61 @@
-"""Which tiles (block of queries x block of keys) hold any pair that attends.
+"""Which tiles (block of queries x block of keys) attention computes, and in which order.
 
-Parts are cut into blocks (the last of each part padded with segment 0), and the blocks of all
-parts are numbered on end. A tile is *active* unless a cheap test shows that no pair in it can
-attend. The test reads a few numbers per block, never the pairs, and errs on the safe side
-whatever the order of the tokens; where each part is sorted by (segment, order), as packing
-leaves it, it is close to exact.
+A tile is *active* unless a cheap test shows that no pair in it can attend. The test reads a few
+numbers per block, never the pairs, and errs on the safe side whatever the order of the tokens.
+Where each part is sorted by (segment, order), as packing leaves it, it is close to exact. A tile
+is *full* if every pair in it attends: it needs no mask.
+
+Masks differ from row to row and are known on the device only, so the lists are built there,
+inside the jitted step. Arrays have the length of the longest possible list; a count says how much
+of it is used. Three forms serve three ways to run:
+
+- `active_tiles`, a plain list, for the loop in xla.py;
+- `list_tiles`, one list for the whole grid, which the TPU kernels prefetch as scalars;
+- `tile_ranges`, one stretch per block, over which a program of the GPU kernels loops.
+
+Axes: B rows of the batch, P tiles that are not statically empty.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from mogao_jax.ops.attention.parts import NOISED, Parts, readable_parts
+from mogao_jax.errors import ConfigError
+from mogao_jax.ops.attention.parts import (
+    NOISED,
+    Blocks,
+    Parts,
+    Static,
+    blocked_meta,
+    cut,
+    part_lengths,
+    readable_parts,
+)
 from mogao_jax.sequence.masking import PADDING_SEGMENT, TokenMeta, can_attend
+
+# Finite stand-ins for minus infinity, of a masked score and of a maximum over no scores:
+# exp(MASKED - FLOOR) is 0, and nothing is ever NaN.
+MASKED, FLOOR = -1e30, -1e29
+ATTENTION_OUT = "attention_out"  # name of what `keep_for_backward` marks
 
 _BIG = np.iinfo(np.int32).max
 
 
-def _library(meta: TokenMeta) -> Any:
-    """numpy for metadata on the host (reports, tests), jax.numpy otherwise."""
-    return np if isinstance(meta.segment, np.ndarray) else jnp
+def keep_for_backward(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Names an output and its log-sum-exp, so that a remat policy can keep them.
 
-
-class Blocks(NamedTuple):
-    """How the parts of one side (queries or keys) are cut. All static.
-
-    `lengths` are tokens per part (0 for an absent one), `counts` blocks per part.
+    The backward pass then recomputes scores tile by tile, without running the forward pass again.
     """
-
-    size: int
-    lengths: tuple[int, int, int]
-    counts: tuple[int, int, int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def part_of_block(self) -> np.ndarray:
-        return np.repeat(np.arange(3), self.counts)
+    return checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_OUT)
 
 
-def cut(lengths: tuple[int, int, int], block: int, *, exact: bool = False) -> Blocks:
-    """Cuts parts into blocks of `block` tokens, or smaller ones where all parts are shorter
-    (unless it is to be `exact`)."""
-    longest = max(lengths, default=0)
-    size = (
-        block
-        if exact
-        else max(1, min(block, math.ceil(longest / 8) * 8 if longest > 1 else longest))
-    )
-    und, clean, noised = (math.ceil(length / size) for length in lengths)
-    return Blocks(size, lengths, (und, clean, noised))
+# ------------------------------------------------------------------------------- which are active
 
 
 def readable_tiles(queries: Blocks, keys: Blocks, text_reads_vae: bool) -> np.ndarray:
@@ -67,26 +66,17 @@ def readable_tiles(queries: Blocks, keys: Blocks, text_reads_vae: bool) -> np.nd
     return np.argwhere(allowed).astype(np.int32)
 
 
-def blocked_meta(meta: Parts, blocks: Blocks) -> TokenMeta:
-    """Metadata of all parts, padded and cut: int32[B, blocks, size] each."""
-    xp = _library(next(part for part in meta if part is not None))
-    columns = []
-    for field in range(3):
-        pieces = []
-        for part, length, count in zip(meta, blocks.lengths, blocks.counts, strict=True):
-            if length:
-                padding = ((0, 0), (0, count * blocks.size - length))
-                fill = PADDING_SEGMENT if field == 0 else 0
-                pieces.append(xp.pad(part[field], padding, constant_values=fill))
-        joined = xp.concatenate(pieces, axis=1)
-        columns.append(joined.reshape(joined.shape[0], blocks.total, blocks.size))
-    return TokenMeta(*columns)
+def _library(meta: TokenMeta) -> Any:
+    """numpy for metadata on the host (reports, tests), jax.numpy otherwise."""
+    return np if isinstance(meta.segment, np.ndarray) else jnp
 
 
 class _Summary(NamedTuple):
-    """Ranges of a block, int32[B, blocks]: of its segments, of the orders in its first and in
-    its last segment, and of all its orders. Padding does not count; an empty block has
-    `first` > `last`."""
+    """What is known of a block without its tokens, int32[B, blocks] each.
+
+    Its first and last segment, and the lowest and highest order in each of the two. Padding does
+    not count; a block of padding alone has `first` > `last`.
+    """
 
     first: Any
     last: Any
@@ -138,7 +128,7 @@ def active_tiles(
 
     q_first, q_last, k_first, k_last = q.first[:, i], q.last[:, i], k.first[:, j], k.last[:, j]
     low, high = xp.maximum(q_first, k_first), xp.minimum(q_last, k_last)
-    active = low <= high  # some segment may be in both (never with an empty block)
+    active = low <= high  # some segment may be in both (never with a block of padding)
     # Only one segment can be in both: if it is at an end of both blocks, its orders are known.
     single = low == high
     for q_end, q_orders in ((q_first, q.orders_of_first), (q_last, q.orders_of_last)):
@@ -172,10 +162,170 @@ def full_tiles(query: TokenMeta, key: TokenMeta, tiles: np.ndarray, queries: Blo
     return one_segment & xp.where(noised_key, noised_query & one_image, history)
 
 
-class TileStatistics(NamedTuple):
-    """What attention over some metadata costs, summed over the rows of the batch.
+# ------------------------------------------------------------------ the order kernels visit them in
 
-    Tiles are counted in whole (padding of the last blocks included); pairs are (query, key).
+# A kernel accumulates one *owner's* result (an output block, or the gradients of a key block) in
+# fast memory over consecutive tiles, and writes it to HBM after the last of them. So tiles are
+# sorted by owner, and the first and last tile of each are flagged. An owner without active tiles
+# must be written too (zeros): it gets one tile flagged EMPTY.
+
+# Bits of `TileList.flags`.
+FIRST, LAST = 1, 2  # of its owner's tiles
+FULL = 4  # every pair attends: the mask is skipped
+EMPTY = 8  # nothing is computed
+
+# A TPU core has 1 MiB of scalar memory (SMEM) for prefetched operands; a tile takes 4 bytes.
+MOST_TILES = 256_000
+MOST_BLOCKS = 1 << 14  # of either side, the blocks of all rows taken together
+
+
+class TileList(NamedTuple):
+    """Tiles sorted by their owner: int32[most] each, of which `num_tiles` (int32[]) are in use.
+
+    `query` and `key` are blocks of the whole batch (row * blocks per row + block).
+    """
+
+    query: jax.Array
+    key: jax.Array
+    flags: jax.Array
+    num_tiles: jax.Array
+
+
+def list_tiles(
+    static: Static, q_meta: TokenMeta, k_meta: TokenMeta, *, by_key: bool = False
+) -> TileList:
+    """The active tiles of all rows, owned by their query blocks or by their key blocks.
+
+    Args:
+      q_meta, k_meta: blocked metadata, int32[B, blocks, size].
+    """
+    tiles = readable_tiles(static.queries, static.keys, static.text_reads_vae)
+    num_owners = (static.keys if by_key else static.queries).total
+    owner_column = 1 if by_key else 0
+    # Owners whose tiles are all statically empty also get a tile to stand in for them.
+    lone = np.setdiff1d(np.arange(num_owners), tiles[:, owner_column])
+    added = np.zeros((len(lone), 2), np.int32)
+    added[:, owner_column] = lone
+    can_be = np.concatenate([np.ones(len(tiles), bool), np.zeros(len(lone), bool)])
+    tiles = np.concatenate([tiles, added])
+    order = np.lexsort((tiles[:, 1 - owner_column], tiles[:, owner_column]))
+    tiles, can_be = tiles[order], can_be[order]
+
+    active = active_tiles(q_meta, k_meta, tiles, static.queries, static.keys) & can_be
+    full = full_tiles(q_meta, k_meta, tiles, static.queries, static.keys)
+    batch, most = active.shape
+    owner = tiles[:, owner_column]
+    begins = np.concatenate([[True], owner[1:] != owner[:-1]])
+    per_owner = _count(active, owner, num_owners)
+    stands_in = begins & (per_owner == 0)[:, owner]  # an owner's first tile, if none is active
+
+    row, tile = _where(active | stands_in)
+    count = jnp.sum(active | stands_in, dtype=jnp.int32)
+    query = (row * static.queries.total + jnp.asarray(tiles[:, 0])[tile]).astype(jnp.int32)
+    key = (row * static.keys.total + jnp.asarray(tiles[:, 1])[tile]).astype(jnp.int32)
+    own = key if by_key else query
+    step = jnp.arange(batch * most)
+    changes = own[1:] != own[:-1]
+    first = jnp.concatenate([jnp.ones(1, bool), changes])
+    last = jnp.concatenate([changes, jnp.ones(1, bool)]) | (step == count - 1)
+    flags = (
+        first * FIRST + last * LAST + full[row, tile] * FULL + stands_in[row, tile] * EMPTY
+    ).astype(jnp.int32)
+    return TileList(query, key, flags, count)
+
+
+def pack(tiles: TileList) -> jax.Array:
+    """Each tile as one int32, to fit SMEM: 14 bits of query block, 14 of key block, 4 flags."""
+    return tiles.query << 18 | tiles.key << 4 | tiles.flags
+
+
+def unpack(packed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(query block, key block, flags) of packed tiles."""
+    query = lax.shift_right_logical(packed, 18)
+    return query, lax.shift_right_logical(packed, 4) & (MOST_BLOCKS - 1), packed & 15
+
+
+def check_size(static: Static, rows: int) -> None:
+    """Refuses a call whose list of tiles may not fit a TPU core's scalar memory.
+
+    Args:
+      rows: of the batch, on one device.
+    Raises:
+      ConfigError: with what makes the list shorter.
+    """
+    most = rows * len(readable_tiles(static.queries, static.keys, static.text_reads_vae))
+    blocks = rows * max(static.queries.total, static.keys.total)
+    if most <= MOST_TILES and blocks <= MOST_BLOCKS:
+        return
+    raise ConfigError(
+        f"attention of {rows} x {sum(static.queries.lengths)} queries to "
+        f"{sum(static.keys.lengths)} keys on a device, in blocks of {static.queries.size} x "
+        f"{static.keys.size}, may take {most} tiles of {blocks} blocks; a TPU's memory for scalars "
+        f"has room for {MOST_TILES} tiles of {MOST_BLOCKS} blocks. Split the rows over more "
+        "devices (a larger mesh.context, or fewer rows on each), or set larger "
+        "model.attention.block_q and block_kv."
+    )
+
+
+class TileRanges(NamedTuple):
+    """Tiles of each owner, for a program that loops over the tiles of its one owner.
+
+    The blocks of the other side that owner n meets are `other[start[n] : start[n + 1]]`.
+    """
+
+    start: jax.Array  # int32[owners + 1]
+    other: jax.Array  # int32[most]
+
+
+def tile_ranges(
+    static: Static, q_meta: TokenMeta, k_meta: TokenMeta, *, by_key: bool = False
+) -> tuple[TileRanges, TileRanges]:
+    """The active tiles of all rows by owner: full ones (no mask needed), and the others.
+
+    Arguments as of `list_tiles`. At least one tile must be readable.
+    """
+    tiles = readable_tiles(static.queries, static.keys, static.text_reads_vae)
+    owners, others = (static.keys, static.queries) if by_key else (static.queries, static.keys)
+    column = 1 if by_key else 0
+    tiles = tiles[np.lexsort((tiles[:, 1 - column], tiles[:, column]))]
+    active = active_tiles(q_meta, k_meta, tiles, static.queries, static.keys)
+    full = full_tiles(q_meta, k_meta, tiles, static.queries, static.keys) & active
+
+    def ranges(chosen: jax.Array) -> TileRanges:
+        row, tile = _where(chosen)
+        other = row * others.total + jnp.asarray(tiles[:, 1 - column])[tile]
+        count = _count(chosen, tiles[:, column], owners.total)
+        start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count.reshape(-1))])
+        return TileRanges(start.astype(jnp.int32), other.astype(jnp.int32))
+
+    return ranges(full), ranges(active & ~full)
+
+
+# These two use no scatters: libtpu 0.0.42 runs scatters over some 200,000 tiles on a v5p's sparse
+# cores, and aborts there.
+def _where(chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows and columns of the true elements of bool[B, P], then zeros: int32[B * P] each."""
+    batch, most = chosen.shape
+    end = batch * most
+    place = jnp.sort(jnp.where(chosen.reshape(-1), jnp.arange(end, dtype=jnp.int32), end))
+    place = jnp.where(place == end, 0, place)
+    return place // most, place % most
+
+
+def _count(chosen: jax.Array, owner: np.ndarray, num_owners: int) -> jax.Array:
+    """Chosen tiles per owner: bool[B, P], each tile's owner (ascending) -> int32[B, owners]."""
+    ends = np.searchsorted(owner, np.arange(num_owners + 1))
+    before = jnp.pad(jnp.cumsum(chosen, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+    return before[:, ends[1:]] - before[:, ends[:-1]]
+
+
+# ------------------------------------------------------------------------------------ for reports
+
+
+class TileStatistics(NamedTuple):
+    """What attention over a batch costs: tiles, and (query, key) pairs, of all rows together.
+
+    Executed pairs are those of whole tiles, with the padding of the last blocks.
     """
 
     tiles_executed: int
@@ -197,13 +347,12 @@ def tile_statistics(
     block_kv: int,
     text_reads_vae: bool = False,
 ) -> TileStatistics:
-    """Counts the tiles that blockwise attention runs and the pairs that it is run for.
+    """Counts the tiles that blockwise attention runs, and the pairs in them that attend.
 
-    For reports: works on the host, a tile at a time, on concrete metadata (TokenMeta of
-    int32[B, L] per part, None for an absent part).
+    Runs on the host, a tile at a time, on concrete metadata: TokenMeta of int32[B, L] per part.
     """
-    queries = cut(_lengths(query_meta), block_q)
-    keys = cut(_lengths(key_meta), block_kv)
+    queries = cut(part_lengths(query_meta), block_q)
+    keys = cut(part_lengths(key_meta), block_kv)
     readable = readable_tiles(queries, keys, text_reads_vae)
     if not len(readable):
         return TileStatistics(0, 0, 0, 0)
@@ -219,8 +368,3 @@ def tile_statistics(
         tiles_needed += inside > 0
     executed = int(np.sum(active))
     return TileStatistics(executed, tiles_needed, executed * queries.size * keys.size, pairs)
-
-
-def _lengths(meta: Parts) -> tuple[int, int, int]:
-    und, clean, noised = (0 if part is None else part.segment.shape[1] for part in meta)
-    return und, clean, noised

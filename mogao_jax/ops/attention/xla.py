@@ -1,13 +1,14 @@
-"""Blockwise attention in plain XLA: forward and backward over active tiles only.
+"""Attention in plain XLA: blockwise over active tiles, and dense with the whole mask.
 
-A loop runs over a list of the active tiles (tiles.py) of all rows of the batch; its length is
-known on the device only, so that what is masked away costs nothing. The softmax is accumulated
-online (FlashAttention), the backward pass recomputes the scores of a tile from the saved
-logarithms of the softmax's sums. No array ever has a query axis and a key axis both longer than
-a block.
+Blockwise, a loop runs over a list of the active tiles (tiles.py) of all rows of the batch. The
+list is built on the device and the loop stops at its end, so masked tiles cost nothing. The
+softmax is accumulated online (FlashAttention); the backward pass recomputes a tile's scores from
+the saved log-sum-exp. No array has both a query axis and a key axis longer than a block.
 
-Every contraction of a tile is a batch of K plain matmuls (layout.py): XLA's CPU backend has no
+Every contraction of a tile is a batch of K plain matmuls (parts.py): XLA's CPU backend has no
 good kernel for anything else.
+
+Axes: B rows, T/S query/key length, N query heads, K key/value heads, G = N / K, H head_dim.
 """
 
 from __future__ import annotations
@@ -18,17 +19,60 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from mogao_jax.ops.attention import layout
-from mogao_jax.ops.attention import tiles as tiling
-from mogao_jax.ops.attention.layout import FLOOR, MASKED, Static
-from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sequence.masking import TokenMeta, can_attend
+from mogao_jax.ops.attention.parts import (
+    Parts,
+    Static,
+    blocked,
+    from_blocks,
+    join_parts,
+    split_parts,
+    static_of,
+)
+from mogao_jax.ops.attention.tiles import (
+    FLOOR,
+    MASKED,
+    active_tiles,
+    keep_for_backward,
+    readable_tiles,
+)
+from mogao_jax.sequence.masking import TokenMeta, can_attend, dense_mask
+
+
+def dense_attention(
+    queries: Parts,
+    keys: Parts,
+    values: Parts,
+    query_meta: Parts,
+    key_meta: Parts,
+    *,
+    text_reads_vae: bool = False,
+) -> Parts:
+    """As `api.attention`, with an array [B, N, T, S] in memory: the reference, and for short rows.
+
+    With few queries it is also the fastest: they make poor tiles.
+    """
+    q, k, v = join_parts(queries), join_parts(keys), join_parts(values)
+    query, key = _join_meta(query_meta), _join_meta(key_meta)
+    mask = dense_mask(query, key, text_reads_vae=text_reads_vae)
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, MASKED)
+    # A query that reads nothing gives zeros, not the mean of the values.
+    weights = jax.nn.softmax(scores, axis=-1) * jnp.any(mask, axis=-1)[:, None, None, :, None]
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v.astype(jnp.float32))
+    return split_parts(out.reshape(batch, length, heads, head_dim).astype(q.dtype), queries)
+
+
+def _join_meta(parts: Parts) -> TokenMeta:
+    columns = zip(*(p for p in parts if p is not None), strict=True)
+    return TokenMeta(*(jnp.concatenate(column, axis=-1) for column in columns))
 
 
 class _Tiles(NamedTuple):
-    """The list of active tiles: rows of the blocked arrays, int32[most], and how many."""
+    """The list of active tiles: rows of the blocked arrays, int32[most], and their number."""
 
     query: Any
     key: Any
@@ -47,16 +91,16 @@ def blockwise_attention(
     text_reads_vae: bool = False,
 ) -> Parts:
     """As `api.attention`, on one device (or one shard of the batch)."""
-    static = layout.static_of(queries, keys, block_q, block_kv, text_reads_vae)
-    if not len(tiling.readable_tiles(static.queries, static.keys, text_reads_vae)):
+    static = static_of(queries, keys, block_q, block_kv, text_reads_vae)
+    if not len(readable_tiles(static.queries, static.keys, text_reads_vae)):
         return Parts(*(None if p is None else jnp.zeros_like(p) for p in queries))
-    arrays = layout.blocked(static, queries, keys, values, query_meta, key_meta)
-    return layout.from_blocks(_attend(static, *arrays), static.queries, queries)
+    arrays = blocked(static, queries, keys, values, query_meta, key_meta)
+    return from_blocks(_attend(static, *arrays), static.queries, queries)
 
 
 def _list_tiles(static: Static, q_meta: TokenMeta, k_meta: TokenMeta) -> _Tiles:
-    readable = tiling.readable_tiles(static.queries, static.keys, static.text_reads_vae)
-    active = tiling.active_tiles(q_meta, k_meta, readable, static.queries, static.keys)
+    readable = readable_tiles(static.queries, static.keys, static.text_reads_vae)
+    active = active_tiles(q_meta, k_meta, readable, static.queries, static.keys)
     batch = active.shape[0]
     row, tile = jnp.nonzero(active, size=batch * len(readable), fill_value=0)
     query = row * static.queries.total + jnp.asarray(readable[:, 0])[tile]
@@ -134,9 +178,7 @@ def _forward(static: Static, q, k, v, q_meta: TokenMeta, k_meta: TokenMeta):
 
 def _attend_forward(static, q, k, v, q_meta, k_meta):
     out, log_total = _forward(static, q, k, v, q_meta, k_meta)
-    # Named, so that a rematerialisation policy can keep them and skip this loop.
-    out = checkpoint_name(out, "attention_out")
-    log_total = checkpoint_name(log_total, "attention_out")
+    out, log_total = keep_for_backward(out, log_total)
     return out, (q, k, v, q_meta, k_meta, out, log_total)
 
 
@@ -146,13 +188,13 @@ def _attend_backward(static, residuals, d_out):
     q_meta, k_meta = _flat(q_meta, static.groups), _flat(k_meta)
     scale = q.shape[-1] ** -0.5
     # Per row: sum over keys of weight * d_weight.
-    drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # Rows that read nothing: exp(MASKED - 0) = 0 for all of their keys.
     log_total = jnp.maximum(log_total, FLOOR / 2)
 
-    # A tile's scores stand here with keys as rows, so that the matmuls for dk and dv contract
-    # over columns. The one for dq then gives dq transposed, from transposed keys. (XLA's CPU
-    # backend takes three to five times as long to contract over the rows of both sides.)
+    # Scores are computed with keys as rows, so that the matmuls for dk and dv contract over
+    # columns: XLA's CPU backend takes three to five times as long to contract over the rows of
+    # both sides. The matmul for dq then gives dq transposed, from transposed keys.
     k_across = k.swapaxes(2, 3)
 
     def body(step, carry):
@@ -162,7 +204,7 @@ def _attend_backward(static, residuals, d_out):
         scores = _scores(static, q_i, k_j, q_meta.take((i,)), k_meta.take((j,)), keys_as_rows=True)
         weights = jnp.exp(scores - _row(log_total, i)[:, None])
         d_weights = _dot(_row(v, j), d_out_i, (2, 2))
-        d_scores = (weights * (d_weights - _row(drift, i)[:, None]) * scale).astype(q.dtype)
+        d_scores = (weights * (d_weights - _row(delta, i)[:, None]) * scale).astype(q.dtype)
         dv_j = _row(dv, j) + _dot(weights.astype(d_out.dtype), d_out_i, (2, 1))
         dk_j = _row(dk, j) + _dot(d_scores, q_i, (2, 1))
         dq_i = _row(dq_across, i) + _dot(_row(k_across, j), d_scores, (2, 1))

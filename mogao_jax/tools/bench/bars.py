@@ -20,9 +20,8 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.modules import init_params, make_model
 from mogao_jax.models.mogao import example_inputs, vit_feature_shape
-from mogao_jax.ops.attention import layout
 from mogao_jax.ops.attention.pallas_tpu import attend_blocks, pallas_attention
-from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.attention.parts import Parts, blocked, static_of
 from mogao_jax.ops.attention.tiles import tile_statistics
 from mogao_jax.sequence.masking import TokenMeta
 from mogao_jax.sharding import rules
@@ -224,8 +223,8 @@ def _kernel_program(model: Any, length: int, device: Any, gradient: bool, alone:
     arrays: Any = (q, k, k, meta, meta)
     attend: Callable[..., Any] = functools.partial(pallas_attention, block_q=256, block_kv=256)
     if alone:
-        static = layout.static_of(q, k, 256, 256, False)
-        arrays = jax.eval_shape(functools.partial(layout.blocked, static), *arrays)
+        static = static_of(q, k, 256, 256, False)
+        arrays = jax.eval_shape(functools.partial(blocked, static), *arrays)
         attend = functools.partial(attend_blocks, static, False)
 
     def loss(*arguments: Any) -> jax.Array:

@@ -147,8 +147,9 @@ def flags(
         said.append(
             f"{len(wrong)} collectives move activations over {'+'.join(worst.axes)}, the largest "
             f"an {worst.kind} of {dtype}{list(dims)}, {worst.turns} times a step ({worst.where}): "
-            "the partitioner cut features instead of rows. Constrain the activation there by its "
-            "logical axes (models/layers.py: constrain), or run it per shard (ops/per_shard.py)."
+            "the partitioner sharded features instead of rows. Constrain the activation there by "
+            "its logical axes (sharding/rules.py: constrain), or run it in a shard_map "
+            "(sharding/ambient.py: per_shard)."
         )
     share = all_reduced_weights(found)
     one_axis = shape["data"] == 1 and math.prod(shape.values()) == shape["fsdp"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
-from mogao_jax.ops.attention.choice import resolve
+from mogao_jax.ops.attention.api import resolve
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.ops.attention.tiles import tile_statistics
 from mogao_jax.sequence.batch import PackedBatch

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mogao_jax.config.schema import MeshConfig
-from mogao_jax.sharding.balance import balanced, balanced_order
+from mogao_jax.sharding.context import balanced, balanced_order
 from mogao_jax.sharding.mesh import make_mesh
 
 

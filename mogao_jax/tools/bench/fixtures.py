@@ -21,8 +21,8 @@ from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Document
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
-from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, WORLDS, World
-from mogao_jax.worlds.shapes.tasks import TASKS
+from mogao_jax.worlds.shapes.scene import WORLDS, World
+from mogao_jax.worlds.shapes.tasks import make_document
 
 RANDOM = "random"  # what `Model.weights` says of random parameters
 # Of random parameters only this many text tokens may be written, the end and <|vision_start|>
@@ -78,7 +78,7 @@ def picture_requests(config: MogaoConfig, count: int, num_steps: int) -> list[Re
     options = SamplingOptions(num_steps=num_steps, draw_first=True, max_images=1, size=size)
     requests = []
     for seed in range(count):
-        document, _ = TASKS["edit"](np.random.default_rng(seed), world, f"edit-{seed}")
+        document, _ = make_document("edit", np.random.default_rng(seed), world, id=f"edit-{seed}")
         prompt = Document(document.items[:-1], id=document.id)
         requests.append(Request(prompt, seed, options))
     return requests
@@ -89,7 +89,7 @@ def text_requests(count: int, num_tokens: int) -> list[Request]:
     options = SamplingOptions(max_tokens=num_tokens, allow_images=False)
     requests = []
     for seed in range(count):
-        document, _ = TASKS["text"](np.random.default_rng(seed), DEFAULT_WORLD, f"text-{seed}")
+        document, _ = make_document("text", np.random.default_rng(seed), id=f"text-{seed}")
         prompt = Document(document.items[:1], id=document.id)
         requests.append(Request(prompt, seed, options))
     return requests

@@ -16,7 +16,7 @@ from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.document import Document, Item
 from mogao_jax.tools.bench.fixtures import world_of
 from mogao_jax.worlds.shapes.scene import World
-from mogao_jax.worlds.shapes.tasks import TASKS
+from mogao_jax.worlds.shapes.tasks import TASKS, make_document
 
 
 def mixed_requests(
@@ -52,7 +52,7 @@ def _prompt(rng: np.random.Generator, world: World, id: str) -> Document:
     tasks = plain if rng.random() < 0.15 else chats
     items: list[Item] = []
     for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
-        items += TASKS[str(rng.choice(tasks))](rng, world, id)[0].items
+        items += make_document(str(rng.choice(tasks)), rng, world)[0].items
     roles = [item for item in items if item.role is not None]
     items = roles or items  # facts may be plain or a chat: one form per document
     return Document(tuple(items[: int(rng.integers(1, len(items) + 1))]), id=id)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from mogao_jax.worlds.shapes.language import (
     RELATION_WORDS,
     at_region,
@@ -13,13 +11,8 @@ from mogao_jax.worlds.shapes.language import (
     refer,
     to_region,
 )
-from mogao_jax.worlds.shapes.placement import (
-    coordinate,
-    fits,
-    free_place,
-    random_kind,
-)
-from mogao_jax.worlds.shapes.rng import chance, pick
+from mogao_jax.worlds.shapes.placement import coordinate, fits, free_place, random_kind
+from mogao_jax.worlds.shapes.rng import Rng, chance, pick, pick_other
 from mogao_jax.worlds.shapes.scene import (
     REGION_NAMES,
     RELATIONS,
@@ -35,16 +28,14 @@ from mogao_jax.worlds.shapes.truth import EDITS, Edit, Wanted
 _TRIES = 20  # of places for an added or moved object
 
 
-def random_edit(
-    rng: np.random.Generator, scene: Scene, world: World, kind: str | None = None
-) -> Edit | None:
+def random_edit(rng: Rng, scene: Scene, world: World, kind: str | None = None) -> Edit | None:
     """A change that can be made to the scene and told in words; None if none was found.
 
     The scene's objects must differ in shape or colour pairwise, and still do afterwards.
     """
     kind = kind or pick(rng, EDITS)
     if kind == "background":
-        return Edit(kind, background=_another(rng, world.backgrounds, scene.background))
+        return Edit(kind, background=pick_other(rng, world.backgrounds, scene.background))
     if kind == "add":
         return _add(rng, scene, world)
     if not scene.objects:
@@ -52,19 +43,9 @@ def random_edit(
     target = pick(rng, scene.objects)
     if kind == "remove":
         return Edit(kind, target=target) if len(scene.objects) > 1 else None
-    if kind == "recolor":
-        new = dataclasses.replace(target, color=_another(rng, world.colors, target.color))
-        return None if _twin(new, scene, target) else Edit(kind, target=target, new=new)
     if kind == "move":
         return _move(rng, scene, world, target)
-    shape = _another(rng, world.shapes, target.shape)
-    named = chance(rng, 0.5)
-    color = pick(rng, world.colors) if named else target.color
-    new = dataclasses.replace(target, shape=shape, color=color)
-    asked = Wanted(shape, color if named else None)
-    if _twin(new, scene, target):
-        return None
-    return Edit(kind, target=target, new=new, asked=asked)
+    return _change_look(rng, scene, world, target, kind)
 
 
 def apply(scene: Scene, edit: Edit) -> Scene:
@@ -72,26 +53,31 @@ def apply(scene: Scene, edit: Edit) -> Scene:
     if edit.background is not None:
         return dataclasses.replace(scene, background=edit.background)
     objects = list(scene.objects)
-    if edit.target is None:
-        assert edit.new is not None
-        objects.append(edit.new)
+    index = objects.index(edit.target) if edit.target else len(objects)
+    objects[index : index + 1] = [edit.new] if edit.new else []
+    return scene.with_objects(objects)
+
+
+def _twin(obj: Object, scene: Scene) -> bool:
+    return any((o.shape, o.color) == (obj.shape, obj.color) for o in scene.objects)
+
+
+def _change_look(rng: Rng, scene: Scene, world: World, target: Object, kind: str) -> Edit | None:
+    """Another colour (recolor), or another shape and perhaps colour (replace)."""
+    asked = None
+    if kind == "recolor":
+        new = dataclasses.replace(target, color=pick_other(rng, world.colors, target.color))
     else:
-        index = objects.index(edit.target)
-        objects[index : index + 1] = [] if edit.new is None else [edit.new]
-    return scene.with_objects(tuple(objects))
+        shape = pick_other(rng, world.shapes, target.shape)
+        color = pick(rng, world.colors) if chance(rng, 0.5) else None
+        new = dataclasses.replace(target, shape=shape, color=color or target.color)
+        asked = Wanted(shape, color)
+    if _twin(new, scene.without(target)):
+        return None
+    return Edit(kind, target=target, new=new, asked=asked)
 
 
-def _another(rng: np.random.Generator, options: tuple[str, ...], than: str) -> str:
-    return pick(rng, [o for o in options if o != than])
-
-
-def _twin(obj: Object, scene: Scene, leave_out: Object | None = None) -> bool:
-    return any(
-        (o.shape, o.color) == (obj.shape, obj.color) for o in scene.objects if o is not leave_out
-    )
-
-
-def _add(rng: np.random.Generator, scene: Scene, world: World) -> Edit | None:
+def _add(rng: Rng, scene: Scene, world: World) -> Edit | None:
     if len(scene.objects) >= world.max_count:
         return None
     kind = random_kind(rng, world)
@@ -107,22 +93,21 @@ def _add(rng: np.random.Generator, scene: Scene, world: World) -> Edit | None:
     return place_again(rng, scene, world, new, Edit("add", asked=asked), place)
 
 
-def _move(rng: np.random.Generator, scene: Scene, world: World, target: Object) -> Edit | None:
-    rest = scene.with_objects(tuple(o for o in scene.objects if o is not target))
+def _move(rng: Rng, scene: Scene, world: World, target: Object) -> Edit | None:
+    rest = scene.without(target)
     place = "relation" if rest.objects and chance(rng, 0.5) else "region"
     edit = place_again(rng, rest, world, target, Edit("move", target=target), place)
-    if edit is None or edit.new is None:
+    if edit is None:
         return None
-    if edit.region is not None:
+    if edit.anchor is None:
         already = edit.region == region(target, scene)
     else:
-        assert edit.anchor is not None
         already = edit.relation == relation(target, edit.anchor)
     return None if already else edit
 
 
 def place_again(
-    rng: np.random.Generator, scene: Scene, world: World, obj: Object, edit: Edit, place: str
+    rng: Rng, scene: Scene, world: World, obj: Object, edit: Edit, place: str
 ) -> Edit | None:
     """`edit` with `obj` at a free place of the scene as its new object; None if none was found.
 
@@ -132,24 +117,15 @@ def place_again(
         "relation" to one of the scene's objects.
     """
     if place == "anywhere":
-        spot = free_place(rng, scene.height, scene.width, obj.diameter, scene.objects, world)
+        spot = free_place(rng, scene, obj.diameter, world)
         if spot is None:
             return None
         return dataclasses.replace(edit, new=dataclasses.replace(obj, cx=spot[0], cy=spot[1]))
-    low = world.margin + obj.diameter // 2
-    x0, x1, y0, y1 = low, scene.width - low, low, scene.height - low
-    anchor, goal = None, pick(rng, REGION_NAMES)
+    named = dataclasses.replace(edit, region=pick(rng, REGION_NAMES))
     if place == "relation":
         anchor, goal = pick(rng, scene.objects), pick(rng, RELATIONS)
-        # Not needed for the result, which is checked: spares places that cannot do.
-        reach = (obj.diameter + anchor.diameter) // 2 + world.gap
-        x1 = min(x1, anchor.cx - reach) if goal == "left of" else x1
-        x0 = max(x0, anchor.cx + reach) if goal == "right of" else x0
-        y1 = min(y1, anchor.cy - reach) if goal == "above" else y1
-        y0 = max(y0, anchor.cy + reach) if goal == "below" else y0
-    else:
-        left, right, top, bottom = region_bounds(goal, scene)
-        x0, x1, y0, y1 = max(x0, left), min(x1, right), max(y0, top), min(y1, bottom)
+        named = dataclasses.replace(edit, anchor=anchor, relation=goal)
+    x0, x1, y0, y1 = _bounds(named, scene, world, obj)
     if x0 > x1 or y0 > y1:
         return None
     for _ in range(_TRIES):
@@ -157,13 +133,30 @@ def place_again(
         cy = coordinate(rng, y0, y1, world.pitch)
         if cx is None or cy is None:
             return None
-        new = Object(obj.shape, obj.color, obj.size, obj.diameter, cx, cy)
-        if fits(new, scene, world):
-            if anchor is None:
-                return dataclasses.replace(edit, new=new, region=goal)
-            if relation(new, anchor) == goal:
-                return dataclasses.replace(edit, new=new, anchor=anchor, relation=goal)
+        new = dataclasses.replace(obj, cx=cx, cy=cy)
+        right = named.anchor is None or relation(new, named.anchor) == named.relation
+        if right and fits(new, scene, world):
+            return dataclasses.replace(named, new=new)
     return None
+
+
+def _bounds(edit: Edit, scene: Scene, world: World, obj: Object) -> tuple[int, int, int, int]:
+    """Where the centre of `obj` may lie: (left, right, top, bottom) in pixels, all included."""
+    low = world.margin + obj.diameter // 2
+    x0, x1, y0, y1 = low, scene.width - low, low, scene.height - low
+    if edit.region is not None:
+        left, right, top, bottom = region_bounds(edit.region, scene)
+        return max(x0, left), min(x1, right), max(y0, top), min(y1, bottom)
+    # Not needed for the result, which is checked: spares places that cannot do.
+    anchor = edit.anchor
+    assert anchor is not None
+    reach = (obj.diameter + anchor.diameter) // 2 + world.gap
+    return {
+        "left of": (x0, min(x1, anchor.cx - reach), y0, y1),
+        "right of": (max(x0, anchor.cx + reach), x1, y0, y1),
+        "above": (x0, x1, y0, min(y1, anchor.cy - reach)),
+        "below": (x0, x1, max(y0, anchor.cy + reach), y1),
+    }[edit.relation or ""]
 
 
 # --------------------------------------------------------------------------------------- words
@@ -198,7 +191,7 @@ _EVENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def order(rng: np.random.Generator, scene: Scene, edit: Edit, sized: bool = True) -> str:
+def order(rng: Rng, scene: Scene, edit: Edit, sized: bool = True) -> str:
     """An instruction without a full stop: "add a red star left of the circle".
 
     Args:
@@ -207,20 +200,19 @@ def order(rng: np.random.Generator, scene: Scene, edit: Edit, sized: bool = True
     return _fill(rng, pick(rng, _ORDERS[edit.kind]), scene, edit, sized)
 
 
-def event(rng: np.random.Generator, scene: Scene, edit: Edit, sized: bool = True) -> str:
+def event(rng: Rng, scene: Scene, edit: Edit, sized: bool = True) -> str:
     """The same as it happens, without a full stop: "a red star appears left of the circle"."""
     return _fill(rng, pick(rng, _EVENTS[edit.kind]), scene, edit, sized)
 
 
-def _fill(rng: np.random.Generator, form: str, scene: Scene, edit: Edit, sized: bool) -> str:
+def _fill(rng: Rng, form: str, scene: Scene, edit: Edit, sized: bool) -> str:
     words: dict[str, str] = {"bg": edit.background or "", "at": "", "to": ""}
     if edit.target is not None:
         # "change the red object into a square" names what stays; that is fine.
         words["x"] = _the(rng, scene, edit.target, sized)
     if edit.asked is not None:
         words["y"] = noun_phrase(rng, edit.asked, "a")
-    if edit.kind == "recolor":
-        assert edit.new is not None
+    if edit.new is not None:
         words["color"] = edit.new.color
     if edit.anchor is not None and edit.relation is not None:
         near = pick(rng, RELATION_WORDS[edit.relation])
@@ -231,7 +223,7 @@ def _fill(rng: np.random.Generator, form: str, scene: Scene, edit: Edit, sized: 
     return form.format(**words)
 
 
-def _the(rng: np.random.Generator, scene: Scene, obj: Object, sized: bool) -> str:
+def _the(rng: Rng, scene: Scene, obj: Object, sized: bool) -> str:
     wanted = refer(rng, scene, obj, without=None if sized else "size")
     assert wanted is not None, "objects of edited scenes differ in shape or colour"
     return noun_phrase(rng, wanted, "the")

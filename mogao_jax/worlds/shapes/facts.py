@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from mogao_jax.worlds.shapes.language import (
     NOUNS,
     NUMBERS,
@@ -13,11 +11,9 @@ from mogao_jax.worlds.shapes.language import (
     plural,
     with_article,
 )
-from mogao_jax.worlds.shapes.rng import between, chance, pick, sample
-from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, OPPOSITE, RELATIONS, World
+from mogao_jax.worlds.shapes.rng import Rng, between, chance, pick, sample
+from mogao_jax.worlds.shapes.scene import OPPOSITE, RELATIONS, World
 from mogao_jax.worlds.shapes.truth import Wanted
-
-FACTS = ("fact", "sum", "difference", "total", "relation", "choice")
 
 # (sides, corners) of each shape as drawn; None: it is round.
 GEOMETRY: dict[str, tuple[int, int] | None] = {
@@ -32,15 +28,13 @@ GEOMETRY: dict[str, tuple[int, int] | None] = {
 Exchange = tuple[str, str]  # what is said or asked, and what follows or is answered
 
 
-def exchange(
-    rng: np.random.Generator, kind: str | None = None, world: World = DEFAULT_WORLD
-) -> tuple[str, Exchange]:
-    """A kind of FACTS (random if None) and a (question, answer) pair of that kind."""
-    kind = kind or pick(rng, FACTS)
+def exchange(rng: Rng, world: World) -> tuple[str, Exchange]:
+    """A random kind of FACTS and a (question, answer) pair of that kind."""
+    kind = pick(rng, FACTS)
     return kind, _MAKERS[kind](rng, world)
 
 
-def _fact(rng: np.random.Generator, world: World) -> Exchange:
+def _fact(rng: Rng, world: World) -> Exchange:
     shape = pick(rng, world.shapes)
     name = with_article(pick(rng, NOUNS[shape]))
     geometry = GEOMETRY[shape]
@@ -52,13 +46,20 @@ def _fact(rng: np.random.Generator, world: World) -> Exchange:
     return form.format(k=asks, x=name), ("none." if count == 0 else NUMBERS[count] + ".")
 
 
-def _things(rng: np.random.Generator, shape: str, count: int) -> str:
+def _things(rng: Rng, shape: str, count: int) -> str:
     return noun_phrase(rng, Wanted(shape, count=count), "number")
 
 
-def _sum(rng: np.random.Generator, world: World) -> Exchange:
-    a = between(rng, 1, 5)
-    b = between(rng, 1, 5)
+_SUMS = ("how much is {x} and {y}?", "what is {x} and {y} together?", "{x} and {y} make")
+_DIFFERENCES = (
+    "there {are} {x}. {b} {go} away. how many are left?",
+    "what is {x} minus {b}?",
+    "take {b} from {x}. how many are left?",
+)
+
+
+def _sum(rng: Rng, world: World) -> Exchange:
+    a, b = between(rng, 1, 5), between(rng, 1, 5)
     if chance(rng, 0.5):
         first, second = sample(rng, world.shapes, 2)
         unit = pick(rng, ("shapes", "objects"))
@@ -66,32 +67,20 @@ def _sum(rng: np.random.Generator, world: World) -> Exchange:
         first = second = pick(rng, world.shapes)
         unit = plural(pick(rng, NOUNS[first]))
     x, y = _things(rng, first, a), _things(rng, second, b)
-    form = pick(
-        rng, ("how much is {x} and {y}?", "what is {x} and {y} together?", "{x} and {y} make")
-    )
-    return form.format(x=x, y=y), f"{NUMBERS[a + b]} {unit}."
+    return pick(rng, _SUMS).format(x=x, y=y), f"{NUMBERS[a + b]} {unit}."
 
 
-def _difference(rng: np.random.Generator, world: World) -> Exchange:
+def _difference(rng: Rng, world: World) -> Exchange:
     a = between(rng, 1, 10)
     b = between(rng, 0, a)
     shape = pick(rng, world.shapes)
     x = _things(rng, shape, a)
-    form = pick(
-        rng,
-        (
-            "there {are} {x}. {b} {go} away. how many are left?",
-            "what is {x} minus {b}?",
-            "take {b} from {x}. how many are left?",
-        ),
-    )
-    text = form.format(
-        are="is" if a == 1 else "are", x=x, b=NUMBERS[b], go="goes" if b == 1 else "go"
-    )
+    are, go = "is" if a == 1 else "are", "goes" if b == 1 else "go"
+    text = pick(rng, _DIFFERENCES).format(are=are, x=x, b=NUMBERS[b], go=go)
     return text, NUMBERS[a - b] + "."
 
 
-def _total(rng: np.random.Generator, world: World) -> Exchange:
+def _total(rng: Rng, world: World) -> Exchange:
     shapes = sample(rng, world.shapes, between(rng, 2, 3))
     counts = [between(rng, 1, 3) for _ in shapes]
     colors = [pick(rng, (*world.colors, None)) for _ in shapes]
@@ -107,7 +96,7 @@ def _total(rng: np.random.Generator, world: World) -> Exchange:
     return f"{text} how many {plain} are there?", NUMBERS[counts[i]] + "."
 
 
-def _relation(rng: np.random.Generator, world: World) -> Exchange:
+def _relation(rng: Rng, world: World) -> Exchange:
     shapes, colors = sample(rng, world.shapes, 2), sample(rng, world.colors, 2)
     named = chance(rng, 0.5)
     a, b = (Wanted(s, c if named else None) for s, c in zip(shapes, colors, strict=True))
@@ -121,7 +110,7 @@ def _relation(rng: np.random.Generator, world: World) -> Exchange:
     return f"{text} is {the_b} {words} {the_a}?", "yes." if asked == OPPOSITE[held] else "no."
 
 
-def _choice(rng: np.random.Generator, world: World) -> Exchange:
+def _choice(rng: Rng, world: World) -> Exchange:
     """Colours and shapes are different kinds of words."""
     color, shape = pick(rng, world.colors), pick(rng, world.shapes)
     word, answer = pick(rng, ((color, "a color."), (shape, "a shape.")))
@@ -137,3 +126,4 @@ _MAKERS = {
     "relation": _relation,
     "choice": _choice,
 }
+FACTS = tuple(_MAKERS)

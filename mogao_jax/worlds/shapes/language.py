@@ -5,9 +5,7 @@ All text is lower-case English. Synonyms are rarer than the plain word.
 
 from __future__ import annotations
 
-import numpy as np
-
-from mogao_jax.worlds.shapes.rng import chance, pick
+from mogao_jax.worlds.shapes.rng import Rng, chance, pick
 from mogao_jax.worlds.shapes.scene import Object, Scene
 from mogao_jax.worlds.shapes.truth import Wanted
 
@@ -42,11 +40,11 @@ def with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def noun_phrase(rng: np.random.Generator, wanted: Wanted, article: str = "a") -> str:
+def noun_phrase(rng: Rng, wanted: Wanted, article: str = "a") -> str:
     """ "a small red circle", "the circle", "three red circles" of a description.
 
     Args:
-      article: "a", "the", "" (none), or "number", which counts `wanted.count` of them.
+      article: "a", "the", "plural" (no article), or "number", which counts `wanted.count` of them.
     """
     several = article == "number" and wanted.count != 1 or article == "plural"
     noun = pick(rng, NOUNS[wanted.shape])
@@ -58,21 +56,9 @@ def noun_phrase(rng: np.random.Generator, wanted: Wanted, article: str = "a") ->
     phrase = " ".join(words)
     if article == "a":
         return with_article(phrase)
-    if article == "the":
-        return "the " + phrase
-    if article == "number":
-        return f"{number(rng, wanted.count)} {phrase}"
-    return phrase
-
-
-def number(rng: np.random.Generator, value: int) -> str:
-    """Mostly the word, sometimes digits."""
-    return str(value) if chance(rng, 0.1) else NUMBERS[value]
-
-
-def describe(obj: Object, size: bool = False) -> Wanted:
-    """The description of an object by shape and colour, and size if asked."""
-    return Wanted(obj.shape, obj.color, obj.size if size else None)
+    if article == "number":  # mostly the word, sometimes digits
+        return f"{wanted.count if chance(rng, 0.1) else NUMBERS[wanted.count]} {phrase}"
+    return "the " + phrase if article == "the" else phrase
 
 
 _FIELDS: tuple[tuple[str, ...], ...] = (
@@ -84,9 +70,7 @@ _FIELDS: tuple[tuple[str, ...], ...] = (
 )
 
 
-def refer(
-    rng: np.random.Generator, scene: Scene, obj: Object, without: str | None = None
-) -> Wanted | None:
+def refer(rng: Rng, scene: Scene, obj: Object, without: str | None = None) -> Wanted | None:
     """A random description that fits `obj` and nothing else in the scene; None if there is none.
 
     Args:
@@ -104,7 +88,7 @@ def refer(
     return None
 
 
-def at_region(rng: np.random.Generator, name: str) -> str:
+def at_region(rng: Rng, name: str) -> str:
     """ "in the top left corner", "at the top", ... where something is."""
     if " " in name:
         return plainly_at(name) + (" corner" if chance(rng, 0.5) else "")
@@ -118,7 +102,7 @@ def plainly_at(name: str) -> str:
     return f"at the {name}" if name in ("top", "bottom") else f"on the {name}"
 
 
-def to_region(rng: np.random.Generator, name: str) -> str:
+def to_region(rng: Rng, name: str) -> str:
     """ "to the top left corner", "to the left side", ... where something goes."""
     if " " in name:
         return f"to the {name}" + (" corner" if chance(rng, 0.5) else "")
@@ -129,6 +113,5 @@ def to_region(rng: np.random.Generator, name: str) -> str:
 
 def listing(phrases: list[str]) -> str:
     """ "a, b and c"."""
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    *most, last = phrases
+    return f"{', '.join(most)} and {last}" if most else last

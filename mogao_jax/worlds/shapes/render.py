@@ -1,4 +1,4 @@
-"""The renderer: scene -> picture, anti-aliased by the covered share of each pixel.
+"""The renderer: scene -> image, anti-aliased by the covered share of each pixel.
 
 A pixel's coverage is the area of the shape inside it: exact along x, the mean over 256 lines along
 y. Colours are mixed linearly in sRGB values, c * coverage + below * (1 - coverage), rounded half
@@ -99,7 +99,7 @@ def _stamp(shape: str, diameter: int, color: str) -> tuple[np.ndarray, np.ndarra
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8[height, width, 3]. Parts outside the canvas are cut off."""
+    """The image of a scene: uint8[height, width, 3]. Parts outside the canvas are cut off."""
     out = np.empty((scene.height, scene.width, 3), np.uint8)
     out[:] = BACKGROUNDS[scene.background]
     for o in scene.objects:

@@ -1,14 +1,15 @@
-"""What a picture of the embedded world shows: objects on a canvas, and what can be said of them.
+"""What an image of the embedded world shows: objects on a canvas, and what can be said of them.
 
-A scene is the truth of a picture. Coordinates are pixels, x to the right and y down, with the
-origin at the upper left corner of the canvas; an object's centre (cx, cy) lies on a corner
-between four pixels and its diameter is even, so that an object looks the same wherever it is.
+A scene is the truth about an image. Coordinates are pixels, x to the right and y down, with the
+origin at the upper left corner of the canvas. An object's centre (cx, cy) lies on a corner between
+four pixels and its diameter is even, so that an object looks the same wherever it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.errors import ConfigError
@@ -40,18 +41,13 @@ SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-REGIONS = {
-    ("top", "left"): "top left",
-    ("top", "middle"): "top",
-    ("top", "right"): "top right",
-    ("middle", "left"): "left",
-    ("middle", "middle"): "center",
-    ("middle", "right"): "right",
-    ("bottom", "left"): "bottom left",
-    ("bottom", "middle"): "bottom",
-    ("bottom", "right"): "bottom right",
-}
-REGION_NAMES = tuple(REGIONS.values())
+# Parts of the canvas: rows from the top, columns from the left.
+REGION_GRID = (
+    ("top left", "top", "top right"),
+    ("left", "center", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+REGION_NAMES = tuple(name for row in REGION_GRID for name in row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +90,16 @@ class Scene:
     background: str
     objects: tuple[Object, ...]
 
-    def with_objects(self, objects: tuple[Object, ...]) -> Scene:
-        return dataclasses.replace(self, objects=objects)
+    def with_objects(self, objects: Iterable[Object]) -> Scene:
+        return dataclasses.replace(self, objects=tuple(objects))
+
+    def without(self, obj: Object) -> Scene:
+        """The scene without this very object."""
+        return self.with_objects(o for o in self.objects if o is not obj)
+
+    def replacing(self, obj: Object, new: Object) -> Scene:
+        """The scene with `new` in the place of this very object, in the same order."""
+        return self.with_objects(new if o is obj else o for o in self.objects)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +107,11 @@ class World:
     """The parameters of a world; see WORLDS for those with a name.
 
     Attributes:
-      canvases: (height, width) of the pictures, multiples of 16 (the VAE grid).
+      canvases: (height, width) of the images, multiples of 16 (the VAE grid).
       small, large: diameters in pixels, even.
       margin: least distance of an object from the edge.
       gap: least distance between two objects' bounding squares.
-      max_count: most objects in a picture.
+      max_count: most objects in an image.
       slow, fast: pixels that an object of a clip moves per frame.
       pitch: centres lie in the middle of the cells of a grid of this many pixels; 1: anywhere.
       shapes, colors: of SHAPES and COLORS, three or more of each.
@@ -118,18 +122,8 @@ class World:
     """
 
     canvases: tuple[tuple[int, int], ...] = (
-        (64, 64),
-        (48, 48),
-        (48, 80),
-        (80, 48),
-        (48, 64),
-        (64, 48),
-        (32, 96),
-        (96, 32),
-        (32, 64),
-        (64, 32),
-        (32, 80),
-        (80, 32),
+        *((64, 64), (48, 48), (48, 80), (80, 48), (48, 64), (64, 48)),
+        *((32, 96), (96, 32), (32, 64), (64, 32), (32, 80), (80, 32)),
     )
     small: int = 14
     large: int = 22
@@ -144,34 +138,31 @@ class World:
     backgrounds: tuple[str, ...] = BACKGROUND_NAMES
 
     def __post_init__(self):
-        if not self.canvases or any(
-            side < VAE_GRID or side % VAE_GRID for size in self.canvases for side in size
-        ):
-            raise ConfigError(
-                f"shapes world: canvases must be multiples of {VAE_GRID} pixels, got "
-                f"{self.canvases}."
-            )
-        if any(d < 2 or d % 2 for d in (self.small, self.large)) or self.small >= self.large:
-            raise ConfigError(
-                "shapes world: diameters must be even with small < large, got "
-                f"small {self.small}, large {self.large}."
-            )
-        if self.pitch < 1 or self.slow % self.pitch or self.fast % self.pitch:
-            raise ConfigError(
-                "shapes world: pitch must be 1 or more and divide slow and fast, got "
-                f"pitch {self.pitch}, slow {self.slow}, fast {self.fast}."
-            )
+        sides = [side for canvas in self.canvases for side in canvas]
+        _require(
+            min(sides, default=0) > 0 and math.gcd(*sides) % VAE_GRID == 0,
+            f"canvases must be multiples of {VAE_GRID} pixels, got {self.canvases}",
+        )
+        _require(
+            2 <= self.small < self.large and self.small % 2 == self.large % 2 == 0,
+            "diameters must be even with small < large, got "
+            f"small {self.small}, large {self.large}",
+        )
+        _require(
+            self.pitch >= 1 and self.slow % self.pitch == self.fast % self.pitch == 0,
+            "pitch must be 1 or more and divide slow and fast, got "
+            f"pitch {self.pitch}, slow {self.slow}, fast {self.fast}",
+        )
         for name, known, least in (
             ("shapes", SHAPES, 3),
             ("colors", COLOR_NAMES, 3),
             ("backgrounds", BACKGROUND_NAMES, 2),
         ):
             given = getattr(self, name)
-            if len(set(given)) < least or len(set(given)) < len(given) or set(given) - set(known):
-                raise ConfigError(
-                    f"shapes world: {name} must be {least} or more different ones of "
-                    f"{', '.join(known)}, got {given}."
-                )
+            _require(
+                len(given) == len(set(given)) >= least and set(given) <= set(known),
+                f"{name} must be {least} or more different ones of {', '.join(known)}, got {given}",
+            )
 
     @property
     def max_pixels(self) -> int:
@@ -180,7 +171,7 @@ class World:
 
     @property
     def summary(self) -> str:
-        """What there is to be seen, in a line: figures of two worlds are not to be compared."""
+        """What the world shows, in a line; scores of different worlds cannot be compared."""
         lie = "anywhere" if self.pitch == 1 else f"on a grid of {self.pitch} pixels"
         return (
             f"{len(self.shapes)} shapes, {len(self.colors)} colors, {len(self.backgrounds)} "
@@ -191,34 +182,33 @@ class World:
         return self.small if size == "small" else self.large
 
     def fitting(self, max_pixels: int, max_side: int) -> World:
-        """The same world without the pictures that would have to be shrunk to fit.
-
-        A world in which nothing fits is left as it is.
-        """
+        """The same world without images that would be shrunk; itself if nothing fits."""
         fits = [(h, w) for h, w in self.canvases if h * w <= max_pixels and max(h, w) <= max_side]
         return dataclasses.replace(self, canvases=tuple(fits or self.canvases))
 
     def scaled(self, factor: int) -> World:
-        """The same world with `factor` times larger pictures."""
+        """The same world with `factor` times larger images."""
+        lengths = ("small", "large", "margin", "gap", "slow", "fast")
         return dataclasses.replace(
             self,
             canvases=tuple((h * factor, w * factor) for h, w in self.canvases),
-            **{
-                name: getattr(self, name) * factor
-                for name in ("small", "large", "margin", "gap", "slow", "fast")
-            },
             pitch=self.pitch * factor if self.pitch > 1 else 1,
+            **{name: getattr(self, name) * factor for name in lengths},
         )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(f"shapes world: {message}.")
 
 
 DEFAULT_WORLD = World()
 
 _GRID = World(small=10, large=14, margin=1, gap=2, slow=16, fast=32, pitch=16)
 
-# "free": objects anywhere, which takes a small model long to draw, since most lie across several
-# VAE tokens. "grid": every object lies inside one token of 16 x 16 pixels, so that what has to be
-# learned is what to draw and not how to join its parts. "primer": a grid with few words, so that
-# minutes are enough to learn what goes with what.
+# "free": objects lie anywhere, mostly across several VAE tokens. A small model needs long to draw
+# them. "grid": every object lies inside one token of 16 x 16 pixels, so a model has to learn what
+# to draw and not how to join its parts. "primer": a grid with few words, learned within minutes.
 WORLDS = {
     "free": DEFAULT_WORLD,
     "grid": _GRID,
@@ -232,22 +222,23 @@ WORLDS = {
 
 
 def fitting_world(name: str, max_pixels: int, max_side: int) -> World:
-    """The world of this name (of WORLDS) without pictures that a model would have to shrink."""
+    """The world of this name (of WORLDS) without images that a model would have to shrink."""
     return WORLDS[name].fitting(max_pixels, max_side)
 
 
 _GENEVAL_SHRINK = 0.1  # of the summed extents: smaller offsets count as none
-_GENEVAL_AXIS = 0.5  # part of the unit offset along an axis from which the relation holds
+_GENEVAL_AXIS = 0.5  # part of the unit offset along an axis above which the relation holds
 _CLEAR = 0.9  # the same, from which it holds beyond doubt (within 26 degrees of the axis)
 
 
-def _unit_offset(a: Object, b: Object) -> tuple[float, float]:
+def _along_relations(a: Object, b: Object) -> dict[str, float]:
+    """How much of the unit offset of a from b points in the direction of each relation."""
     shrink = _GENEVAL_SHRINK * (a.diameter + b.diameter)
     dx, dy = a.cx - b.cx, a.cy - b.cy
     x = math.copysign(max(abs(dx) - shrink, 0.0), dx)
     y = math.copysign(max(abs(dy) - shrink, 0.0), dy)
-    norm = math.hypot(x, y)
-    return (x / norm, y / norm) if norm > 0 else (0.0, 0.0)
+    norm = math.hypot(x, y) or math.inf
+    return dict(zip(RELATIONS, (-x / norm, x / norm, -y / norm, y / norm), strict=True))
 
 
 def relations(a: Object, b: Object) -> frozenset[str]:
@@ -256,63 +247,43 @@ def relations(a: Object, b: Object) -> frozenset[str]:
     The offset between centres, shortened by a tenth of both extents along each axis, must have
     more than half of its length along the relation's axis: none to two of RELATIONS.
     """
-    x, y = _unit_offset(a, b)
-    held = []
-    if x < -_GENEVAL_AXIS:
-        held.append("left of")
-    if x > _GENEVAL_AXIS:
-        held.append("right of")
-    if y < -_GENEVAL_AXIS:
-        held.append("above")
-    if y > _GENEVAL_AXIS:
-        held.append("below")
-    return frozenset(held)
+    return frozenset(r for r, part in _along_relations(a, b).items() if part > _GENEVAL_AXIS)
 
 
 def relation(a: Object, b: Object) -> str | None:
     """The relation of a to b if it is beyond doubt (then it is also the only one), else None."""
-    x, y = _unit_offset(a, b)
-    if abs(x) >= _CLEAR:
-        return "left of" if x < 0 else "right of"
-    if abs(y) >= _CLEAR:
-        return "above" if y < 0 else "below"
-    return None
+    return next((r for r, part in _along_relations(a, b).items() if part >= _CLEAR), None)
 
 
-# Parts of the canvas: a place is named only if it is well inside one third of it.
-BANDS = {"low": (0.0, 0.31), "mid": (0.42, 0.58), "high": (0.69, 1.0)}
+# A row or column is named only well inside its third: bounds of the centre, as parts of the side.
+BANDS = ((0.0, 0.31), (0.42, 0.58), (0.69, 1.0))
 
 
-def _band(position: float) -> str | None:
-    for name, (low, high) in BANDS.items():
-        if low <= position <= high:
-            return name
-    return None
-
-
-_ROWS = {"low": "top", "mid": "middle", "high": "bottom"}
-_COLUMNS = {"low": "left", "mid": "middle", "high": "right"}
+def _band(position: float) -> int | None:
+    return next((i for i, (low, high) in enumerate(BANDS) if low <= position <= high), None)
 
 
 def region(obj: Object, scene: Scene) -> str | None:
     """The part of the canvas ("top left", "top", "center", ...) of an object; None if unclear."""
     row, column = _band(obj.cy / scene.height), _band(obj.cx / scene.width)
-    if row is None or column is None:
-        return None
-    return REGIONS[_ROWS[row], _COLUMNS[column]]
+    return None if row is None or column is None else REGION_GRID[row][column]
 
 
 def region_bounds(name: str, scene: Scene) -> tuple[int, int, int, int]:
     """The centres that lie in a region: (left, right, top, bottom) in pixels, all included."""
-    row, column = next(place for place, known in REGIONS.items() if known == name)
-    x_low, x_high = BANDS[next(band for band, word in _COLUMNS.items() if word == column)]
-    y_low, y_high = BANDS[next(band for band, word in _ROWS.items() if word == row)]
+    row, column = divmod(REGION_NAMES.index(name), 3)
+    (x_low, x_high), (y_low, y_high) = BANDS[column], BANDS[row]
     return (
         math.ceil(x_low * scene.width),
         math.floor(x_high * scene.width),
         math.ceil(y_low * scene.height),
         math.floor(y_high * scene.height),
     )
+
+
+def distance(a: Object, b: Object) -> int:
+    """Pixels between two centres, along the axis on which they are further apart."""
+    return max(abs(a.cx - b.cx), abs(a.cy - b.cy))
 
 
 def separated(a: Object, b: Object, gap: int) -> bool:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from mogao_jax.worlds.shapes import edits
-from mogao_jax.worlds.shapes.language import NUMBERS, describe, noun_phrase, refer
-from mogao_jax.worlds.shapes.placement import arrange, distinct_kinds, shrink_crowd
-from mogao_jax.worlds.shapes.rng import between, chance, pick
+from mogao_jax.worlds.shapes.language import NUMBERS, noun_phrase, refer
+from mogao_jax.worlds.shapes.placement import distinct_scene, inside
+from mogao_jax.worlds.shapes.rng import Rng, between, chance, pick
 from mogao_jax.worlds.shapes.scene import Scene, World, separated
-from mogao_jax.worlds.shapes.truth import Edit, Motion
+from mogao_jax.worlds.shapes.truth import Edit, Motion, Wanted
 
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 
 _FIRST = ("first, {}.", "first there is {}.", "here is {}.", "we start with {}.", "{}.")
 _THEN = ("then {}.", "then {}.", "now {}.", "next, {}.", "after that, {}.", "{}.")
@@ -38,7 +36,7 @@ _FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """A user's request, then one sentence and one scene per picture, and a closing text."""
+    """A user's request, then one sentence and one scene per image, and a closing text."""
 
     request: str
     sentences: tuple[str, ...]
@@ -48,53 +46,41 @@ class Story:
     planned: bool
 
 
-def random_story(rng: np.random.Generator, world: World) -> Story:
-    """Two to four pictures. Builds up only (half of the stories), or changes in any way."""
-    count = between(rng, 2, MAX_PICTURES)
-    build = chance(rng, 0.5)
-    scenes, changes = _plot(rng, world, count, build)
-    first = noun_phrase(rng, describe(scenes[0].objects[0]))
+def random_story(rng: Rng, world: World) -> Story:
+    """Two to four images. Builds up only (half of the stories), or changes in any way."""
+    count = between(rng, 2, MAX_IMAGES)
+    scenes, changes = _plot(rng, world, count, kind="add" if chance(rng, 0.5) else None)
+    steps = list(zip(scenes, changes, strict=False))  # each change with the scene before it
+    first = noun_phrase(rng, Wanted.of(scenes[0].objects[0]))
     planned = chance(rng, 0.65)
     if planned:
-        steps = ", ".join(
-            f"then {edits.order(rng, scene, change, sized=False)}"
-            for scene, change in zip(scenes, changes, strict=False)
-        )
-        request = pick(rng, _PLANNED).format(first=first, steps=steps)
+        told = [f"then {edits.order(rng, *step, sized=False)}" for step in steps]
+        request = pick(rng, _PLANNED).format(first=first, steps=", ".join(told))
     else:
         request = pick(rng, _FREE).format(first=first, n=NUMBERS[count])
     sentences = [pick(rng, _FIRST).format(first)]
-    for i, (scene, change) in enumerate(zip(scenes, changes, strict=False)):
-        forms = _LAST if i == len(changes) - 1 and chance(rng, 0.4) else _THEN
-        sentences.append(pick(rng, forms).format(edits.event(rng, scene, change, sized=False)))
+    for step in steps:
+        forms = _LAST if step is steps[-1] and chance(rng, 0.4) else _THEN
+        sentences.append(pick(rng, forms).format(edits.event(rng, *step, sized=False)))
     return Story(
         request, tuple(sentences), tuple(scenes), tuple(changes), pick(rng, _CLOSING), planned
     )
 
 
-def _plot(
-    rng: np.random.Generator, world: World, count: int, build: bool
-) -> tuple[list[Scene], list[Edit]]:
-    scene = arrange(rng, distinct_kinds(rng, 1, world), world)
+def _plot(rng: Rng, world: World, count: int, kind: str | None) -> tuple[list[Scene], list[Edit]]:
     while True:  # a crowded small canvas may leave no room: begin anew
-        scenes: list[Scene] = [scene]
+        scenes: list[Scene] = [distinct_scene(rng, 1, world)]
         changes: list[Edit] = []
         for _ in range(8 * count):
             if len(scenes) == count:
                 return scenes, changes
-            change = edits.random_edit(rng, scenes[-1], world, "add" if build else None)
+            change = edits.random_edit(rng, scenes[-1], world, kind)
             if change is not None:
                 changes.append(change)
                 scenes.append(edits.apply(scenes[-1], change))
-        scene = arrange(rng, distinct_kinds(rng, 1, world), world)
 
 
-DIRECTIONS = {
-    "right": (1, 0),
-    "left": (-1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-}
+DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 _SPEED_WORDS = {"slow": ("slowly", "a little"), "fast": ("quickly", "fast")}
 _TOWARDS = {
     "right": ("to the right", "right"),
@@ -112,15 +98,12 @@ _CLIP_NEXT = (
 )
 
 
-def random_clip(
-    rng: np.random.Generator, world: World
-) -> tuple[list[str], tuple[Scene, ...], Motion]:
+def random_clip(rng: Rng, world: World) -> tuple[list[str], tuple[Scene, ...], Motion]:
     """Captions and scenes of two to four frames, and the motion of the first object."""
-    count = between(rng, 2, MAX_PICTURES)
-    motion, scenes = _moving_scenes(rng, world, count)
+    motion, scenes = _moving_scenes(rng, world, between(rng, 2, MAX_IMAGES))
     still = scenes[0].objects[1:]
-    mover = noun_phrase(rng, describe(scenes[0].objects[0]))
-    beside = f"there is {noun_phrase(rng, describe(still[0]))}. " if still else ""
+    mover = noun_phrase(rng, Wanted.of(scenes[0].objects[0]))
+    beside = f"there is {noun_phrase(rng, Wanted.of(still[0]))}. " if still else ""
     captions = []
     for i, scene in enumerate(scenes):
         wanted = refer(rng, scene, scene.objects[0], without="size")
@@ -136,24 +119,19 @@ def random_clip(
     return captions, tuple(scenes), motion
 
 
-def _moving_scenes(
-    rng: np.random.Generator, world: World, count: int
-) -> tuple[Motion, list[Scene]]:
+def _moving_scenes(rng: Rng, world: World, count: int) -> tuple[Motion, list[Scene]]:
     while True:
-        kinds = shrink_crowd(distinct_kinds(rng, between(rng, 1, 2), world))
-        scene = arrange(rng, kinds, world)
+        scene = distinct_scene(rng, between(rng, 1, 2), world)
         direction = pick(rng, tuple(DIRECTIONS))
         speed = pick(rng, ("slow", "fast"))
         step = world.slow if speed == "slow" else world.fast
-        x, y = DIRECTIONS[direction]
-        motion = Motion(direction, speed, x * step, y * step)
-        mover, still = scene.objects[0], scene.objects[1:]
-        low = world.margin + mover.diameter // 2
+        dx, dy = (step * part for part in DIRECTIONS[direction])
+        mover, *still = scene.objects
         path = [
-            dataclasses.replace(mover, cx=mover.cx + i * motion.dx, cy=mover.cy + i * motion.dy)
+            dataclasses.replace(mover, cx=mover.cx + i * dx, cy=mover.cy + i * dy)
             for i in range(count)
         ]
-        end = path[-1]
-        inside = low <= end.cx <= scene.width - low and low <= end.cy <= scene.height - low
-        if inside and all(separated(p, o, world.gap) for p in path for o in still):
+        clear = all(separated(p, o, world.gap) for p in path for o in still)
+        if clear and inside(path[-1], scene, world):
+            motion = Motion(direction, speed, dx, dy)
             return motion, [scene.with_objects((p, *still)) for p in path]

@@ -1,4 +1,4 @@
-"""What a document asks for and what is true of it, kept beside its text and pictures."""
+"""What a document asks for and what is true of it, kept beside its text and images."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import itertools
 from mogao_jax.worlds.shapes.scene import Object, Scene, relations
 
 CATEGORIES = (
-    "single_object",
-    "two_objects",
-    "counting",
-    "colors",
-    "position",
-    "color_attribution",
+    *("single_object", "two_objects", "counting"),
+    *("colors", "position", "color_attribution"),
 )  # of GenEval (Ghosh et al. 2023)
 
 
@@ -25,6 +21,11 @@ class Wanted:
     color: str | None = None
     size: str | None = None
     count: int = 1
+
+    @classmethod
+    def of(cls, obj: Object) -> Wanted:
+        """An object by its shape and colour."""
+        return cls(obj.shape, obj.color)
 
     def matches(self, obj: Object) -> bool:
         return (
@@ -40,7 +41,7 @@ class Wanted:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a caption asks a picture to show, no less and no more.
+    """What a caption asks an image to show, no less and no more.
 
     Attributes:
       category: one of CATEGORIES.
@@ -58,16 +59,13 @@ class Request:
 def satisfies(scene: Scene, request: Request) -> bool:
     """Whether a scene shows exactly what was requested: each object wanted, nothing besides."""
     slots = [w for w in request.wanted for _ in range(w.count)]
-    if len(slots) != len(scene.objects):
+    if len(slots) != len(scene.objects) or request.background not in (None, scene.background):
         return False
-    if request.background not in (None, scene.background):
-        return False
-    for order in itertools.permutations(scene.objects):
-        if all(w.matches(o) for w, o in zip(slots, order, strict=True)) and (
-            request.relation is None or request.relation in relations(order[0], order[1])
-        ):
-            return True
-    return False
+    return any(
+        all(w.matches(o) for w, o in zip(slots, order, strict=True))
+        and (request.relation is None or request.relation in relations(*order[:2]))
+        for order in itertools.permutations(scene.objects)
+    )
 
 
 QUESTIONS = ("color", "shape", "count", "relation", "where", "yes_no")
@@ -75,10 +73,10 @@ QUESTIONS = ("color", "shape", "count", "relation", "where", "yes_no")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a picture and its only right answer.
+    """A question about an image and its only right answer.
 
     Attributes:
-      kind: one of QUESTIONS, or of quizzes.KINDS.
+      kind: one of QUESTIONS, or of questions.QUIZZES.
       subject: what it asks about; one object of the scene, or for counts and yes/no, any number.
       other: the second object of a relation, or the one that the subject is told apart from.
       claim: what a yes/no question claims: "exists", "count" (subject.count of them), "color" or
@@ -108,7 +106,7 @@ class Edit:
       new: what stands in its place in the scene after, or the object added.
       asked: what the words say of `new` (add, replace).
       relation, anchor: the place asked for relative to another object (add, move).
-      region: the place asked for on the canvas (add, move), a value of scene.REGIONS.
+      region: the place asked for on the canvas (add, move), of scene.REGION_NAMES.
       background: the new one.
     """
 
@@ -139,9 +137,9 @@ class Truth:
     Attributes:
       task: the kind of document.
       category: which sort of it: a GenEval category, a question's or an edit's kind, ...
-      scenes: one per picture, in order.
+      scenes: one per image, in order.
       request: t2i. question: qa. motion: clip.
-      edits: the change before picture k + 1 (edit and story).
+      edits: the change before image k + 1 (edit and story).
       planned: story: whether the user named every step.
     """
 

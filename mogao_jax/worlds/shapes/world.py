@@ -9,7 +9,7 @@ import numpy as np
 from mogao_jax.errors import DataError
 from mogao_jax.sequence.document import Document
 from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, World
-from mogao_jax.worlds.shapes.tasks import TASK_CATEGORIES, TASKS
+from mogao_jax.worlds.shapes.tasks import TASK_CATEGORIES, TASKS, make_document
 from mogao_jax.worlds.shapes.truth import Truth
 
 SPLITS = ("train", "validation")
@@ -22,7 +22,7 @@ class ShapesSource:
     The splits are disjoint in their randomness: every document has its own stream, keyed by all
     four (and the category), and no stream is shared. Both are samples of one distribution, so a
     validation document is new but not forbidden to recur: short questions and simple captions do
-    recur (there are only so many), whole documents with pictures practically never (see the
+    recur (there are only so many), whole documents with images practically never (see the
     tests).
 
     Attributes:
@@ -30,7 +30,7 @@ class ShapesSource:
       seed: any non-negative integer.
       split: "train" or "validation".
       size: its length.
-      world: the parameters of the pictures.
+      world: the parameters of the images.
       category: of tasks that have them (t2i, qa, state, quiz): only documents of this one;
         empty: of all.
 
@@ -83,9 +83,9 @@ class ShapesSource:
         index = int(index)
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} is outside [0, {self.size}).")
-        narrowed = {"category": self.category} if self.category else {}
-        path = "/".join((self.task, *narrowed.values(), self.split, str(self.seed), str(index)))
-        return TASKS[self.task](self.rng(index), self.world, f"shapes/{path}", **narrowed)
+        source = f"{self.task}/{self.category}" if self.category else self.task
+        id = f"shapes/{source}/{self.split}/{self.seed}/{index}"
+        return make_document(self.task, self.rng(index), self.world, self.category, id)
 
     def rng(self, index: int) -> np.random.Generator:
         """The stream that makes document `index`."""

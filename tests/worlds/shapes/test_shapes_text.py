@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import shapes_reader as reader
 
-from mogao_jax.worlds.shapes import captions, edits, quizzes
+from mogao_jax.worlds.shapes import captions, edits, questions
 from mogao_jax.worlds.shapes.placement import arrange, distinct_kinds
 from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, RELATIONS, Object, Scene
 from mogao_jax.worlds.shapes.truth import CATEGORIES, EDITS, QUESTIONS, Request, Wanted, satisfies
@@ -128,7 +128,7 @@ def about(text, scene, category):
     return tuple(things)
 
 
-@pytest.mark.parametrize("category", (*quizzes.KINDS, ""))
+@pytest.mark.parametrize("category", (*questions.QUIZZES, ""))
 def test_every_answer_of_a_quiz_is_right_and_none_is_asked_twice(category):
     source = ShapesSource("quiz", seed=4, category=category)
     answers, lengths = collections.Counter(), collections.Counter()

@@ -13,10 +13,17 @@ from mogao_jax import images
 from mogao_jax.config.geometry import VAE_GRID, VIT_MERGE, VIT_PATCH
 from mogao_jax.sequence.batch import VitPatches
 from mogao_jax.worlds.shapes.render import coverage, render
-from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, REGIONS, SHAPES, SIZES, Scene, region
+from mogao_jax.worlds.shapes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    REGION_NAMES,
+    SHAPES,
+    SIZES,
+    Scene,
+    region,
+)
 
 SHAPE_NAMES, COLOR_NAMES, BACKGROUND_NAMES = tuple(SHAPES), tuple(COLORS), tuple(BACKGROUNDS)
-REGION_NAMES = tuple(REGIONS.values())
 
 _CELL = VAE_GRID // VIT_MERGE  # VAE-side pixels under one ViT patch
 _MIN_COVERED = 6  # of those 64 pixels, for a patch to count as showing an object

@@ -10,7 +10,15 @@ import dataclasses
 
 from mogao_jax.worlds.shapes.evals.scorers.reader import Reading
 from mogao_jax.worlds.shapes.language import listing, with_article
-from mogao_jax.worlds.shapes.scene import REGIONS, Object, Scene, World, region, relation, relations
+from mogao_jax.worlds.shapes.scene import (
+    REGION_GRID,
+    Object,
+    Scene,
+    World,
+    region,
+    relation,
+    relations,
+)
 from mogao_jax.worlds.shapes.truth import Edit, Motion, Request, Wanted, satisfies
 
 
@@ -242,9 +250,8 @@ def same_scene(a: Scene, b: Scene, world: World) -> bool:
 
 def third(obj: Object, scene: Scene) -> str:
     """The part of the canvas that an object's centre lies in, by thirds."""
-    row = ("top", "middle", "bottom")[min(3 * max(obj.cy, 0) // scene.height, 2)]
-    column = ("left", "middle", "right")[min(3 * max(obj.cx, 0) // scene.width, 2)]
-    return REGIONS[row, column]
+    row = min(3 * max(obj.cy, 0) // scene.height, 2)
+    return REGION_GRID[row][min(3 * max(obj.cx, 0) // scene.width, 2)]
 
 
 def _nearest(obj: Object, others: list[Object]) -> Object:

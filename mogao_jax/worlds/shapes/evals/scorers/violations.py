@@ -107,7 +107,7 @@ def _extra(
 ) -> Scene | None:
     """One small object more, of a random kind or of that of another."""
     kind = like.kind if like else random_kind(rng)
-    spot = free_place(rng, scene.height, scene.width, world.small, scene.objects, world, tries=60)
+    spot = free_place(rng, scene, world.small, world, tries=60)
     if spot is None:
         return None
     more = Object(kind.shape, kind.color, "small", world.small, *spot)

@@ -1,22 +1,26 @@
-"""Pictures on the host: decoding, native-resolution sizes, resizing, ViT patches. Numpy, Pillow.
+"""Images on the host: decoding, native-resolution sizes, resizing, ViT patches. Numpy, Pillow.
 
-Decoding bounds what it opens: the header's size is read, and judged, before any pixel is.
+Decoding bounds what it opens: the header's size is read, and judged, before any pixel is. Sizes
+are (height, width): of pixels, of the grid of VAE tokens, or of the grid of merged ViT tokens.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
+import pathlib
 import stat
 import warnings
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
 from mogao_jax.config.geometry import VAE_GRID, VIT_MERGE, VIT_PATCH
+from mogao_jax.config.schema import ImageConfig, VitConfig
 from mogao_jax.errors import DocumentError
-from mogao_jax.sequence.document import Image
 
 MAX_DECODED_PIXELS = 64 * 2**20  # 192 MiB of RGB
 MAX_ENCODED_BYTES = 256 * 2**20
@@ -24,6 +28,31 @@ MAX_ENCODED_BYTES = 256 * 2**20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ROWS = 64  # converted at a time
 VIT_MIN_PIXELS = 56 * 56  # Qwen2-VL's image processor, default
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """An image of a document: a file (`path`), an encoded file in memory (`data`), or pixels.
+
+    Exactly one of the three is set; pixels are uint8[H, W, 3]. `role` and `loss` are those of a
+    document's items (sequence/document.py).
+    """
+
+    path: pathlib.Path | None = None
+    data: bytes | None = None
+    pixels: np.ndarray | None = None
+    role: Role | None = None
+    loss: bool = True
+
+
+class VitInput(NamedTuple):
+    """The ViT's patches of one image, in its merge order."""
+
+    patches: np.ndarray  # uint8[P, 3 * patch^2]
+    positions: np.ndarray  # int32[P, 2]
+    grid: tuple[int, int]  # of merged tokens
 
 
 def _name(item: Image) -> str:
@@ -229,3 +258,42 @@ def vit_patches(
     yx = np.indices((rows * m, columns * m), dtype=np.int32)  # [2, h, w]
     yx = yx.reshape(2, rows, m, columns, m).transpose(1, 3, 2, 4, 0)
     return patches, np.ascontiguousarray(yx.reshape(-1, 2))
+
+
+def native_pixels(item: Image, images: ImageConfig) -> np.ndarray:
+    """uint8[H, W, 3] at native resolution: the size that the VAE sees (multiples of 16).
+
+    Raises:
+      DocumentError: the image cannot be read.
+    """
+    pixels = load_pixels(item)
+    height, width = pixels.shape[:2]
+    height, width = target_size(
+        height,
+        width,
+        max_pixels=images.max_pixels,
+        min_pixels=images.min_pixels,
+        grid=VAE_GRID,
+        max_side=images.max_side,
+    )
+    return resize(pixels, height, width)
+
+
+def vae_grid(pixels: np.ndarray) -> tuple[int, int]:
+    height, width = pixels.shape[:2]
+    return height // VAE_GRID, width // VAE_GRID
+
+
+def vit_input(pixels: np.ndarray, images: ImageConfig, vit: VitConfig) -> VitInput:
+    """What the ViT sees of an image uint8[H, W, 3] of native resolution."""
+    height, width = pixels.shape[:2]
+    height, width = vit_size(
+        height, width, mode=images.vit_resize, vit_max_pixels=images.vit_max_pixels
+    )
+    patches, positions = vit_patches(
+        resize(pixels, height, width),
+        patch_size=vit.patch_size,
+        merge_size=vit.merge_size,
+    )
+    block = vit.patch_size * vit.merge_size
+    return VitInput(patches, positions, (height // block, width // block))

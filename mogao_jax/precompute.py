@@ -20,11 +20,11 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.encoded import FORMAT, EncodedPictures, key
 from mogao_jax.data.sources import Source, Split, open_source
 from mogao_jax.errors import ConfigError, DocumentError
+from mogao_jax.images import native_pixels, vit_input
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.vae import moments_of_images
 from mogao_jax.models.vit import unstacked
 from mogao_jax.sequence.document import Image
-from mogao_jax.sequence.geometry import native_pixels, vit_input
 
 CANVAS_STEP = 64  # canvases are rounded up to multiples of it: fewer programs to compile
 BATCH = 16  # pictures encoded at once

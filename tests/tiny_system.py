@@ -122,8 +122,8 @@ def interleaved_document(seed: int, num_images: int = 2, id: str | None = None) 
 
 
 def lay(document: Document, cfg: MogaoConfig = CONFIG, seed: int = 0, **kwargs) -> PackedBatch:
-    return lay_out(document, tokenizer=TOKENIZER, images=cfg.images, layout=cfg.layout,
-                   vit=cfg.vit, rng=np.random.default_rng(seed), **kwargs)  # fmt: skip
+    return lay_out(document, tokenizer=TOKENIZER, config=cfg,
+                   rng=np.random.default_rng(seed), **kwargs)  # fmt: skip
 
 
 def rows(documents: list[list[Document]], cfg: MogaoConfig = CONFIG, **kwargs) -> PackedBatch:

@@ -71,9 +71,7 @@ class Preparer:
             return lay_out(
                 document,
                 tokenizer=self.tokenizer,
-                images=config.images,
-                layout=config.layout,
-                vit=config.vit,
+                config=config,
                 rng=np.random.default_rng([config.seed, draw.source, draw.number]),
                 source=draw.source,
                 ntp_weight=settings.ntp_weight,

@@ -22,10 +22,10 @@ from mogao_jax import images as image_ops
 from mogao_jax.config.schema import ImageConfig
 from mogao_jax.errors import DataError, DocumentError
 from mogao_jax.evals.proportion import Proportion, count
+from mogao_jax.images import native_pixels
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.sequence.geometry import native_pixels
 from mogao_jax.worlds.shapes.evals.cards import Card, CardImage
 
 BLOCK = 4

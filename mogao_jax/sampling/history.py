@@ -1,9 +1,9 @@
 """What a request's history is made of, in each guidance context, as tokens for the model.
 
-A *context* (docs/method.md section 6) is a history of its own: `full` holds everything, `image
-only` the pictures with their vision tokens, `empty` a single <|vision_start|>. Tokens, T ids and
-orders are exactly those that the forms of training have (sequence/forms.py, layout.py).
-A history is numpy on the host: some of its tokens have been computed and lie in the cache, the
+A guidance context (docs/method.md section 6) is a sequence of its own: `full` holds everything,
+`image_only` the images with their vision tokens, `empty` a single <|vision_start|>. A cursor places
+their tokens (sequence/cursor.py), as it places those of the forms of training (sequence/layout.py).
+A sequence is numpy on the host: some of its tokens have been computed and lie in the cache, the
 rest is pending.
 """
 
@@ -17,12 +17,12 @@ import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import LayoutConfig
-from mogao_jax.sequence.geometry import text_positions, vae_positions, vit_positions
+from mogao_jax.sequence.cursor import Cursor, Placed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """A finished picture, as its later readers need it.
+    """A finished image, as later tokens read it.
 
     Attributes:
       size: (height, width) in pixels.
@@ -43,35 +43,33 @@ class EncodedImage:
 
 
 class TokenSpan(NamedTuple):
-    """Tokens that are computed together: a text token, or a picture's ViT or clean VAE tokens."""
+    """Tokens that are computed together: a text token, or an image's ViT or clean VAE tokens."""
 
     token: int  # vocabulary id, for the und stream
-    orders: np.ndarray  # int32[n] as TokenMeta.order
-    positions: np.ndarray  # float32[n, 3]
+    placed: Placed  # order and positions of n tokens
     features: np.ndarray | None = None  # of ViT tokens
     latents: np.ndarray | None = None  # of clean VAE tokens
 
     def __len__(self) -> int:
-        return len(self.orders)
+        return len(self.placed)
 
 
-class Context:
-    """One history: how much of it is in the cache, what is pending, and what comes next.
+class CachedSequence:
+    """The tokens of one guidance context: how many are in the cache, and which are pending.
 
     Attributes:
       slot: its row of the cache.
-      next_order: the order of what comes next.
-      next_t: its T id.
+      cursor: where the next token stands.
       num_und, num_clean: tokens in the cache.
-      pending: pieces to be computed, in reading order.
+      pending: spans to be computed, in reading order.
       pending_clean: clean VAE tokens, apart from those where text does not read them: they are
-        computed only if another picture is to be drawn.
+        computed only if another image is to be drawn.
     """
 
-    def __init__(self, layout: LayoutConfig, image_pad: int):
+    def __init__(self, layout: LayoutConfig, image_pad: int, cursor: Cursor | None = None):
         self._layout, self._image_pad = layout, image_pad
         self.slot = -1
-        self.next_order = self.next_t = 0
+        self.cursor = cursor or Cursor()
         self.num_und = self.num_clean = 0
         self.pending: deque[TokenSpan] = deque()
         self.pending_clean: deque[TokenSpan] = deque()
@@ -86,34 +84,25 @@ class Context:
         pending = (*self.pending, *self.pending_clean) if waiting else self.pending
         return self.num_clean + sum(len(p) for p in pending if p.latents is not None)
 
-    def add_token(self, token: int, t: int | None = None) -> None:
-        """A text token; `t` is its T id if it is not simply the next one."""
-        t = self.next_t if t is None else t
-        positions = text_positions(np.array([t]), self._layout.text_positions)
-        self.pending.append(TokenSpan(token, np.array([self.next_order], np.int32), positions))
-        self.next_order += 1
-        self.next_t = t + 1
+    def add_token(self, token: int) -> None:
+        placed, self.cursor = self.cursor.text(1, self._layout)
+        self.pending.append(TokenSpan(token, placed))
 
-    def add_picture(self, picture: EncodedImage, t: int | None = None) -> None:
-        """A finished picture: its ViT tokens, then its clean VAE tokens."""
-        t = self.next_t if t is None else t
-        span, reads_vit = 1, picture.features is not None
-        if reads_vit:
-            n = picture.vit_grid[0] * picture.vit_grid[1]
-            is_causal = self._layout.vit_attention == "causal"
-            span = n if is_causal else 1
-            steps = np.arange(n) if is_causal else np.zeros(n)
-            orders = (self.next_order + steps).astype(np.int32)
-            positions = vit_positions(t, picture.vit_grid, picture.vae_grid)
-            self.pending.append(TokenSpan(self._image_pad, orders, positions, picture.features))
-        last = np.full(len(picture.latents), self.next_order + span - 1, np.int32)
-        clean = TokenSpan(0, last, vae_positions(t, picture.vae_grid), latents=picture.latents)
-        (self.pending_clean if reads_vit else self.pending).append(clean)
-        self.next_order += span
-        self.next_t = t + 1
+    def add_image(self, image: EncodedImage) -> None:
+        """A finished image: its ViT tokens, then its clean VAE tokens."""
+        vit_grid = image.vit_grid if image.features is not None else None
+        placed, self.cursor = self.cursor.image(image.vae_grid, vit_grid, self._layout)
+        if placed.vit is not None:
+            self.pending.append(TokenSpan(self._image_pad, placed.vit, image.features))
+        clean = TokenSpan(0, placed.clean, latents=image.latents)
+        (self.pending if placed.vit is None else self.pending_clean).append(clean)
 
-    def take_pending(self, limit: int, keep_last: bool) -> list[TokenSpan]:
-        """The first pending pieces, of up to `limit` tokens (but at least one piece)."""
+    def skip(self) -> None:
+        """Passes an element that stands in the full context alone."""
+        self.cursor = self.cursor.skip(self._layout)
+
+    def take_pending(self, limit: int, *, keep_last: bool = False) -> list[TokenSpan]:
+        """The first pending spans, of up to `limit` tokens (but at least one span)."""
         return _take(self.pending, limit, 1 if keep_last else 0)
 
     def take_clean(self, limit: int) -> list[TokenSpan]:
@@ -127,48 +116,48 @@ class Context:
         self.num_und += num_tokens
 
 
-def _take(pieces: deque[TokenSpan], limit: int, keep: int) -> list[TokenSpan]:
+def _take(spans: deque[TokenSpan], limit: int, keep: int) -> list[TokenSpan]:
     taken: list[TokenSpan] = []
     room = limit
-    while len(pieces) > keep and (not taken or len(pieces[0]) <= room):
-        taken.append(pieces.popleft())
+    while len(spans) > keep and (not taken or len(spans[0]) <= room):
+        taken.append(spans.popleft())
         room -= len(taken[-1])
     return taken
 
 
 class History:
-    """A request's history in its contexts, kept in step.
+    """A request's history in its guidance contexts, kept in step.
 
     Attributes:
       full, image_only: the contexts; `image_only` is filled always and computed only if needed.
-      sizes: of the pictures in it, in order.
+      sizes: of the images in it, in order.
     """
 
     def __init__(self, layout: LayoutConfig, image_pad: int):
         self._layout, self._image_pad = layout, image_pad
-        self.full = Context(layout, image_pad)
-        self.image_only = Context(layout, image_pad)
+        self._num_elements = 0
+        self.full = CachedSequence(layout, image_pad)
+        self.image_only = CachedSequence(layout, image_pad)
         self.sizes: list[tuple[int, int]] = []
 
-    def _reduced_t(self, t: int) -> int | None:
-        """The T id in a reduced context: counted anew, or that of the full one."""
-        return t if self._layout.drop_positions == "keep" else None
-
     def add_token(self, token: int, *, is_vision: bool) -> None:
-        """Appends a token; vision tokens (around pictures) stand in the image-only context too."""
-        t = self.full.next_t
+        """Appends a token; vision tokens (around images) stand in the image-only context too."""
+        self._num_elements += 1
         self.full.add_token(token)
         if is_vision:
-            self.image_only.add_token(token, self._reduced_t(t))
+            self.image_only.add_token(token)
+        else:
+            self.image_only.skip()
 
-    def add_picture(self, picture: EncodedImage) -> None:
-        t = self.full.next_t
-        self.full.add_picture(picture)
-        self.image_only.add_picture(picture, self._reduced_t(t))
-        self.sizes.append(picture.size)
+    def add_image(self, image: EncodedImage) -> None:
+        self._num_elements += 1
+        self.full.add_image(image)
+        self.image_only.add_image(image)
+        self.sizes.append(image.size)
 
-    def empty(self, vision_start: int) -> Context:
-        """The empty context of the picture that is about to be drawn."""
-        context = Context(self._layout, self._image_pad)
-        context.add_token(vision_start, self._reduced_t(self.full.next_t - 1))
+    def empty(self, vision_start: int) -> CachedSequence:
+        """The empty context of the next image: of all elements it has the last one alone."""
+        cursor = Cursor().skip(self._layout, self._num_elements - 1)
+        context = CachedSequence(self._layout, self._image_pad, cursor)
+        context.add_token(vision_start)
         return context

@@ -21,10 +21,9 @@ from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import guidance, kv_cache
-from mogao_jax.sampling.history import Context
+from mogao_jax.sampling.history import CachedSequence
 from mogao_jax.sampling.prefill import no_noised
 from mogao_jax.sampling.probing import Probe, tell
-from mogao_jax.sequence.geometry import vae_positions
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, TokenMeta
 
 
@@ -64,7 +63,7 @@ def time_grid(
 
 
 def build_guidance_batch(
-    contexts: Sequence[dict[int, Context]],
+    contexts: Sequence[dict[int, CachedSequence]],
     weights: Sequence[dict[int, float]],
     intervals: Sequence[tuple[float, float]],
     grids: Sequence[tuple[int, int]],
@@ -101,8 +100,8 @@ def build_guidance_batch(
             lines.index[picture, name], lines.weights[picture, name] = line, weight
             lines.rows[line], lines.picture[line] = context.slot, picture
             lines.meta.segment[line, :n] = 1
-            lines.meta.order[line, :n] = context.next_order
-            lines.positions[line, :n] = vae_positions(context.next_t, grid)
+            placed = context.cursor.noised(grid)
+            lines.meta.order[line, :n], lines.positions[line, :n] = placed
             line += 1
     return lines
 

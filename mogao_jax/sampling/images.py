@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mogao_jax.config.geometry import LATENT_PATCH, VAE_GRID
+from mogao_jax.images import VitInput, vae_grid, vit_input
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import vit_feature_shape
 from mogao_jax.models.vae import (
@@ -23,7 +24,6 @@ from mogao_jax.models.vae import (
 )
 from mogao_jax.sampling import buckets
 from mogao_jax.sampling.history import EncodedImage
-from mogao_jax.sequence.geometry import VitInput, vae_grid, vit_input
 
 
 class Encoders:

@@ -9,9 +9,9 @@ from mogao_jax import images as image_ops
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
+from mogao_jax.images import vae_grid
 from mogao_jax.sequence.document import Document, Image
-from mogao_jax.sequence.elements import ImageRef, render_prompt
-from mogao_jax.sequence.geometry import vae_grid
+from mogao_jax.sequence.elements import ImageRef, apply_chat_template
 from mogao_jax.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2**20
@@ -76,7 +76,7 @@ def count_tokens(document: Document, config: MogaoConfig, tokenizer: Tokenizer) 
     """Tokens of a prepared document that is to be continued: (text and ViT, clean VAE)."""
     pictures = [item.pixels for item in document.items if isinstance(item, Image)]
     und = clean = 0
-    for element in render_prompt(document, tokenizer):
+    for element in apply_chat_template(document, tokenizer, add_generation_prompt=True):
         if not isinstance(element, ImageRef):
             und += 1
             continue

@@ -17,7 +17,7 @@ from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import buckets, kv_cache
-from mogao_jax.sampling.history import Context, TokenSpan
+from mogao_jax.sampling.history import CachedSequence, TokenSpan
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
 
 # Tokens of a row that are computed at once. A row with more is computed in turns, unless a single
@@ -39,7 +39,7 @@ class NewTokens(NamedTuple):
 
 
 def assemble(
-    contexts: Sequence[Context],
+    contexts: Sequence[CachedSequence],
     pieces: Sequence[Sequence[TokenSpan]],
     num_rows: int,
     feature_shape: tuple[int, int],
@@ -109,8 +109,8 @@ def _place(
     new: NewTokens, part: str, row: int, here: slice, piece: TokenSpan, kind: int, written: int
 ) -> None:
     segment, order, kinds = getattr(new.meta, part)
-    segment[row, here], order[row, here], kinds[row, here] = 1, piece.orders, kind
-    getattr(new.positions, part)[row, here] = piece.positions
+    segment[row, here], order[row, here], kinds[row, here] = 1, piece.placed.order, kind
+    getattr(new.positions, part)[row, here] = piece.placed.positions
     getattr(new.destination, part)[row, here] = written + np.arange(len(piece))
 
 

@@ -15,9 +15,9 @@ from mogao_jax import images as image_ops
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ImageConfig, MogaoConfig
 from mogao_jax.errors import DocumentError, RequestError
+from mogao_jax.images import native_pixels
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.sequence.geometry import native_pixels
 from mogao_jax.tokenizer import SPECIAL_TOKENS
 
 MAX_STEPS = 10_000

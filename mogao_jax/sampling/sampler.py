@@ -22,6 +22,7 @@ import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import RequestError
+from mogao_jax.images import native_pixels
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sampling import lengths, prompts
 from mogao_jax.sampling.engine import Engine
@@ -30,7 +31,6 @@ from mogao_jax.sampling.requests import Event, OnEvent, Request, Result
 from mogao_jax.sampling.scheduler import BatchScheduler
 from mogao_jax.sampling.session import Session
 from mogao_jax.sequence.document import Image
-from mogao_jax.sequence.geometry import native_pixels
 from mogao_jax.tokenizer import Tokenizer
 
 

@@ -17,11 +17,12 @@ from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache, prefill, text
 from mogao_jax.sampling.buckets import all_or_few, fine, halved, power
 from mogao_jax.sampling.engine import Engine
-from mogao_jax.sampling.history import Context, TokenSpan
+from mogao_jax.sampling.history import CachedSequence, TokenSpan
 from mogao_jax.sampling.lengths import Limits
 from mogao_jax.sampling.requests import PictureProgress
 from mogao_jax.sampling.session import Mode, Session
 from mogao_jax.sequence.batch import CONTEXTS, EMPTY, FULL, IMAGE_ONLY
+from mogao_jax.sequence.cursor import Cursor
 
 MIN_CAPACITY = 256  # und tokens of the cache; it doubles as histories grow
 MIN_CLEAN = 64  # clean tokens of the cache, if there are any
@@ -74,7 +75,7 @@ class BatchScheduler:
     # ----------------------------------------------------------------------------------- cache
 
     def _reserve(
-        self, contexts: Sequence[Context], *, clean: bool = False, num_new: int = 0
+        self, contexts: Sequence[CachedSequence], *, clean: bool = False, num_new: int = 0
     ) -> None:
         """Makes room for what is pending in some contexts, and for new text tokens."""
         config = self._engine.config.model
@@ -87,14 +88,17 @@ class BatchScheduler:
                 part = kv_cache.grow(part, config, self._num_rows, capacity)
                 self._cache = self._cache._replace(**{name: part})
 
-    def _rows(self, contexts: Sequence[Context], num_rows: int) -> np.ndarray:
+    def _rows(self, contexts: Sequence[CachedSequence], num_rows: int) -> np.ndarray:
         """Rows of the cache, int32[num_rows]; padding lies beyond it."""
         rows = np.full(num_rows, self._num_rows, np.int32)
         rows[: len(contexts)] = [c.slot for c in contexts]
         return rows
 
     def _compute(
-        self, contexts: Sequence[Context], num_rows: int, take: Callable[[Context], list[TokenSpan]]
+        self,
+        contexts: Sequence[CachedSequence],
+        num_rows: int,
+        take: Callable[[CachedSequence], list[TokenSpan]],
     ) -> None:
         """Puts pieces into the cache, turn by turn, until `take` gives no more of any context."""
         engine = self._engine
@@ -105,12 +109,12 @@ class BatchScheduler:
             )
             self._cache = engine.extend(engine.params, self._cache, rows, new)
 
-    def _compute_all(self, of_pictures: Sequence[dict[int, Context]]) -> None:
+    def _compute_all(self, of_pictures: Sequence[dict[int, CachedSequence]]) -> None:
         """Puts all that is pending into the cache, clean tokens that wait apart included.
 
         Full contexts are computed apart from the others, which are much shorter.
         """
-        groups: tuple[list[Context], list[Context]] = ([], [])
+        groups: tuple[list[CachedSequence], list[CachedSequence]] = ([], [])
         for contexts in of_pictures:
             for name, context in contexts.items():
                 groups[name != FULL].append(context)
@@ -118,7 +122,7 @@ class BatchScheduler:
         self._reserve(everything, clean=True)
         size = all_or_few(len(of_pictures), self._size)
 
-        def rows(contexts: Sequence[Context]) -> int:
+        def rows(contexts: Sequence[CachedSequence]) -> int:
             return size * math.ceil(len(contexts) / len(of_pictures))
 
         for group in groups:
@@ -200,7 +204,14 @@ class BatchScheduler:
             sessions[i].resume(drawn)
 
     def _follow(
-        self, x, times, make_lines, weights, sessions, contexts: Sequence[Context], solver: str
+        self,
+        x,
+        times,
+        make_lines,
+        weights,
+        sessions,
+        contexts: Sequence[CachedSequence],
+        solver: str,
     ) -> np.ndarray:
         """Runs the solver over all steps, in chunks, and reports."""
         engine = self._engine
@@ -240,8 +251,8 @@ class BatchScheduler:
         return np.asarray(x)
 
 
-def _pending(context: Context, keep_last: bool = False) -> list[TokenSpan]:
-    return context.take_pending(prefill.MAX_TOKENS, keep_last)
+def _pending(context: CachedSequence, keep_last: bool = False) -> list[TokenSpan]:
+    return context.take_pending(prefill.MAX_TOKENS, keep_last=keep_last)
 
 
 def _guided_steps(
@@ -277,7 +288,8 @@ def _text_state(
     sessions: Sequence[Session], num_rows: int
 ) -> tuple[text.DecodeState, text.SamplingParams]:
     """Where sessions stand, and how they choose; rows beyond them do nothing."""
-    state = text.DecodeState(*(np.zeros(num_rows, np.int32) for _ in text.DecodeState._fields))
+    token, order, t, length, limit = (np.zeros(num_rows, np.int32) for _ in range(5))
+    state = text.DecodeState(token, Cursor(order, t), length, limit)
     choice = text.SamplingParams(
         key=np.zeros((num_rows, 2), np.uint32),
         temperature=np.zeros(num_rows, np.float32),
@@ -288,9 +300,8 @@ def _text_state(
     for i, session in enumerate(sessions):
         o, full = session.options, session.history.full
         (last,) = full.pending
-        state.token[i] = last.token
-        state.t[i], state.order[i] = last.positions[0, 0], last.orders[0]
-        state.length[i], state.limit[i] = full.num_und, session.token_limit
+        token[i], order[i], t[i] = last.token, last.placed.order[0], last.placed.positions[0, 0]
+        length[i], limit[i] = full.num_und, session.token_limit
         choice.key[i] = text.seed_key(session.request.seed)
         choice.temperature[i], choice.top_p[i], choice.top_k[i] = o.temperature, o.top_p, o.top_k
         choice.may_draw[i] = session.may_draw

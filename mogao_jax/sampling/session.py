@@ -11,7 +11,7 @@ import numpy as np
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sampling import guidance, lengths
-from mogao_jax.sampling.history import Context, EncodedImage, History
+from mogao_jax.sampling.history import CachedSequence, EncodedImage, History
 from mogao_jax.sampling.requests import (
     Event,
     Finished,
@@ -24,7 +24,7 @@ from mogao_jax.sampling.requests import (
 )
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Image, Item, Role, Text
-from mogao_jax.sequence.elements import Token, render_prompt
+from mogao_jax.sequence.elements import Token, apply_chat_template
 from mogao_jax.tokenizer import Tokenizer
 
 
@@ -90,11 +90,11 @@ class Session:
         self._role: Role | None = None if last is None else "assistant"
 
         self.history = History(config.layout, tokenizer.image_pad)
-        for element in render_prompt(request.document, tokenizer):
+        for element in apply_chat_template(request.document, tokenizer, add_generation_prompt=True):
             if isinstance(element, Token):
-                self.history.add_token(element.id, is_vision=element.picture is not None)
+                self.history.add_token(element.id, is_vision=element.image is not None)
             else:
-                self.history.add_picture(pictures[element.index])
+                self.history.add_image(pictures[element.index])
         counts = lengths.Limits(self.history.full.und_length, self._num_clean)
         lengths.check_counts(request.document.id, counts, limits)
         if self.options.draw_first:
@@ -177,7 +177,7 @@ class Session:
             o.guidance_scale, o.image_guidance_scale, has_image=has_image
         )
 
-    def start_picture(self) -> tuple[dict[int, Context], dict[int, float]]:
+    def start_picture(self) -> tuple[dict[int, CachedSequence], dict[int, float]]:
         """The contexts that the next picture is predicted in, and their weights."""
         self._tell(PictureStarted(self.size))
         history = self.history
@@ -207,7 +207,7 @@ class Session:
         if und > self._limits.und or clean > self._limits.clean:
             self._end("cache_full")
             return
-        self.history.add_picture(picture)
+        self.history.add_image(picture)
         self.history.add_token(self._tokenizer.vision_end, is_vision=True)
         self.check_limits()
 

@@ -18,6 +18,7 @@ from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import kv_cache
 from mogao_jax.sampling.prefill import OUT_OF_RANGE, no_noised
 from mogao_jax.sampling.probing import Probe, tell
+from mogao_jax.sequence.cursor import Cursor, text_positions
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, TokenMeta
 from mogao_jax.tokenizer import Tokenizer
 
@@ -36,8 +37,7 @@ class DecodeState(NamedTuple):
     """Where each row stands: `token` is chosen, but not yet in the cache."""
 
     token: Any  # int32[r]
-    t: Any  # int32[r] its T id
-    order: Any  # int32[r] where it stands for attention (TokenMeta.order)
+    cursor: Cursor  # of int32[r]: where it stands
     length: Any  # int32[r] und tokens in the cache
     limit: Any  # int32[r] tokens that may still be chosen; 0: a row that does nothing
 
@@ -146,13 +146,14 @@ def decode(
     def body(carry):
         step, und, now, active, chosen = carry
         und, logits = predict(und, now, active)
-        seen = {"row": rows, "t": now.t, "active": active, "logits": logits}
+        seen = {"row": rows, "t": now.cursor.t, "active": active, "logits": logits}
         tell(probe, "logits", seen)
-        token = choose(jnp.where(may_choose, logits, -jnp.inf), now.t + 1, choice)
+        token = choose(jnp.where(may_choose, logits, -jnp.inf), now.cursor.after_text().t, choice)
         token = jnp.where(active, token, now.token)
         chosen = chosen.at[:, step].set(jnp.where(active, token, -1))
         one = active.astype(jnp.int32)
-        now = DecodeState(token, now.t + one, now.order + one, now.length + one, now.limit - one)
+        cursor = now.cursor.after_text(one)
+        now = DecodeState(token, cursor, now.length + one, now.limit - one)
         is_end = jnp.any(token[:, None] == ends, axis=1)
         return step + 1, und, now, active & ~is_end & (now.limit > 0), chosen
 
@@ -174,8 +175,8 @@ def _one_token(now: DecodeState, active: jax.Array, modules: Modules) -> MogaoIn
     num_rows = now.token.shape[0]
     zero = jnp.zeros((num_rows, 1), jnp.int32)
     noised_meta, no_positions = no_noised(num_rows)
-    t = now.t.astype(jnp.float32)[:, None]
-    other = t if modules.config.layout.text_positions == "thw" else jnp.zeros_like(t)
+    mode = modules.config.layout.text_positions
+    positions = text_positions(now.cursor.t[:, None], mode, jnp)
     no_latents = jnp.zeros((num_rows, 0, 1), jnp.float32)
     clean_meta = noised_meta._replace(kind=noised_meta.segment + VAE_CLEAN)
     return MogaoInputs(
@@ -187,9 +188,9 @@ def _one_token(now: DecodeState, active: jax.Array, modules: Modules) -> MogaoIn
         timesteps=no_latents[..., 0],
         noised_index=noised_meta.segment,
         meta=Parts(
-            TokenMeta(active.astype(jnp.int32)[:, None], now.order[:, None], zero + TEXT),
+            TokenMeta(active.astype(jnp.int32)[:, None], now.cursor.order[:, None], zero + TEXT),
             clean_meta,
             noised_meta,
         ),
-        positions=Parts(jnp.stack([t, other, other], -1), no_positions, no_positions),
+        positions=Parts(positions, no_positions, no_positions),
     )

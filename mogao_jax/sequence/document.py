@@ -30,14 +30,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
 from mogao_jax.errors import DocumentError
+from mogao_jax.images import Image, Role, encoded_bytes
 
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[str, ...] = ("system", "user", "assistant")
+ROLES: tuple[str, ...] = get_args(Role)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,20 +45,6 @@ class Text:
     """A span of text. User text is always text: a special token spelled in it has no power."""
 
     text: str
-    role: Role | None = None
-    loss: bool = True
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Image:
-    """An image: a file (`path`), an encoded file in memory (`data`), or pixels uint8[H, W, 3].
-
-    Exactly one of the three is set.
-    """
-
-    path: pathlib.Path | None = None
-    data: bytes | None = None
-    pixels: np.ndarray | None = None
     role: Role | None = None
     loss: bool = True
 
@@ -218,14 +204,12 @@ def _boolean(record: Mapping[str, Any], field: str, default: bool, place: str) -
 
 def to_json(document: Document) -> dict[str, Any]:
     """The JSON form. Images are written as bytes (pixels become PNG); paths are read in."""
-    from mogao_jax import images  # images imports this module's types
-
     items: list[dict[str, Any]] = []
     for item in document.items:
         if isinstance(item, Text):
             record: dict[str, Any] = {"type": "text", "text": item.text}
         else:
-            encoded = images.encoded_bytes(item)
+            encoded = encoded_bytes(item)
             record = {"type": "image", "bytes": base64.b64encode(encoded).decode("ascii")}
         record["loss"] = item.loss
         if item.role is not None:

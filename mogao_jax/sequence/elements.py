@@ -1,8 +1,8 @@
-"""From a document's items to the sequence that the model reads: tokens and pictures in order.
+"""From a document's items to the sequence that the model reads: tokens and images in order.
 
 Turns are wrapped as the tokenizer's chat template says (chat.py); images stand between
 `<|vision_start|>` and `<|vision_end|>` (paper, section 3). Which tokens are *trained* is decided
-here, what exists of each picture is decided in layout.py.
+here, what exists of each image is decided in forms.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Token:
 
     id: int
     trained: bool
-    picture: int | None = None  # for vision tokens: which picture they stand around
+    image: int | None = None  # for vision tokens: which image they stand around
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,39 +57,36 @@ class ImageRef:
 Element = Token | ImageRef
 
 
-def render(
+def apply_chat_template(
     document: Document,
     tokenizer: TokenizerLike,
     *,
-    end_after_image: str,
+    add_generation_prompt: bool = False,
+    end_after_image: str = "never",
     rng: np.random.Generator | None = None,
 ) -> list[Element]:
     """The document's elements in reading order.
 
     Args:
-      document: what to render.
+      document: its turns, if it has roles, are wrapped as the tokenizer's template says.
       tokenizer: encodes text (never yielding control tokens) and knows the special ids.
+      add_generation_prompt: the document is a prompt, to be continued (`complete` has no meaning
+        then). After a turn of the user or the system the assistant's turn is opened; a document
+        that ends with the assistant, or that has no roles, goes on where it ends. The last element
+        is always a token: the one after which something is to be predicted.
       end_after_image: 'never', 'interleaved', 'sometimes' or 'always', see config LayoutConfig.
       rng: draws for 'sometimes', which needs it.
     """
-    elements = _turns(document, tokenizer)
     last = document.items[-1]
+    if add_generation_prompt:
+        return _turns(document, tokenizer, continues=last.role in ("user", "system"))
+    elements = _turns(document, tokenizer)
     if isinstance(last, Image) and not _ends_after_image(document, last, end_after_image, rng):
-        return elements[:-1]  # without <|vision_end|>: nothing follows the picture
+        return elements[:-1]  # without <|vision_end|>: nothing follows the image
     if document.complete:
         end = tokenizer.endoftext if last.role is None else tokenizer.im_end
         elements.append(Token(end, last.loss))
     return elements
-
-
-def render_prompt(document: Document, tokenizer: TokenizerLike) -> list[Element]:
-    """The elements of a document that is to be continued (`complete` has no meaning here).
-
-    After a turn of the user or the system the assistant's turn is opened; a document that ends
-    with the assistant, or that has no roles, goes on where it ends. The last element is always
-    a token: the one after which something is to be predicted.
-    """
-    return _turns(document, tokenizer, continues=document.items[-1].role in ("user", "system"))
 
 
 def _turns(
@@ -101,7 +98,7 @@ def _turns(
       continues: the last turn is closed too, and the assistant's next one opened.
     """
     elements: list[Element] = []
-    num_pictures = 0
+    num_images = 0
     # Conversations, which have roles, and what stands outside of any.
     parts = [
         (has_roles, [list(turn) for _, turn in itertools.groupby(items, key=lambda i: i.role)])
@@ -119,10 +116,10 @@ def _turns(
             elements += _template(around[number], joined, tokenizer, closes)
             for item in turn[1:] if joined else turn:
                 if isinstance(item, Image):
-                    elements.append(Token(tokenizer.vision_start, item.loss, num_pictures))
-                    elements.append(ImageRef(num_pictures, item.loss))
-                    elements.append(Token(tokenizer.vision_end, False, num_pictures))
-                    num_pictures += 1
+                    elements.append(Token(tokenizer.vision_start, item.loss, num_images))
+                    elements.append(ImageRef(num_images, item.loss))
+                    elements.append(Token(tokenizer.vision_end, False, num_images))
+                    num_images += 1
                 else:
                     elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
         if has_roles and (continues or not is_last):

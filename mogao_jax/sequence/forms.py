@@ -1,4 +1,4 @@
-"""Forms: the contexts that a document's pictures are generated in, each a segment of its own.
+"""Forms: the contexts that a document's images are generated in, each a segment of its own.
 
 Guidance needs predictions in three contexts (docs/method.md section 6), so these are trained. A
 document is laid out in up to three kinds of *form*, each a segment of its own, because clean VAE
@@ -42,11 +42,10 @@ def draw_contexts(
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One segment: elements with their T ids, and which copies of each picture stand in it."""
+    """One segment: a document's elements, and which copies of each image stand in it."""
 
-    elements: list[Element]
-    t_ids: list[int]  # the T id of each element
-    noised: frozenset[int]  # pictures with a noised copy here
+    elements: list[Element | None]  # in the document's order; None: left out of this form
+    noised: frozenset[int]  # images with a noised copy here
     vit: frozenset[int]
     clean: frozenset[int]
 
@@ -62,55 +61,40 @@ class Form:
 def make_forms(elements: list[Element], contexts: list[int], layout: LayoutConfig) -> list[Form]:
     """The full form first, then one image-only form if any image needs it, then the empty ones."""
     targets = [e.index for e in elements if isinstance(e, ImageRef) and e.target]
-    t_ids = list(range(len(elements)))  # one T per text token and one per image
-    in_full = [i for i in targets if contexts[i] == FULL]
-    forms = [_form(elements, t_ids, in_full, layout)]
+    forms = [_form([*elements], [i for i in targets if contexts[i] == FULL], layout)]
     image_only = [i for i in targets if contexts[i] == IMAGE_ONLY]
     if image_only:
-        forms.append(_reduced_form(elements, t_ids, range(image_only[-1] + 1), image_only, layout))
+        kept = _reduced(elements, range(image_only[-1] + 1))
+        forms.append(_form(kept, image_only, layout))
     for target in (i for i in targets if contexts[i] == EMPTY):
-        forms.append(_reduced_form(elements, t_ids, [target], [target], layout))
+        forms.append(_form(_reduced(elements, [target]), [target], layout))
     return forms
 
 
-def _reduced_form(
-    elements: list[Element],
-    t_ids: list[int],
-    pictures: Sequence[int],
-    noised: Sequence[int],
-    layout: LayoutConfig,
-) -> Form:
-    """The given pictures with their vision tokens, up to the last one; no text is trained."""
-    kept: list[Element] = []
-    kept_t_ids: list[int] = []
-    for element, t in zip(elements, t_ids, strict=True):
+def _reduced(elements: list[Element], images: Sequence[int]) -> list[Element | None]:
+    """The given images with their vision tokens, up to the last one; no text is trained."""
+
+    def reduced(element: Element) -> Element | None:
         if isinstance(element, ImageRef):
-            keep = element.index in pictures
-        else:
-            keep = element.picture is not None and element.picture in pictures
-            element = dataclasses.replace(element, trained=False)
-        if keep:
-            kept.append(element)
-            kept_t_ids.append(t)
-    while isinstance(kept[-1], Token):  # nothing follows the last picture
-        kept.pop(), kept_t_ids.pop()
-    if layout.drop_positions == "renumber":
-        kept_t_ids = list(range(len(kept)))
-    return _form(kept, kept_t_ids, noised, layout)
+            return element if element.index in images else None
+        return dataclasses.replace(element, trained=False) if element.image in images else None
+
+    kept = [reduced(element) for element in elements]
+    while not isinstance(kept[-1], ImageRef):  # nothing follows the last image
+        kept.pop()
+    return kept
 
 
-def _form(
-    elements: list[Element], t_ids: list[int], noised: Sequence[int], layout: LayoutConfig
-) -> Form:
-    """Decides which copies of each picture are read by anything in this form."""
-    order = [e.index for e in elements if isinstance(e, ImageRef)]
+def _form(elements: list[Element | None], noised: Sequence[int], layout: LayoutConfig) -> Form:
+    """Decides which copies of each image are read by anything in this form."""
+    images = [e.index for e in elements if isinstance(e, ImageRef)]
     followed = [e.index for e in elements[:-1] if isinstance(e, ImageRef)]
-    before_noised = order[: order.index(noised[-1])] if noised else []
+    before_noised = images[: images.index(noised[-1])] if noised else []
     uses_vit = layout.understanding_encoder == "vit"
     if layout.lay_out_everything:
-        vit, clean = (order if uses_vit else []), order
+        vit, clean = (images if uses_vit else []), images
     elif uses_vit:
         vit, clean = followed, before_noised
     else:
         vit, clean = [], sorted({*followed, *before_noised})
-    return Form(elements, t_ids, frozenset(noised), frozenset(vit), frozenset(clean))
+    return Form(elements, frozenset(noised), frozenset(vit), frozenset(clean))

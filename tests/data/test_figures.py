@@ -13,7 +13,6 @@ from mogao_jax.config.schema import (
     PackingConfig,
     SourceConfig,
     TokenizerConfig,
-    VitConfig,
 )
 from mogao_jax.data import figures
 from mogao_jax.data.inspecting import describe
@@ -82,9 +81,10 @@ def test_describe_tells_every_token():
     laid_out = lay_out(
         document,
         tokenizer=ByteTokenizer(),
-        images=ImageConfig(max_side=32, vit_resize="match_vae_grid"),
-        layout=LayoutConfig(p_empty=0.0, p_image_only=0.0),
-        vit=VitConfig(),
+        config=MogaoConfig(
+            images=ImageConfig(max_side=32, vit_resize="match_vae_grid"),
+            layout=LayoutConfig(p_empty=0.0, p_image_only=0.0),
+        ),
         rng=rng,
     )
     text = describe(laid_out, ByteTokenizer())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from mogao_jax.sequence.document import Document, Image, Text
-from mogao_jax.sequence.elements import Token, render, render_prompt
+from mogao_jax.sequence.elements import Token, apply_chat_template
 from mogao_jax.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
+prompt_elements = functools.partial(apply_chat_template, add_generation_prompt=True)
 PICTURE = np.zeros((16, 16, 3), np.uint8)
 
 
@@ -45,7 +48,7 @@ def spelled(elements) -> str:
     ],
 )
 def test_prompts_end_where_the_answer_begins(items, text):
-    assert spelled(render_prompt(Document(items), TOKENIZER)) == text
+    assert spelled(prompt_elements(Document(items), TOKENIZER)) == text
 
 
 @pytest.mark.parametrize("role", [None, "assistant"])
@@ -53,12 +56,12 @@ def test_a_prompt_and_its_continuation_are_a_training_document(role):
     """What follows the prompt, in training, is the answer's tokens: nothing is in between."""
     question = Text("q", role=role and "user", loss=False)
     answer = (Text("a", role=role), image(role), Text("b", role=role))
-    whole = render(Document((question, *answer)), TOKENIZER, end_after_image="never")
+    whole = apply_chat_template(Document((question, *answer)), TOKENIZER, end_after_image="never")
     for cut in range(len(answer)):
-        prompt = render_prompt(Document((question, *answer[:cut])), TOKENIZER)
+        prompt = prompt_elements(Document((question, *answer[:cut])), TOKENIZER)
         assert spelled(whole[: len(prompt)]) == spelled(prompt)
-        assert [getattr(e, "picture", None) for e in whole[: len(prompt)]] == [
-            getattr(e, "picture", None) for e in prompt
+        assert [getattr(e, "image", None) for e in whole[: len(prompt)]] == [
+            getattr(e, "image", None) for e in prompt
         ]
     end = "<|im_end|>" if role else "<|endoftext|>"
     assert spelled(whole)[len(spelled(prompt)) :] == "b" + end

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mogao_jax.config.schema import ImageConfig, LayoutConfig, VitConfig
+from mogao_jax.config.schema import ImageConfig, LayoutConfig, MogaoConfig
 from mogao_jax.errors import ConfigError, DocumentError
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Document, Image, Text
@@ -29,9 +29,7 @@ def laid_out(*items, layout=NO_DROP, images=IMAGES, complete=True, seed=0, **kwa
     return lay_out(
         document,
         tokenizer=TOKENIZER,
-        images=images,
-        layout=layout,
-        vit=VitConfig(),
+        config=MogaoConfig(images=images, layout=layout),
         rng=np.random.default_rng(seed),
         **kwargs,
     )
@@ -211,9 +209,7 @@ def test_contexts_are_drawn_with_the_configured_shares():
         lay_out(
             document,
             tokenizer=TOKENIZER,
-            images=IMAGES,
-            layout=layout,
-            vit=VitConfig(),
+            config=MogaoConfig(images=IMAGES, layout=layout),
             rng=rng,
         ).images.context
         for _ in range(700)

@@ -16,6 +16,7 @@ import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ModelConfig
+from mogao_jax.images import native_pixels
 from mogao_jax.models.mogao import MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache, prefill
@@ -25,7 +26,6 @@ from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sampling.session import Session
 from mogao_jax.sequence.document import Image
-from mogao_jax.sequence.geometry import native_pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

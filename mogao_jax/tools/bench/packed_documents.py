@@ -114,9 +114,7 @@ def packed(setting: Setting, rows: Iterable[Iterable[Document]]) -> PackedBatch:
             lay_out(
                 document,
                 tokenizer=ByteTokenizer(),
-                images=config.images,
-                layout=config.layout,
-                vit=config.vit,
+                config=config,
                 rng=np.random.default_rng(0),  # of the guidance contexts: all are full
             )
             for document in documents

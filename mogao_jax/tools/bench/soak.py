@@ -21,7 +21,7 @@ from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Image, Text
-from mogao_jax.sequence.elements import render_prompt
+from mogao_jax.sequence.elements import apply_chat_template
 from mogao_jax.tools.bench import fixtures
 from mogao_jax.tools.bench.mixed import longest, mixed_requests
 
@@ -166,7 +166,7 @@ def faults(request: Request, result: Result, model: Model) -> list[str]:
             found.append(f"a picture {pixels.shape}, asked for {options.size}")
         elif not fits:
             found.append(f"a picture larger than the model draws: {height}x{width}")
-    if not render_prompt(result.document, model.tokenizer):
+    if not apply_chat_template(result.document, model.tokenizer, add_generation_prompt=True):
         found.append("a document that cannot be fed back in")
     return found
 

@@ -114,9 +114,7 @@ def _fitting(config: MogaoConfig, tokenizer, rng, limits: Sizes) -> PackedBatch 
         laid = lay_out(
             document,
             tokenizer=tokenizer,
-            images=config.images,
-            layout=config.layout,
-            vit=config.vit,
+            config=config,
             rng=rng,
         )
     except DocumentError:

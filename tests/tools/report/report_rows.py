@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mogao_jax.config.schema import ImageConfig, LayoutConfig, PackingConfig, VitConfig
+from mogao_jax.config.schema import ImageConfig, MogaoConfig, PackingConfig
 from mogao_jax.sequence.batch import FULL, PackedBatch
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.layout import lay_out
@@ -42,9 +42,7 @@ def lay_out_document(document: Document, source: int, context: int = FULL) -> Pa
     return lay_out(
         document,
         tokenizer=TOKENIZER,
-        images=ImageConfig(max_side=64, max_pixels=64 * 64),
-        layout=LayoutConfig(),
-        vit=VitConfig(),
+        config=MogaoConfig(images=ImageConfig(max_side=64, max_pixels=64 * 64)),
         rng=np.random.default_rng(0),
         source=source,
         context=context,

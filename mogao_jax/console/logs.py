@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 
 def configure_logging() -> None:
@@ -12,3 +13,8 @@ def configure_logging() -> None:
     # absl repeats Orbax's every save at INFO; its warnings name internals no user can act on.
     for library in ("absl", "orbax", "jax"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def progress(message: str) -> None:
+    """Says on stderr what a long command is doing."""
+    print(f"... {message}", file=sys.stderr, flush=True)

@@ -7,15 +7,13 @@ reaches, and where the time goes. Trains nothing and writes no run folder.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
-import sys
 
 import jax
 
 from mogao_jax.config.convert import parse_config_args
-from mogao_jax.console.logs import configure_logging
-from mogao_jax.console.writing import write_text
+from mogao_jax.console.logs import configure_logging, progress
+from mogao_jax.console.writing import require_writable_json, write_json
 from mogao_jax.sharding.mesh import split_cpu
 from mogao_jax.tools.profile.measure import measure
 from mogao_jax.tools.profile.printing import as_json, as_text
@@ -33,13 +31,11 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(rest)
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
-    if arguments.json is not None:
-        write_text(arguments.json, "", mode="a")  # tried before time is spent
+    require_writable_json(arguments.json)
     configure_logging()
     split_cpu(config.mesh.cpu_devices)
-    profile = measure(config, arguments.steps, say=lambda m: print(f"... {m}", file=sys.stderr))
+    profile = measure(config, arguments.steps, say=progress)
     machine = machine_facts(jax.devices())
     print(as_text(profile, machine))
-    if arguments.json is not None:
-        write_text(arguments.json, json.dumps(as_json(profile, machine), indent=2) + "\n")
+    write_json(arguments.json, as_json(profile, machine))
     return 0

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Every figure that docs/performance.md keeps, beside its bar, as far as this machine allows:
+# Every figure of docs/performance.md that this machine can measure, beside its bar:
 #   bash launch/bench.sh                     all of them (an hour or more on 2 cores)
-#   bash launch/bench.sh tiles layers        some: layers tiles kernel memory keep-matmuls context
+#   bash launch/bench.sh tiles layers        some: layers tiles kernel memory keep-matmuls long-rows
 #                                            passes peers sampling profile
 # peers: other implementations, in an environment of their own. transfusion-pytorch comes from the
-# registry; MOGAO_BAGEL=FOLDER is a clone of BAGEL's repository, which is left out without it.
-# Each is a command of its own, such as `mogao bench tiles`; they go on after one that fails.
-# The TPU compiler is installed for it (no TPU is needed). PYTHON: which Python to take.
+# registry. MOGAO_BAGEL=FOLDER names a clone of BAGEL's repository; without it BAGEL is left out.
+# Each is a command of its own, such as `mogao bench tiles`; a failure does not stop the others.
+# Installs the TPU compiler, which needs no TPU. PYTHON: which Python to use.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
-known="layers tiles kernel memory keep-matmuls context passes peers sampling profile"
+known="layers tiles kernel memory keep-matmuls long-rows passes peers sampling profile"
 wanted=${*:-$known}
 for name in $wanted; do
     case " $known " in

@@ -24,8 +24,8 @@ COMMANDS = {
     "data": "look at, check and convert data",
     "encoders": "train the tiny encoders that ship with the package",
     "profile": "speed, memory and what takes the time of a training step",
-    "plan": "memory, arithmetic and time of a run on a machine that is not at hand",
-    "bench": "what sampling costs, as ratios; and many generations in a row",
+    "plan": "memory, arithmetic and time of a run on a machine you do not have",
+    "bench": "what sampling costs, long runs, and the training step beside its bars",
     "report": "an HTML page about a run",
 }
 # Commands that stand beside what they belong to; the others are modules of this folder.

@@ -1,1 +1,1 @@
-"""How fast sampling is, as ratios measured in one run (`mogao bench`)."""
+"""`mogao bench`: speed of sampling as ratios within one run; bars of the training step."""

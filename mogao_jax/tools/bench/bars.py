@@ -1,6 +1,6 @@
-"""The bars of the training step that a compiler can show: no accelerator needed.
+"""The bars of the training step that a compiler can check without an accelerator.
 
-Each function measures one of them and gives rows (what, figure, bar); `docs/performance.md`
+Each function measures one of them and yields rows (what, figure, bar). `docs/performance.md`
 keeps what they printed, with date and machine.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -33,8 +34,8 @@ from mogao_jax.tools.profile import flops
 Say = Callable[[str], None]
 MIB, GIB = 2.0**20, 2.0**30
 
-# und, clean, noised tokens; images; ViT patches of rows of so many tokens: stage 3's mixture at
-# 512 pixels fills them (`mogao plan` prints how well).
+# Tokens per row -> its und, clean and noised tokens, images, ViT patches. Stage 3's mixture at 512
+# pixels fills them (`mogao plan` prints how well).
 BUDGETS = {
     8192: (1920, 2048, 4224, 4, 5184),
     16384: (3840, 4096, 8448, 8, 10368),
@@ -44,11 +45,11 @@ PEAKS = {"v5p:4x4x4": 12.0, "v6e:8x8": 11.0, "v5e:16x16": 9.0}
 LENGTHS = (4096, 8192, 16384, 32768, 65536)  # tokens per row that the kernel is compiled for
 KERNEL_CHIPS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 LONG_ROW = 262144
-LONG_MESHES = ((16, 4), (4, 16), (1, 64))  # fsdp, context
+LONG_MESHES = ((16, 4), (4, 16), (1, 64))  # fsdp, context axes
 
 
 class Row(NamedTuple):
-    """One line: a figure beside its bar; `is_met` None where it is only told."""
+    """One line: a figure beside its bar; `is_met` is None where there is no bar."""
 
     what: str
     figure: str
@@ -59,33 +60,26 @@ class Row(NamedTuple):
 def with_rows(config: MogaoConfig, tokens: int) -> MogaoConfig:
     """The config with rows of 8,192 tokens, or a multiple of it."""
     base = max(n for n in BUDGETS if n <= tokens)
-    und, clean, noised, images, patches = (n * tokens // base for n in BUDGETS[base])
-    packing = dataclasses.replace(
-        config.packing,
-        und_tokens=und,
-        clean_tokens=clean,
-        noised_tokens=noised,
-        images=images,
-        vit_patches=patches,
-    )
+    fields = "und_tokens", "clean_tokens", "noised_tokens", "images", "vit_patches"
+    scaled = (n * tokens // base for n in BUDGETS[base])
+    budgets: dict[str, Any] = dict(zip(fields, scaled, strict=True))
+    packing = dataclasses.replace(config.packing, **budgets)
     return dataclasses.replace(config, packing=packing)
 
 
-def on_mesh(config: MogaoConfig, *, remat: str | None = None, **axes: Any) -> MogaoConfig:
+def on_mesh(config: MogaoConfig, *, remat: Any = None, **axes: Any) -> MogaoConfig:
     """The config on a mesh (MeshConfig's fields), one row per data x fsdp, one micro-step."""
     fresh = dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1, context=1, num_slices=1)
     mesh = dataclasses.replace(fresh, **axes)
     train = dataclasses.replace(
         config.train, global_batch_rows=mesh.data * mesh.fsdp, grad_accum_steps=1
     )
-    model = config.model
-    if remat is not None:
-        model = dataclasses.replace(model, remat=remat)  # type: ignore[arg-type]
-    return dataclasses.replace(config, mesh=mesh, train=train, model=model)
+    config = dataclasses.replace(config, mesh=mesh, train=train)
+    return config if remat is None else _with_model(config, remat=remat)
 
 
 def on_torus(config: MogaoConfig, topology: topologies.Topology, remat: str) -> MogaoConfig:
-    """The config on all chips of a slice, weights cut over all of them."""
+    """The config on all chips of a slice, weights sharded over all of them."""
     data, fsdp = topology.two_axes or (1, topology.num_chips)
     return on_mesh(config, remat=remat, data=data, fsdp=fsdp, param_axes=("fsdp", "data"))
 
@@ -97,7 +91,7 @@ def layers(config: MogaoConfig, say: Say) -> Iterator[Row]:
     """FLOPs of a compiled layer, attention apart, over what its tokens need.
 
     Two programs of one and of two layers, forward and backward; their difference is a layer.
-    The kernel of attention is a call that XLA counts as nothing.
+    XLA counts no FLOPs for the kernel of attention, which is a custom call.
     """
     config = with_rows(config, 8192)
     device = topologies.devices(topologies.parse("v5p:2x2x1"))[0]
@@ -105,52 +99,37 @@ def layers(config: MogaoConfig, say: Say) -> Iterator[Row]:
     for num_layers in (1, 2):
         say(f"compiling {num_layers} layer(s)")
         counted.append(_model_program(config, num_layers, device).cost_analysis()["flops"])
-    p, m = config.packing, config.model
-    work = _full_row(config)
-    one = dataclasses.replace(m, num_layers=1)
-    ideal = flops.model_flops(dataclasses.replace(config, model=one), 1, work)
-    without = flops.model_flops(
-        dataclasses.replace(config, model=dataclasses.replace(m, num_layers=2)), 1, work
-    )
-    layer = sum(without[k] - ideal[k] for k in without if k != "attention")
+    p = config.packing
+    work = flops.TokenCounts(
+        und=p.und_tokens, clean=p.clean_tokens, noised=p.noised_tokens, trained_text=0,
+        vit_tokens=0, images=1 + p.images, pairs=0, pairs_executed=0, fill_und=1, fill_gen=1,
+    )  # fmt: skip
+    one, two = (flops.model_flops(_with_model(config, num_layers=n), 1, work) for n in (1, 2))
+    layer = sum(two[part] - one[part] for part in two if part != "attention")
     ratio = (counted[1] - counted[0]) / layer
     tokens = p.und_tokens + p.clean_tokens + p.noised_tokens
     what = f"layer FLOPs, compiled over ideal ({tokens} tokens, v5p)"
     yield Row(what, f"{ratio:.4f}", "<= 1.01", ratio <= 1.01)
 
 
-def _full_row(config: MogaoConfig) -> flops.TokenCounts:
-    p = config.packing
-    return flops.TokenCounts(
-        und=p.und_tokens, clean=p.clean_tokens, noised=p.noised_tokens, trained_text=0,
-        vit_tokens=0, images=1 + p.images, pairs=0, pairs_executed=0, fill_und=1, fill_gen=1,
-    )  # fmt: skip
+def _with_model(config: MogaoConfig, **fields: Any) -> MogaoConfig:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
 
 
 def _model_program(config: MogaoConfig, num_layers: int, device: Any) -> Any:
     """The compiled gradient of some layers, unrolled, nothing recomputed, on one device."""
     p = config.packing
-    model = dataclasses.replace(
-        config.model, num_layers=num_layers, scan_layers=False, remat="none", vocab_size=256
+    config = _with_model(
+        config, num_layers=num_layers, scan_layers=False, remat="none", vocab_size=256
     )
-    small = dataclasses.replace(config, model=model)
-    module = make_model(small, 256, "tpu")
-    sharding = jax.sharding.SingleDeviceSharding(device)
-
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-
+    module = make_model(config, 256, "tpu")
     key = jax.random.key(0)
-    params = placed(rules.unbox(jax.eval_shape(lambda: init_params(small, module, key))))
-    inputs = placed(
-        jax.eval_shape(
-            lambda: example_inputs(
-                (1, p.und_tokens, p.clean_tokens, p.noised_tokens, p.images),
-                config.vae.latent_channels * LATENT_PATCH**2,
-                vit_feature_shape(config.vit, model.connector, config.vit.merge_size**2),
-            )
+    params = rules.unbox(jax.eval_shape(lambda: init_params(config, module, key)))
+    inputs = jax.eval_shape(
+        lambda: example_inputs(
+            (1, p.und_tokens, p.clean_tokens, p.noised_tokens, p.images),
+            config.vae.latent_channels * LATENT_PATCH**2,
+            vit_feature_shape(config.vit, config.model.connector, config.vit.merge_size**2),
         )
     )
 
@@ -158,7 +137,9 @@ def _model_program(config: MogaoConfig, num_layers: int, device: Any) -> Any:
         out = module.apply({"params": params}, inputs)
         return jnp.sum(out.und_hidden.astype(jnp.float32)) + jnp.sum(out.velocity)
 
-    return jax.jit(jax.value_and_grad(loss)).lower(params, inputs).compile()
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    program = jax.jit(jax.value_and_grad(loss), in_shardings=sharding)
+    return program.lower(params, inputs).compile()
 
 
 def tiles(config: MogaoConfig, say: Say) -> Iterator[Row]:
@@ -176,10 +157,10 @@ def tiles(config: MogaoConfig, say: Say) -> Iterator[Row]:
 
 
 def kernel(config: MogaoConfig, say: Say) -> Iterator[Row]:
-    """Whether Mosaic takes the kernel, forward and backward, and what it needs besides.
+    """Whether Mosaic takes the kernel, forward and backward, and its temporaries.
 
-    At 16k also the kernel alone, on arrays that lie as it reads them: what the rest needs is for
-    joining the three parts into blocks, and for cutting the outputs.
+    At 16k also the kernel alone, on arrays in the layout that it reads. The difference is spent on
+    joining the three parts into blocks and on splitting the outputs.
     """
     for chip in KERNEL_CHIPS:
         for length in LENGTHS:
@@ -209,7 +190,7 @@ def _kernel_row(what: str, model: Any, length: int, chip: str, *, at_bar: bool, 
 
 
 def _kernel_program(model: Any, length: int, device: Any, gradient: bool, alone: bool) -> Any:
-    """Attention of one row, or its gradients, compiled; `alone`: of arrays in blocks."""
+    """Attention of one row, or its gradients, compiled; `alone`: on arrays already in blocks."""
     und, clean = length // 4 // 256 * 256, length // 4 // 256 * 256
 
     def parts(make: Callable[[int], Any]) -> Parts:
@@ -249,34 +230,26 @@ def memory(config: MogaoConfig, say: Say, names: tuple[str, ...] = tuple(PEAKS))
 
 
 def keep_matmuls(config: MogaoConfig, say: Say) -> Iterator[Row]:
-    """Whether 16k tokens a chip fit with nothing but elementwise work recomputed."""
+    """Whether 16k tokens a chip fit when only elementwise work is recomputed."""
     topology = topologies.parse("v5p:4x4x4")
     plan, _ = _plan(on_torus(with_rows(config, 16384), topology, "keep_matmuls"), topology, say)
     yield _peak("peak on v5p:4x4x4, 16k tokens a chip, keep_matmuls", plan, 95.0)
 
 
-def context(config: MogaoConfig, say: Say) -> Iterator[Row]:
+def long_rows(config: MogaoConfig, say: Say) -> Iterator[Row]:
     """Rows of 256k tokens over the context axis of v5p:4x4x4, down to one row on all chips."""
-    topology, peaks = topologies.parse("v5p:4x4x4"), []
-    for fsdp, ways in LONG_MESHES:
-        plan, _ = _plan(
-            on_mesh(
-                with_rows(config, LONG_ROW),
-                remat="full",
-                fsdp=fsdp,
-                context=ways,
-                param_axes=("fsdp", "context"),
-            ),
-            topology,
-            say,
-        )
+    topology, config, peaks = topologies.parse("v5p:4x4x4"), with_rows(config, LONG_ROW), []
+    for fsdp, context in LONG_MESHES:
+        axes = {"fsdp": fsdp, "context": context, "param_axes": ("fsdp", "context")}
+        plan, _ = _plan(on_mesh(config, remat="full", **axes), topology, say)
         peaks.append(plan.held)
-        yield _peak(f"peak, rows of 256k, fsdp={fsdp} x context={ways}", plan, 95.0)
-    falls = all(a > b for a, b in zip(peaks, peaks[1:], strict=False))
+        yield _peak(f"peak, rows of 256k, fsdp={fsdp} x context={context}", plan, 95.0)
+    falls = all(a > b for a, b in itertools.pairwise(peaks))
     yield Row("memory per chip falls with the context axis", str(falls), "True", falls)
 
 
-def _plan(config: MogaoConfig, topology: Any, say: Say) -> tuple[Plan, float]:
+def _plan(config: MogaoConfig, topology: topologies.Topology, say: Say) -> tuple[Plan, float]:
+    """The plan, and seconds of its compilation."""
     began = time.perf_counter()
     plan = make_plan(config, topology, say=say)
     seconds = plan.compiled.seconds if plan.compiled else time.perf_counter() - began
@@ -306,12 +279,12 @@ BARS: dict[str, Callable[[MogaoConfig, Say], Iterator[Row]]] = {
     "kernel": kernel,
     "memory": memory,
     "keep-matmuls": keep_matmuls,
-    "context": context,
+    "long-rows": long_rows,
 }
 
 
 def check_config(config: MogaoConfig) -> None:
-    """Raises ConfigError unless the config is one that the bars are about."""
+    """Raises ConfigError where the config leaves the size of the vocabulary to a tokenizer."""
     if not config.model.vocab_size:
         raise ConfigError("mogao bench: set --config.model.vocab_size; no tokenizer is read.")
 

@@ -1,6 +1,6 @@
-"""The same picture, drawn in other ways: what the sampler is compared with.
+"""Other algorithms that give the same image: what the sampler is compared with.
 
-Both serve one request, without padding, and give the sampler's own latents.
+Both serve one request without padding and give the sampler's own latents.
 """
 
 from __future__ import annotations
@@ -22,23 +22,17 @@ from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.prefill import NewTokens
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
-from mogao_jax.tools.bench.inputs import Staged, empty_cache, stage, whole_inputs
+from mogao_jax.tools.bench.inputs import FlowInputs, empty_cache, flow_inputs, uncached_inputs
 
 # A request -> latents float32[tokens, 64] and pixels uint8[H, W, 3]; Euler's method.
-Way = Callable[[Request], tuple[np.ndarray, np.ndarray]]
+Baseline = Callable[[Request], tuple[np.ndarray, np.ndarray]]
 
 
-def _finish(sampler: Sampler, staged: Staged, x: Any) -> tuple[np.ndarray, np.ndarray]:
-    latents = np.asarray(x)[0]
-    (pixels,) = sampler.engine.encoders.decode([latents], [staged.size])
-    return latents, pixels
-
-
-def recomputing(model: Model, sampler: Sampler) -> Way:
+def recomputing(model: Model, sampler: Sampler) -> Baseline:
     """Without a cache: every step computes the histories of all contexts again, as one batch.
 
-    A program per step: in a loop of its own the compiler would see that the histories do not
-    change, and compute them once.
+    A program per step: inside one loop the compiler would see that the histories do not change,
+    and compute them once.
     """
     engine = sampler.engine
 
@@ -46,43 +40,28 @@ def recomputing(model: Model, sampler: Sampler) -> Way:
     def step(
         params: Any, histories: NewTokens, lines: image.GuidanceBatch, x: Any, t: Any, t_next: Any
     ) -> jax.Array:
-        inputs = whole_inputs(histories, lines, x[lines.picture], t[lines.picture])
-        transformer = _for_short_rows(engine.modules.model, inputs)
+        inputs = uncached_inputs(histories, lines, x[lines.picture], t[lines.picture])
+        transformer = _with_dense_attention(engine.modules.model, inputs)
         velocity = transformer.apply({"params": params}, inputs).velocity
-        guided = guidance.combine(velocity, t, lines.index, lines.weights, lines.interval)
-        return flow.euler_step(guided, x, t, t_next)
+        return _guided_step(velocity, lines, x, t, t_next)
 
-    def draw(request: Request) -> tuple[np.ndarray, np.ndarray]:
-        staged = stage(model, sampler, request)
-        histories, lines, x = jax.device_put((staged.histories, staged.lines, staged.x))
-        for t, t_next in _intervals(staged):
+    def generate(request: Request) -> tuple[np.ndarray, np.ndarray]:
+        start = flow_inputs(model, sampler, request)
+        histories, lines, x = jax.device_put((start.histories, start.lines, start.x))
+        for t, t_next in _intervals(start):
             x = step(engine.params, histories, lines, x, t, t_next)
-        return _finish(sampler, staged, x)
+        return _decoded(sampler, start, x)
 
-    return draw
-
-
-def _intervals(staged: Staged) -> list[tuple[np.ndarray, np.ndarray]]:
-    times = staged.times[:, None]
-    return list(zip(times[:-1], times[1:], strict=True))
+    return generate
 
 
-def _for_short_rows(model: Mogao, inputs: MogaoInputs) -> Mogao:
-    """The model with the attention that it has with a cache too: whole scores while they fit."""
-    num_rows, length = inputs.tokens.shape[0], sum(m.segment.shape[1] for m in inputs.meta)
-    if 4 * num_rows * model.config.num_heads * length**2 > DENSE_BYTES:
-        return model
-    attention = dataclasses.replace(model.config.attention, implementation="dense")
-    return model.clone(config=dataclasses.replace(model.config, attention=attention))
-
-
-def one_after_another(model: Model, sampler: Sampler) -> Way:
+def one_after_another(model: Model, sampler: Sampler) -> Baseline:
     """The structure of BAGEL's sampler, with our model. Not their code, and not their kernels.
 
-    BAGEL (arXiv 2505.14683) keeps a cache per guidance branch, each a deep copy, and in every
-    step of a Python loop runs the branches one after another at batch 1, then combines their
-    velocities and steps. Inside a forward pass the keys and values of the cache are copied once
-    more, into one array with those of the new tokens; our attention does that by itself.
+    BAGEL (arXiv 2505.14683) keeps a cache per guidance branch, each a deep copy. In every step of
+    a Python loop it runs the branches one after another at batch 1, then combines their velocities
+    and steps. Inside a forward pass the keys and values of the cache are copied once more, into
+    one array with those of the new tokens; our attention does that by itself.
 
     Imitated here: a cache of its own per context, filled at batch 1 and copied; in every step one
     program per context and one for guidance and the step, called from Python. To its advantage,
@@ -100,22 +79,47 @@ def one_after_another(model: Model, sampler: Sampler) -> Way:
 
     @jax.jit
     def step(velocities: Any, lines: image.GuidanceBatch, x: Any, t: Any, t_next: Any) -> jax.Array:
-        velocity = jnp.concatenate(velocities)
-        guided = guidance.combine(velocity, t, lines.index, lines.weights, lines.interval)
-        return flow.euler_step(guided, x, t, t_next)
+        return _guided_step(jnp.concatenate(velocities), lines, x, t, t_next)
 
-    def draw(request: Request) -> tuple[np.ndarray, np.ndarray]:
-        staged = stage(model, sampler, request)
+    def generate(request: Request) -> tuple[np.ndarray, np.ndarray]:
+        start = flow_inputs(model, sampler, request)
         branches = []
-        for i in range(staged.num_contexts):
-            history, lines = jax.device_put(staged.alone(i))
+        for i in range(start.num_contexts):
+            history, lines = jax.device_put(start.one_context(i))
             cache = empty_cache(engine.config.model, history)
             cache = fill(engine.params, cache, np.zeros(1, np.int32), history)
             branches.append((jax.tree.map(jnp.copy, cache), lines))
-        together, x = jax.device_put((staged.lines, staged.x))
-        for t, t_next in _intervals(staged):
+        together, x = jax.device_put((start.lines, start.x))
+        for t, t_next in _intervals(start):
             velocities = [predict(engine.params, cache, lines, x, t) for cache, lines in branches]
             x = step(velocities, together, x, t, t_next)
-        return _finish(sampler, staged, x)
+        return _decoded(sampler, start, x)
 
-    return draw
+    return generate
+
+
+def _with_dense_attention(model: Mogao, inputs: MogaoInputs) -> Mogao:
+    """The model with the attention that it has with a cache too: whole scores while they fit."""
+    num_rows, length = inputs.tokens.shape[0], sum(m.segment.shape[1] for m in inputs.meta)
+    if 4 * num_rows * model.config.num_heads * length**2 > DENSE_BYTES:
+        return model
+    attention = dataclasses.replace(model.config.attention, implementation="dense")
+    return model.clone(config=dataclasses.replace(model.config, attention=attention))
+
+
+def _guided_step(
+    velocity: jax.Array, lines: image.GuidanceBatch, x: Any, t: Any, t_next: Any
+) -> jax.Array:
+    guided = guidance.combine(velocity, t, lines.index, lines.weights, lines.interval)
+    return flow.euler_step(guided, x, t, t_next)
+
+
+def _intervals(start: FlowInputs) -> list[tuple[np.ndarray, np.ndarray]]:
+    times = start.times[:, None]
+    return list(zip(times[:-1], times[1:], strict=True))
+
+
+def _decoded(sampler: Sampler, start: FlowInputs, x: Any) -> tuple[np.ndarray, np.ndarray]:
+    latents = np.asarray(x)[0]
+    (pixels,) = sampler.engine.encoders.decode([latents], [start.size])
+    return latents, pixels

@@ -1,123 +1,121 @@
-"""`mogao bench sampling` and `mogao bench soak`: what sampling costs, and whether it lasts.
-
-The benchmarks of the training step are in command_bars.py, command_passes.py and
-command_peers.py.
-"""
+"""`mogao bench NAME`: what sampling costs, long runs, and the training step beside its bars."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import pathlib
-import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mogao_jax.console.logs import configure_logging
-from mogao_jax.console.writing import write_text
-from mogao_jax.errors import ConfigError
-from mogao_jax.tools.bench import command_bars, command_passes, command_peers
+from mogao_jax.config.convert import parse_config_args
+from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.console.logs import configure_logging, progress
+from mogao_jax.console.parser import Parser
+from mogao_jax.console.writing import require_writable_json, write_json
+from mogao_jax.errors import RequestError
 
 if TYPE_CHECKING:
     from mogao_jax.sampling.loading import Model
 
+BARS_CONFIG = "configs/mogao_7b_stage3.py"
+GROUPS = "image,batch,text,compilations"
+
 _EXAMPLES = """examples:
   mogao bench sampling
   mogao bench sampling --checkpoint runs/mine --json bench.json
-  mogao bench sampling --config=configs/emoji.py --config.vae.weights=FOLDER --only picture
+  mogao bench sampling --config=configs/emoji.py --config.vae.weights=FOLDER --only image
   mogao bench soak --num 200
-of the training step (each has its own --help):
-  mogao bench layers | tiles | kernel | memory | keep-matmuls | context
-  mogao bench passes
-  mogao bench peers --bagel FOLDER --transfusion
+  mogao bench memory --json memory.json
+"""
+_PEERS_EXAMPLES = """examples (in an environment that has torch beside this package):
+  git clone https://github.com/ByteDance-Seed/Bagel
+  pip install 'transformers==4.49.0' transfusion-pytorch
+  mogao bench peers --bagel Bagel --transfusion
 """
 
 
 def main(argv: list[str]) -> int:
-    """Parses and runs; returns the exit status (1: a soak that found something wrong)."""
-    benchmark = next((a for a in argv if not a.startswith("-")), "")
-    if benchmark in command_bars.NAMES:
-        return command_bars.main(argv)
-    if benchmark == "passes":
-        return command_passes.main(argv)
-    if benchmark == "peers":
-        return command_peers.main(argv)
-    config, argv = _config(argv)
+    """Parses and runs; returns the exit status (1: a bar is not met, or a soak found a fault)."""
+    name = next((a for a in argv if not a.startswith("-")), "")
+    takes_config = name in BENCHMARKS and "--config" in BENCHMARKS[name].flags
+    is_bar = takes_config and BENCHMARKS[name].run is run_bars
+    config = None
+    if is_bar or (takes_config and any(a.startswith("--config") for a in argv)):
+        default = BARS_CONFIG if is_bar else None
+        config, argv = parse_config_args(argv, default=default, checked=not is_bar)
     arguments = _parser().parse_args(argv)
-    for name in ("rounds", "steps", "tokens", "num", "batch_size"):
-        if getattr(arguments, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
-    if config is not None and arguments.checkpoint is not None:
-        raise ConfigError("give --checkpoint or --config (random parameters), not both.")
-    groups = _groups(arguments.only)
-    if arguments.json is not None:
-        write_text(arguments.json, "", mode="a")  # tried before time is spent
+    for field in ("rounds", "steps", "tokens", "num", "batch_size"):
+        value = getattr(arguments, field, 1)
+        if value < 1:
+            raise RequestError(f"--{field.replace('_', '-')} must be 1 or more, got {value}.")
+    require_writable_json(arguments.json)
     configure_logging()
-    model = _model(config, arguments)
-    if arguments.benchmark == "soak":
-        return _soak(model, arguments)
-    return _sampling(model, groups, arguments)
+    return BENCHMARKS[arguments.benchmark].run(config, arguments)
 
 
-def _groups(text: str) -> tuple[str, ...]:
-    from mogao_jax.tools.bench.speed import GROUPS
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="mogao bench", description=__doc__, epilog=_EXAMPLES, formatter_class=raw)
+    parser.set_defaults(json=None)
+    add = parser.add_subparsers(dest="benchmark", required=True, metavar="NAME").add_parser
+    for name, (_, about, flags, more, epilog) in BENCHMARKS.items():
+        sub = add(name, help=about, description=more or about, epilog=epilog, formatter_class=raw)
+        for flag in flags:
+            sub.add_argument(flag, **_FLAGS[flag])
+    return parser
 
-    groups = tuple(g.strip() for g in text.split(",") if g.strip())
-    unknown = [g for g in groups if g not in GROUPS]
+
+# ------------------------------------------------------------------------------------- sampling
+
+
+def _sampling(config: MogaoConfig | None, arguments: argparse.Namespace) -> int:
+    groups = tuple(g.strip() for g in arguments.only.split(",") if g.strip())
+    known = GROUPS.split(",")
+    unknown = [g for g in groups if g not in known]
     if unknown or not groups:
-        what = unknown[0] if unknown else text
-        known = ", ".join(GROUPS)
-        raise ConfigError(f"--only: there is no group {what!r}; the groups are {known}.")
-    return groups
-
-
-def _sampling(model: Model, groups: tuple[str, ...], arguments: argparse.Namespace) -> int:
-    from mogao_jax.tools.bench import printing, speed
+        what = unknown[0] if unknown else arguments.only
+        raise RequestError(
+            f"--only: there is no group {what!r}; the groups are {', '.join(known)}."
+        )
+    model = _model(config, arguments.checkpoint)
+    from mogao_jax.tools.bench import speed
 
     setting = speed.Setting(arguments.rounds, arguments.steps, arguments.tokens)
-    measured = speed.measure(model, setting, groups, _say)
+    measured = speed.measure(model, setting, groups, progress)
     about = _about(model), setting, measured, _machine()
-    print(printing.speed_text(*about))
-    _save(arguments.json, printing.speed_json(*about))
+    print(speed.as_text(*about))
+    write_json(arguments.json, speed.as_json(*about))
     return 0
 
 
-def _soak(model: Model, arguments: argparse.Namespace) -> int:
-    from mogao_jax.tools.bench import printing
-    from mogao_jax.tools.bench.soak import soak
+def _soak(config: MogaoConfig | None, arguments: argparse.Namespace) -> int:
+    model = _model(config, arguments.checkpoint)
+    from mogao_jax.tools.bench import soak
 
-    found = soak(
+    found = soak.soak(
         model,
         arguments.num,
         seed=arguments.seed,
         num_steps=min(arguments.steps, 8),
         batch_size=arguments.batch_size,
-        say=_say,
+        say=progress,
     )
     about = _about(model), found, _machine()
-    print(printing.soak_text(*about))
-    _save(arguments.json, printing.soak_json(*about))
+    print(soak.as_text(*about))
+    write_json(arguments.json, soak.as_json(*about))
     return 1 if found.broken or found.recompiled else 0
 
 
-def _config(argv: list[str]) -> tuple[Any, list[str]]:
-    """The config, where one is given, and the other arguments."""
-    from mogao_jax.config.convert import parse_config_args
-
-    if not any(a == "--config" or a.startswith(("--config=", "--config.")) for a in argv):
-        return None, argv
-    return parse_config_args(argv)
-
-
-def _model(config: Any, arguments: argparse.Namespace) -> Model:
+def _model(config: MogaoConfig | None, checkpoint: str | None) -> Model:
+    if config is not None and checkpoint is not None:
+        raise RequestError("give --checkpoint or --config (random parameters), not both.")
     from mogao_jax.console.compile_cache import keep_compiled_programs
     from mogao_jax.sampling.loading import DEMO, load_model
     from mogao_jax.tools.bench.fixtures import random_model
 
     keep_compiled_programs()
-    if config is not None:
-        return random_model(config)
-    return load_model(arguments.checkpoint or DEMO)
+    return load_model(checkpoint or DEMO) if config is None else random_model(config)
 
 
 def _about(model: Model) -> str:
@@ -138,40 +136,115 @@ def _machine() -> dict[str, str]:
     return machine_facts(jax.devices())
 
 
-def _say(message: str) -> None:
-    print(f"... {message}", file=sys.stderr, flush=True)
+# ------------------------------------------------------------------------------ the training step
 
 
-def _save(path: pathlib.Path | None, record: dict[str, Any]) -> None:
-    if path is not None:
-        write_text(path, json.dumps(record, indent=2) + "\n")
+def run_bars(config: MogaoConfig, arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is run: a TPU's compiler is asked
+    from mogao_jax.tools.bench import bars
+
+    bars.check_config(config)
+    rows = []
+    for row in bars.BARS[arguments.benchmark](config, progress):
+        print(bars.line(row), flush=True)
+        rows.append(row)
+    write_json(arguments.json, [row._asdict() for row in rows])
+    return 1 if any(row.is_met is False for row in rows) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mogao bench",
-        description="sampling: what a picture, a batch and text cost, as ratios of things that "
-        "are run in turn, each with its bar. soak: many mixed generations in one process: their "
-        "form, the compilations, the memory.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("benchmark", choices=("sampling", "soak"))
-    add("--checkpoint", help="demo (default), an exported file, a run's folder, or a checkpoint")
-    add("--config", metavar="FILE",
-        help="a config file instead (with --config.a.b=VALUE): random parameters")  # fmt: skip
-    add("--json", type=pathlib.Path, metavar="FILE", help="also write the numbers to this file")
+def _passes(_: None, arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from mogao_jax.tools.bench import passes
 
-    add = parser.add_argument_group("sampling").add_argument
-    add("--only", default="picture,batch,text,compilations", metavar="GROUPS",
-        help="of picture,batch,text,compilations (all)")  # fmt: skip
-    add("--rounds", type=int, default=7, metavar="N", help="that medians are taken of (7)")
-    add("--steps", type=int, default=50, metavar="N", help="of a picture (50; a soak: at most 8)")
-    add("--tokens", type=int, default=128, metavar="N", help="of a text (128)")
+    for line in passes.report(arguments.rounds):
+        print(line, flush=True)
+    return 0
 
-    add = parser.add_argument_group("soak").add_argument
-    add("--num", type=int, default=200, metavar="N", help="generations (200)")
-    add("--batch-size", type=int, default=8, metavar="N", help="requests served together (8)")
-    add("--seed", type=int, default=0, help="of prompts and options")
-    return parser
+
+def _peers(_: None, arguments: argparse.Namespace) -> int:
+    if arguments.bagel is None and not arguments.transfusion:
+        raise RequestError("name a peer: --bagel FOLDER, --transfusion, or both.")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from mogao_jax.tools.bench import peers
+
+    record, is_met = peers.compare(arguments.bagel, arguments.transfusion, arguments.rounds)
+    write_json(arguments.json, record)
+    return 0 if is_met else 1
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+class Benchmark(NamedTuple):
+    """A subcommand: what runs it, a line about it, its flags, more for its --help."""
+
+    run: Callable[[Any, argparse.Namespace], int]
+    about: str
+    flags: tuple[str, ...] = ("--config", "--json")
+    more: str = ""
+    epilog: str = ""
+
+
+BENCHMARKS = {
+    "sampling": Benchmark(
+        _sampling,
+        "what an image, a batch and text cost, as ratios of things that are run in turn",
+        ("--checkpoint", "--config", "--json", "--only", "--rounds", "--steps", "--tokens"),
+    ),
+    "soak": Benchmark(
+        _soak,
+        "many mixed generations in one process: their form, the compilations, the memory",
+        ("--checkpoint", "--config", "--json", "--num", "--batch-size", "--steps", "--seed"),
+    ),
+    "layers": Benchmark(run_bars, "FLOPs of a compiled layer over the ideal"),
+    "tiles": Benchmark(run_bars, "pairs that attention computes over pairs that attend"),
+    "kernel": Benchmark(run_bars, "whether the TPU compiler takes the kernel, and its temporaries"),
+    "memory": Benchmark(
+        run_bars, "peak memory of the whole step for three TPUs, and the time to compile it"
+    ),
+    "keep-matmuls": Benchmark(run_bars, "the same at 16k tokens a chip with little recomputation"),
+    "long-rows": Benchmark(run_bars, "rows of 256k tokens, each over several chips"),
+    "passes": Benchmark(
+        _passes,
+        "documents of several images in one pass, against one pass per image",
+        ("--rounds",),
+        "The transformer's forward and backward pass over documents of 2, 4 and 8 images: all\n"
+        "noised images at once (ECTF), against one pass per image, in turn; and the ratio of "
+        "their\nFLOPs.",
+    ),
+    "peers": Benchmark(
+        _peers,
+        "a training step of ours beside those of other implementations",
+        ("--bagel", "--transfusion", "--rounds", "--json"),
+        "The transformer's forward and backward pass in float32 on the CPU, on the same packed\n"
+        "documents with the same mask, depth and width, in turn.",
+        _PEERS_EXAMPLES,
+    ),
+}
+
+
+def _count(default: int, what: str) -> dict[str, Any]:
+    return {"type": int, "default": default, "metavar": "N", "help": f"{what} ({default})"}
+
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    "--checkpoint": {"help": "demo (default), an exported file, a run's folder, or a checkpoint"},
+    "--config": {
+        "metavar": "FILE",
+        "help": "a config file, with --config.a.b=VALUE (sampling and soak: random parameters "
+        f"instead of a checkpoint; others: {BARS_CONFIG})",
+    },
+    "--json": {"type": pathlib.Path, "metavar": "FILE", "help": "also write the figures"},
+    "--only": {"default": GROUPS, "metavar": "GROUPS", "help": f"of {GROUPS} (all)"},
+    "--rounds": _count(7, "rounds to take medians over"),
+    "--steps": _count(50, "steps of an image; soak: at most 8"),
+    "--tokens": _count(128, "tokens of a text"),
+    "--num": _count(200, "generations"),
+    "--batch-size": _count(8, "requests served together"),
+    "--seed": {"type": int, "default": 0, "help": "of prompts and options"},
+    "--bagel": {"type": pathlib.Path, "metavar": "FOLDER", "help": "a clone of BAGEL's repository"},
+    "--transfusion": {
+        "action": "store_true",
+        "help": "transfusion-pytorch, which must be installed",
+    },
+}

@@ -1,37 +1,40 @@
-"""What is measured: a model, trained or of random parameters, and what it is asked.
+"""What is measured: a model, trained or of random parameters, and the requests it is given.
 
-Speed depends on the shapes of parameters alone, so that a config is enough to measure it.
+Speed depends on the shapes of parameters alone, so a config is enough to measure it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import load_modules, param_shapes
+from mogao_jax.sampling.lengths import count_tokens
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.prompts import fitting_size
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
-from mogao_jax.sequence.document import Document
-from mogao_jax.tokenizer import Tokenizer, load_tokenizer
-from mogao_jax.worlds.shapes.scene import WORLDS, World
-from mogao_jax.worlds.shapes.tasks import make_document
+from mogao_jax.sequence.document import Document, Item
+from mogao_jax.tokenizer import load_tokenizer
+from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, WORLDS, World
+from mogao_jax.worlds.shapes.tasks import TASKS, make_document
 
-RANDOM = "random"  # what `Model.weights` says of random parameters
-# Of random parameters only this many text tokens may be written, the end and <|vision_start|>
-# beside them: all three kinds come up often then.
+RANDOM = "random"  # `Model.weights` of random parameters
+# With random parameters only this many text tokens may be sampled, beside the end of a turn and
+# <|vision_start|>: texts, images and ends then all come up often.
 _FEW_TOKENS = 12
 
 
 def random_model(config: MogaoConfig, seed: int = 0) -> Model:
-    """A model of a config with random parameters, none of them zero: it writes and draws noise."""
+    """A model of a config with random parameters, none of them zero; its outputs are noise."""
     tokenizer = load_tokenizer(config.tokenizer)
     modules, encoders = load_modules(config, tokenizer.vocab_size)
     rng = np.random.default_rng(seed)
@@ -48,17 +51,67 @@ def random_model(config: MogaoConfig, seed: int = 0) -> Model:
     return Model(modules, params, encoders, tokenizer, config.name, 0, RANDOM)
 
 
-def write_few_tokens(sampler: Sampler, tokenizer: Tokenizer) -> None:
-    """Lets a sampler of random parameters come to pictures and to an end soon."""
+def make_sampler(
+    model: Model, max_context: int | None, batch_size: int, *, few_tokens: bool = False
+) -> Sampler:
+    """A sampler of the model.
+
+    Args:
+      few_tokens: with random parameters, let it come to images and to an end soon.
+    """
+    sampler = Sampler(
+        model.modules,
+        model.params,
+        model.encoders,
+        model.tokenizer,
+        max_context=max_context,
+        batch_size=batch_size,
+    )
+    if few_tokens and model.weights == RANDOM:
+        allow_few_tokens(sampler.allowed, model.tokenizer)
+    return sampler
+
+
+def allow_few_tokens(allowed: np.ndarray, tokenizer: Any) -> None:
+    """Leaves some text tokens, the ends and <|vision_start|> in bool[V], in place."""
     special = (tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext)
-    text = [int(i) for i in np.nonzero(sampler.allowed)[0] if i not in special]
+    text = [int(i) for i in np.nonzero(allowed)[0] if i not in special]
     few = text[:: max(1, len(text) // _FEW_TOKENS)][:_FEW_TOKENS]
-    sampler.allowed[:] = False
-    sampler.allowed[[*few, *special]] = True
+    allowed[:] = False
+    allowed[[*few, *special]] = True
 
 
-def world_of(config: MogaoConfig) -> World:
-    """The shapes world, with pictures as large as the model sees them."""
+# ----------------------------------------------------------------------------- requests of one kind
+
+
+def image_requests(config: MogaoConfig, count: int, num_steps: int) -> list[Request]:
+    """Edits: an image and an instruction; an image of the same size is generated at once.
+
+    All three contexts differ: everything, the image alone, nothing.
+    """
+    world = _world(config)
+    canvas = max(world.canvases, key=math.prod)
+    world = dataclasses.replace(world, canvases=(canvas,))
+    size = fitting_size(*canvas, config.images)
+    options = SamplingOptions(num_steps=num_steps, draw_first=True, max_images=1, size=size)
+    return [_request("edit", world, seed, slice(-1), options) for seed in range(count)]
+
+
+def text_requests(count: int, num_tokens: int) -> list[Request]:
+    """Questions of pure text, answered in exactly so many tokens if nothing ends them."""
+    options = SamplingOptions(max_tokens=num_tokens, allow_images=False)
+    return [_request("text", DEFAULT_WORLD, seed, slice(1), options) for seed in range(count)]
+
+
+def _request(
+    task: str, world: World, seed: int, prompt: slice, options: SamplingOptions
+) -> Request:
+    document, _ = make_document(task, np.random.default_rng(seed), world, id=f"{task}-{seed}")
+    return Request(Document(document.items[prompt], id=document.id), seed, options)
+
+
+def _world(config: MogaoConfig) -> World:
+    """The shapes world, with images as large as the model sees them."""
     images = config.images
     area = min(images.max_pixels, images.max_side**2)
     world = WORLDS[config.data.world]
@@ -66,30 +119,80 @@ def world_of(config: MogaoConfig) -> World:
     return world.fitting(images.max_pixels, images.max_side)
 
 
-def picture_requests(config: MogaoConfig, count: int, num_steps: int) -> list[Request]:
-    """Edits: a picture and an instruction, and another of the same size to be drawn at once.
+# --------------------------------------------------------------------------- requests of every kind
 
-    All three contexts differ: everything, the picture alone, nothing.
+
+def mixed_requests(
+    config: MogaoConfig, count: int, *, seed: int, num_steps: int, max_tokens: int
+) -> list[Request]:
+    """Random prompts of the shapes world, cut anywhere, with random options; fixed by the seed.
+
+    Args:
+      num_steps: most steps of an image.
+      max_tokens: most tokens that a request may ask for.
     """
-    world = world_of(config)
-    canvas = max(world.canvases, key=math.prod)
-    world = dataclasses.replace(world, canvases=(canvas,))
-    size = fitting_size(*canvas, config.images)
-    options = SamplingOptions(num_steps=num_steps, draw_first=True, max_images=1, size=size)
-    requests = []
-    for seed in range(count):
-        document, _ = make_document("edit", np.random.default_rng(seed), world, id=f"edit-{seed}")
-        prompt = Document(document.items[:-1], id=document.id)
-        requests.append(Request(prompt, seed, options))
-    return requests
+    world = _world(config)
+    rngs = [np.random.default_rng([seed, i]) for i in range(count)]
+    return [
+        Request(
+            _mixed_prompt(rng, world, f"mixed-{i}"),
+            int(rng.integers(2**31)),
+            _mixed_options(rng, config, num_steps, max_tokens),
+        )
+        for i, rng in enumerate(rngs)
+    ]
 
 
-def text_requests(count: int, num_tokens: int) -> list[Request]:
-    """Questions of pure text to be answered in exactly so many tokens, if nothing ends them."""
-    options = SamplingOptions(max_tokens=num_tokens, allow_images=False)
-    requests = []
-    for seed in range(count):
-        document, _ = make_document("text", np.random.default_rng(seed), id=f"text-{seed}")
-        prompt = Document(document.items[:1], id=document.id)
-        requests.append(Request(prompt, seed, options))
-    return requests
+def longest(model: Model, requests: Sequence[Request]) -> int:
+    """Tokens of the longest prompt: the und or the clean tokens, whichever are more."""
+    counts = [count_tokens(r.document, model.config, model.tokenizer) for r in requests]
+    return max(max(both) for both in counts)
+
+
+def _mixed_prompt(rng: np.random.Generator, world: World, id: str) -> Document:
+    """One to three documents of one form (chats, or plain), the last of them cut."""
+    chats, plain = [t for t in TASKS if t != "clip"], ["clip"]
+    tasks = plain if rng.random() < 0.15 else chats
+    items: list[Item] = []
+    for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
+        items += make_document(str(rng.choice(tasks)), rng, world)[0].items
+    roles = [item for item in items if item.role is not None]
+    items = roles or items  # facts may be plain or a chat: one form per document
+    return Document(tuple(items[: int(rng.integers(1, len(items) + 1))]), id=id)
+
+
+def _mixed_options(
+    rng: np.random.Generator, config: MogaoConfig, num_steps: int, max_tokens: int
+) -> SamplingOptions:
+    def one_of(*values):
+        return values[rng.integers(len(values))]
+
+    draw_first = bool(rng.random() < 0.3)
+    low = float(one_of(0.0, 0.0, 0.2))
+    return SamplingOptions(
+        num_steps=int(rng.integers(1, num_steps + 1)),
+        solver=one_of("euler", "euler", "euler", "heun"),
+        guidance_scale=one_of(1.0, 2.5, 7.5, 7.5),
+        image_guidance_scale=one_of(1.0, 1.5, 1.5, 7.5),
+        guidance_interval=(low, one_of(1.0, 1.0, 0.8)),
+        timestep_shift=one_of(None, None, 3.0),
+        temperature=one_of(0.0, 0.7, 1.0, 1.0),
+        top_p=one_of(1.0, 0.9),
+        top_k=one_of(0, 0, 5),
+        size=one_of(None, _mixed_size(rng, config)),
+        max_images=int(rng.integers(1, 4)),
+        max_tokens=int(rng.integers(1, max_tokens + 1)),
+        draw_first=draw_first,
+        allow_images=draw_first or bool(rng.random() < 0.8),
+    )
+
+
+def _mixed_size(rng: np.random.Generator, config: MogaoConfig) -> tuple[int, int]:
+    """Any shape from 1:3 to 3:1, of the model's full area or down to half of each side."""
+    shape = float(np.exp(rng.uniform(-1, 1) * np.log(3)))
+    height, width = fitting_size(shape, 1.0, config.images)
+    if rng.random() < 0.5:
+        height, width = (
+            max(VAE_GRID, side // 2 // VAE_GRID * VAE_GRID) for side in (height, width)
+        )
+    return height, width

@@ -1,9 +1,9 @@
-"""A picture that is about to be drawn: its histories and its noise, for other ways of drawing it.
+"""The inputs of an image that is about to be generated: its histories and its noise.
 
-What the sampler computes inside, laid out for one request without any padding: the ways that it
-is compared with need none.
+The sampler's own values, laid out for one request without padding: what it is compared with needs
+none.
 
-Axes: J contexts, U und tokens of the longest, C clean VAE tokens, N tokens of the picture.
+Axes: J contexts, U und tokens of the longest, C clean VAE tokens, N tokens of the image.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from mogao_jax.sequence.document import Image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Staged:
-    """One picture before its first step.
+class FlowInputs:
+    """One image before its first step.
 
     Attributes:
       histories: all tokens of each context, a row per context in the order of `lines`.
-      lines: the picture in each context; R = 1.
+      lines: the image in each context; R = 1.
       per_token: the ViT's features per token.
       x: float32[1, N, C] noise.
       times: float32[num_steps + 1].
@@ -52,20 +52,20 @@ class Staged:
     def num_contexts(self) -> int:
         return len(self.lines.rows)
 
-    def alone(self, context: int) -> tuple[NewTokens, image.GuidanceBatch]:
-        """One context, without padding to the longest: rows of one."""
-        row = slice(context, context + 1)
+    def one_context(self, index: int) -> tuple[NewTokens, image.GuidanceBatch]:
+        """One context without padding to the longest: rows of one."""
+        row = slice(index, index + 1)
         history = jax.tree.map(lambda a: a[row], self.histories)
         lines = jax.tree.map(
             lambda a: a[row], self.lines._replace(index=(), weights=(), interval=())
         )
-        return exactly(history, self.per_token), lines
+        return without_padding(history, self.per_token), lines
 
 
-def stage(model: Model, sampler: Sampler, request: Request) -> Staged:
-    """The request's picture; its prompt's pictures are encoded on the way.
+def flow_inputs(model: Model, sampler: Sampler, request: Request) -> FlowInputs:
+    """The inputs of a request's first image; the images of its prompt are encoded.
 
-    The request must begin with a picture (draw_first).
+    The request must begin with an image (draw_first).
     """
     engine, options, config = sampler.engine, request.options, model.config
     given = [item for item in request.document.items if isinstance(item, Image)]
@@ -102,11 +102,12 @@ def stage(model: Model, sampler: Sampler, request: Request) -> Staged:
     x = image.noise(request.seed, session.picture_index, n, engine.channels)[None]
     times = image.time_grid(options.num_steps, n, config.objective, options.timestep_shift)
     per_token = engine.encoders.feature_shape[0]
-    return Staged(exactly(histories, per_token), lines, per_token, x, times, session.size)
+    histories = without_padding(histories, per_token)
+    return FlowInputs(histories, lines, per_token, x, times, session.size)
 
 
-def exactly(new: NewTokens, per_token: int) -> NewTokens:
-    """Without padding that no row needs."""
+def without_padding(new: NewTokens, per_token: int) -> NewTokens:
+    """Rows as long as the longest of them."""
     num_und, num_clean = (int((m.segment > 0).sum(1).max(initial=0)) for m in new.meta[:2])
     num_vit = int((new.vit_index >= 0).sum(1).max(initial=0))
 
@@ -127,12 +128,11 @@ def exactly(new: NewTokens, per_token: int) -> NewTokens:
     )
 
 
-def whole_inputs(
+def uncached_inputs(
     history: NewTokens, lines: image.GuidanceBatch, x: jax.Array, t: jax.Array
 ) -> MogaoInputs:
-    """Histories and the noised tokens x[J, N, C] at t[J], as one uncached forward reads them."""
-    noised = image.noised_inputs(x, t, lines)
-    return noised._replace(
+    """Histories and the noised tokens x[J, N, C] at t[J], for one forward pass without a cache."""
+    return image.noised_inputs(x, t, lines)._replace(
         tokens=history.tokens,
         vit_index=history.vit_index,
         vit_features=history.features,

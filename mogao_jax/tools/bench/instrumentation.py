@@ -1,35 +1,82 @@
-"""Looking at a sampler's programs from outside: when each runs, and on what."""
+"""Timing: calls against each other in turn, and a sampler's programs from outside."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from mogao_jax.sampling.engine import Engine
 
-_PROGRAMS = ("extend", "decode", "draw")
-_ENCODERS = ("encode", "decode", "read")
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Seconds of each call, a number per round.
+
+    Ratios are taken within a round: another program that takes the machine's cores for a while
+    then slows both sides of a ratio.
+    """
+
+    seconds: dict[str, tuple[float, ...]]
+
+    def median(self, name: str) -> float:
+        return float(np.median(self.seconds[name]))
+
+    def ratios(self, over: str, under: str) -> np.ndarray:
+        """Of each round, float[rounds]."""
+        return np.divide(self.seconds[over], self.seconds[under])
+
+    def ratio(self, over: str, under: str) -> float:
+        """The median over rounds."""
+        return float(np.median(self.ratios(over, under)))
+
+    def spread(self, over: str, under: str) -> tuple[float, float]:
+        """The quartiles of a ratio over rounds."""
+        low, high = np.quantile(self.ratios(over, under), [0.25, 0.75])
+        return float(low), float(high)
 
 
-@dataclasses.dataclass
-class Call:
+def alternate(
+    calls: Mapping[str, Callable[[], Mapping[str, float] | Any]], num_rounds: int
+) -> Rounds:
+    """Times all calls in turn, `num_rounds` times, after one turn that compiles.
+
+    The order is reversed from one round to the next.
+
+    Args:
+      calls: each does its work and waits for it. It may return {part: seconds}: parts stand beside
+        the calls in the result, under their own names. Any other result is discarded.
+    """
+    seconds: dict[str, list[float]] = {}
+    for round_ in range(num_rounds + 1):
+        for name in list(calls)[:: 1 if round_ % 2 else -1]:
+            began = time.perf_counter()
+            result = calls[name]()
+            taken = time.perf_counter() - began
+            parts = result if isinstance(result, Mapping) else {}
+            if round_:
+                for part, value in {name: taken, **parts}.items():
+                    seconds.setdefault(part, []).append(value)
+    return Rounds({name: tuple(values) for name, values in seconds.items()})
+
+
+class Call(NamedTuple):
     """One call of a program: seconds of the clock, and its arguments."""
 
     name: str
     began: float
     ended: float
     args: tuple
-    kwargs: dict[str, Any]
 
 
 @dataclasses.dataclass
 class Watch:
-    """All calls so far, in order. Names of the encoders' programs begin with "picture "."""
+    """All calls so far, in order. Names of the encoders' programs begin with "image "."""
 
     calls: list[Call] = dataclasses.field(default_factory=list)
 
@@ -48,28 +95,30 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(engine: Engine) -> Iterator[Watch]:
-    """Within it, every program is waited for, and noted."""
+    """Within it, every call of the engine's programs is waited for and noted."""
     watch = Watch()
-    owners: list[tuple[Any, str, str]] = [(engine, name, name) for name in _PROGRAMS]
-    owners += [(engine.encoders, name, f"picture {name}") for name in _ENCODERS]
-    originals = [vars(owner).get(name) for owner, name, _ in owners]
-    for owner, name, label in owners:
-        setattr(owner, name, _noted(getattr(owner, name), label, watch))
+
+    def noted(label: str, program: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = jax.block_until_ready(program(*args, **kwargs))
+            watch.calls.append(Call(label, began, time.perf_counter(), args))
+            return result
+
+        return call
+
+    programs: list[tuple[Any, str, str]] = [
+        *((engine, name, name) for name in ("extend", "decode", "draw")),
+        *((engine.encoders, name, f"image {name}") for name in ("encode", "decode", "read")),
+    ]
+    originals = [vars(owner).get(name) for owner, name, _ in programs]
+    for owner, name, label in programs:
+        setattr(owner, name, noted(label, getattr(owner, name)))
     try:
         yield watch
     finally:
-        for (owner, name, _), original in zip(owners, originals, strict=True):
+        for (owner, name, _), original in zip(programs, originals, strict=True):
             if original is None:  # a method, found in the class again
                 delattr(owner, name)
             else:
                 setattr(owner, name, original)
-
-
-def _noted(program: Callable[..., Any], label: str, watch: Watch) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
-        result = jax.block_until_ready(program(*args, **kwargs))
-        watch.calls.append(Call(label, began, time.perf_counter(), args, kwargs))
-        return result
-
-    return call

@@ -1,4 +1,4 @@
-"""The bare work, with nothing of a sampler around it: forward passes, and matmuls."""
+"""Lower bounds of sampling: its forward passes and matmuls alone, without the sampler."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from mogao_jax.sampling import image, kv_cache, prefill
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
-from mogao_jax.tools.bench.inputs import empty_cache, stage
-from mogao_jax.tools.bench.instrumentation import Call, watching
+from mogao_jax.tools.bench.inputs import empty_cache, flow_inputs
+from mogao_jax.tools.bench.instrumentation import watching
 
 
 class Networks:
-    """What the networks have to do for one picture, each jitted alone, nothing around them.
+    """What the networks have to do for one image, each jitted alone, nothing around them.
 
-    The prompt's picture through VAE and ViT; one forward pass over the histories, all contexts at
-    once; a forward pass per step on the same noised tokens and cached keys as the sampler's, its
-    padding left out; the VAE's decoder.
+    The prompt's image through VAE and ViT; one forward pass over the histories, all contexts at
+    once; a forward pass per step on the sampler's own noised tokens and cached keys, without its
+    padding; the VAE's decoder.
     """
 
     def __init__(self, model: Model, sampler: Sampler, request: Request):
         engine = self._engine = sampler.engine
         with watching(engine) as watch:
             sampler.sample([request])
-        self._pictures = watch.named("picture encode")[0].args[0]
-        self._latents = watch.named("picture decode")[0].args
-        self.steps = _forward_passes(engine.modules, watch.named("draw")[0])
+        self._images = watch.named("image encode")[0].args[0]
+        self._latents = watch.named("image decode")[0].args
+        self.steps = _forward_passes(engine.modules, watch.named("draw")[0].args)
         self._num_steps = request.options.num_steps
-        staged = stage(model, sampler, request)
-        self._histories = jax.device_put(staged.histories)
+        self._histories = jax.device_put(flow_inputs(model, sampler, request).histories)
         self._cache = empty_cache(engine.config.model, self._histories)
-        self._rows = np.arange(staged.num_contexts, dtype=np.int32)
+        self._rows = np.arange(len(self._histories.tokens), dtype=np.int32)
         self._fill = jax.jit(functools.partial(prefill.extend, engine.modules))
 
     def __call__(self) -> dict[str, float]:
         """Runs them; seconds of the passes of the steps alone ("bare steps")."""
         engine = self._engine
-        engine.encoders.encode(self._pictures)
+        engine.encoders.encode(self._images)
         filled = self._fill(engine.params, self._cache, self._rows, self._histories)
         jax.block_until_ready(filled)
         began = time.perf_counter()
@@ -60,22 +59,18 @@ class Networks:
         return {"bare steps": ended - began}
 
 
-def _forward_passes(modules: Modules, drawn: Call) -> Callable[[int], jax.Array]:
-    """So many calls of `model.apply` on what a call of the sampler's `draw` was given."""
-    params, cache, x, times, _, lines = drawn.args
+def _forward_passes(modules: Modules, arguments: tuple) -> Callable[[int], jax.Array]:
+    """Calls `model.apply` a number of times on the arguments of one of the sampler's `draw`s."""
+    params, cache, x, times, _, lines = arguments
     rows = np.asarray(lines.rows)
     real = rows < cache.und.meta.segment.shape[0]
     used = np.asarray(lines.meta.segment)[real].any(axis=0)
-    lines = image.GuidanceBatch(
+    lines = lines._replace(
         rows=rows[real],
         picture=lines.picture[real],
         meta=jax.tree.map(lambda a: a[real][:, used], lines.meta),
         positions=lines.positions[real][:, used],
-        index=lines.index,
-        weights=lines.weights,
-        interval=lines.interval,
     )
-
     lengths = [_used(part, lines.rows) for part in cache]
 
     @jax.jit
@@ -99,7 +94,7 @@ def _forward_passes(modules: Modules, drawn: Call) -> Callable[[int], jax.Array]
 
 
 def _used(part: PartCache | None, rows: np.ndarray) -> int:
-    """Places of the cache up to the last that is used in any of these rows."""
+    """The length of the cache up to the last place that any of these rows uses."""
     if part is None:
         return 0
     is_used = (np.asarray(part.meta.segment)[rows] > 0).any(axis=0)
@@ -107,27 +102,21 @@ def _used(part: PartCache | None, rows: np.ndarray) -> int:
 
 
 def token_matmuls(params: Any, config: ModelConfig, num_rows: int) -> Callable[[int], jax.Array]:
-    """A loop that runs only the matmuls of writing tokens, one token per row at a time.
+    """A loop over only the matmuls of decoding, one token per row at a time.
 
     Those of the und branch's layers (queries, keys, values, output, FFN) and of the language
-    head, on the same weights in the model's dtype: no attention, no norms, no choice of a token.
+    head, on the same weights in the model's dtype: no attention, no norms, no sampling of a token.
     Each token waits for the one before, as in decoding.
 
     Args:
-      num_rows: rows that are written at once.
+      num_rows: rows that are decoded at once.
     Returns:
       A function of the number of tokens per row.
     """
     dtype = jnp.dtype(config.dtype)
-    layers = [
-        {
-            name: jnp.asarray(kernel, dtype).reshape(_matrix(name, kernel.shape))
-            for name, kernel in kernels.items()
-        }
-        for kernels in _layers(params, config)
-    ]
+    layers = _und_matrices(params, config)
     head = jnp.asarray(head_table(params), dtype)
-    start = jnp.asarray(head_table(params)[:num_rows], dtype)  # [B, D], any numbers will do
+    start = jnp.asarray(head_table(params)[:num_rows], dtype)  # [B, D] any numbers
     start = jnp.resize(start, (num_rows, head.shape[1]))
 
     @jax.jit
@@ -152,17 +141,18 @@ def token_matmuls(params: Any, config: ModelConfig, num_rows: int) -> Callable[[
 KERNELS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
-def _layers(params: Any, config: ModelConfig) -> list[dict[str, jax.Array]]:
-    """The und branch's kernels of every layer, by name."""
-    if config.scan_layers:
-        branch = params["layers"]["block"]["und"]
-        return [
-            {name: branch[name]["kernel"][i] for name in KERNELS} for i in range(config.num_layers)
-        ]
-    branches = [params[f"layers_{i}"]["und"] for i in range(config.num_layers)]
-    return [{name: branch[name]["kernel"] for name in KERNELS} for branch in branches]
+def _und_matrices(params: Any, config: ModelConfig) -> list[dict[str, jax.Array]]:
+    """The und branch's kernels of every layer by name, in the model's dtype, as matrices."""
 
+    def matrix(name: str, kernel: jax.Array) -> jax.Array:
+        rows = -1 if name in ("output", "down") else kernel.shape[0]  # heads, in or out, are one
+        columns = kernel.shape[-1] if rows == -1 else -1
+        return jnp.asarray(kernel, jnp.dtype(config.dtype)).reshape(rows, columns)
 
-def _matrix(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """A kernel as a matrix: several axes of heads, in or out, are one."""
-    return (-1, shape[-1]) if name in ("output", "down") else (shape[0], -1)
+    def layer(index: int) -> Any:
+        if not config.scan_layers:
+            return params[f"layers_{index}"]["und"]
+        return jax.tree.map(lambda x: x[index], params["layers"]["block"]["und"])
+
+    layers = map(layer, range(config.num_layers))
+    return [{name: matrix(name, und[name]["kernel"]) for name in KERNELS} for und in layers]

@@ -1,35 +1,41 @@
-"""What steps are compared on: packed interleaved documents, and one shape of transformer.
+"""What training steps are compared on: packed interleaved documents, and a small transformer.
 
-Encoders, the language head and the losses are left out: each has its own, and what differs is how
-two streams and a mask that is neither causal nor full are computed. A "step" is the transformer's
-forward and backward pass, in float32.
+Encoders, the language head and the losses are left out: every implementation has its own. What
+differs is how two streams are computed, and a mask that is neither causal nor full. A "step" is
+the transformer's forward and backward pass, in float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.config.schema import (
     AttentionConfig,
     ImageConfig,
     LayoutConfig,
+    MeshConfig,
     ModelConfig,
     MogaoConfig,
     VaeConfig,
     VitConfig,
 )
+from mogao_jax.models.mogao import build, example_inputs, make_inputs, vit_feature_shape
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
 from mogao_jax.sequence.document import Document, Image, Item, Text
 from mogao_jax.sequence.layout import lay_out
 from mogao_jax.sequence.masking import TokenMeta, dense_mask
 from mogao_jax.sequence.packing import pack_row, stack_rows
+from mogao_jax.sharding import rules
+from mogao_jax.sharding.mesh import batch_sharding, make_mesh, replicated
 from mogao_jax.tokenizer import ByteTokenizer
 
-SIDE = 128  # of the pictures in pixels: 64 VAE tokens each, and as many ViT tokens
+SIDE = 128  # pixels of an image's side: 64 VAE tokens, and as many ViT tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,41 +55,27 @@ class Setting:
     def head_dim(self) -> int:
         return self.width // self.heads
 
-    def model(self) -> ModelConfig:
-        return ModelConfig(
-            num_layers=self.layers,
-            embed_dim=self.width,
-            mlp_dim=self.mlp,
-            num_heads=self.heads,
-            num_kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            dtype="float32",
-            attention=AttentionConfig(block_q=64, block_kv=64),
-        )
-
     def config(self) -> MogaoConfig:
         return MogaoConfig(
             name="peers",
             images=ImageConfig(max_pixels=SIDE**2, max_side=SIDE, vit_resize="match_vae_grid"),
             layout=LayoutConfig(p_image_only=0.0, p_empty=0.0, end_after_image="never"),
-            model=self.model(),
+            model=ModelConfig(
+                num_layers=self.layers,
+                embed_dim=self.width,
+                mlp_dim=self.mlp,
+                num_heads=self.heads,
+                num_kv_heads=self.kv_heads,
+                head_dim=self.head_dim,
+                dtype="float32",
+                attention=AttentionConfig(block_q=64, block_kv=64),
+            ),
             vae=VaeConfig(block_channels=(4, 4, 8, 8), layers_per_block=1, norm_groups=2),
             vit=VitConfig(depth=1, embed_dim=32, num_heads=2, mlp_dim=32),
         )
 
 
-class Sequence(NamedTuple):
-    """One document of a row for packages that keep all tokens in one sequence.
-
-    Attributes:
-      is_gen: bool[L] VAE tokens, clean and noised.
-      mask: bool[L, L] who may attend to whom.
-      order: int[L] the place in the document, as a one-dimensional position.
-    """
-
-    is_gen: np.ndarray
-    mask: np.ndarray
-    order: np.ndarray
+# ---------------------------------------------------------------------------------- the documents
 
 
 def make_batch(setting: Setting) -> PackedBatch:
@@ -91,14 +83,14 @@ def make_batch(setting: Setting) -> PackedBatch:
     rng = np.random.default_rng(0)
     rows = []
     for row in range(setting.rows):
-        # Texts whose lengths add up to the same in every row: rows have one shape.
+        # The lengths of the texts add up to the same in every row: rows have one shape.
         lengths = [20 + 11 * ((n + row) % setting.documents) for n in range(setting.documents)]
         rows.append([random_document(rng, [length] * setting.images) for length in lengths])
     return packed(setting, rows)
 
 
 def random_document(rng: np.random.Generator, lengths: Iterable[int]) -> Document:
-    """A text of each length (bytes), a picture to be drawn after each."""
+    """A text of each length (bytes), each followed by an image to be generated."""
     items: list[Item] = []
     for length in lengths:
         items.append(Text("".join(chr(97 + k) for k in rng.integers(0, 26, length))))
@@ -107,7 +99,7 @@ def random_document(rng: np.random.Generator, lengths: Iterable[int]) -> Documen
 
 
 def packed(setting: Setting, rows: Iterable[Iterable[Document]]) -> PackedBatch:
-    """Rows as large as their documents, which must need the same in each row."""
+    """Rows exactly as large as their documents, whose sizes must add up to the same in each."""
     config, out = setting.config(), []
     for documents in rows:
         laid = [
@@ -122,6 +114,25 @@ def packed(setting: Setting, rows: Iterable[Iterable[Document]]) -> PackedBatch:
         needed = Sizes(*np.sum([sizes(d) for d in laid], axis=0).tolist())
         out.append(pack_row(laid, needed, config.images.max_side))
     return stack_rows(out)
+
+
+def num_tokens(batch: PackedBatch) -> int:
+    """Tokens of all streams and rows; none is padding."""
+    return sum(p.meta.segment.size for p in (batch.und, batch.clean, batch.noised))
+
+
+class Sequence(NamedTuple):
+    """One document of a row for packages that keep all tokens in one sequence.
+
+    Attributes:
+      is_gen: bool[L] VAE tokens, clean and noised.
+      mask: bool[L, L] who may attend to whom.
+      order: int[L] the place in the document, as a one-dimensional position.
+    """
+
+    is_gen: np.ndarray
+    mask: np.ndarray
+    order: np.ndarray
 
 
 def sequences(batch: PackedBatch) -> list[list[Sequence]]:
@@ -143,6 +154,48 @@ def sequences(batch: PackedBatch) -> list[list[Sequence]]:
     return out
 
 
-def num_tokens(batch: PackedBatch) -> int:
-    """Tokens of all streams and rows; none is padding."""
-    return sum(p.meta.segment.size for p in (batch.und, batch.clean, batch.noised))
+# --------------------------------------------------------------------------------------- our step
+
+
+def make_step(setting: Setting, batch: PackedBatch) -> Callable[[], None]:
+    """A call that computes the gradients of all parameters, a row per device, and waits for them.
+
+    The transformer is as `mogao train` runs it on this machine.
+    """
+    config = setting.config()
+    model = build(
+        config.model,
+        config.vae,
+        config.vit,
+        vocab_size=ByteTokenizer().vocab_size,
+        text_reads_vae=False,
+    )
+    channels = 4 * config.vae.latent_channels
+    features = vit_feature_shape(config.vit, config.model.connector, batch.vit.pixels.shape[1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[: min(setting.rows, len(jax.devices()))])
+    rng = np.random.default_rng(1)
+    rows, copies = batch.noised.image.shape[0], batch.images.size.shape[1]
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+    inputs = make_inputs(
+        batch,
+        vit_features=normal(rows, *features),
+        clean_latents=normal(rows, batch.clean.image.shape[1], channels),
+        noised_latents=normal(rows, batch.noised.image.shape[1], channels),
+        timesteps=jnp.asarray(rng.random((rows, copies), np.float32)),
+        noised_index=batch.noised.image,
+    )
+    inputs = jax.device_put(inputs, batch_sharding(mesh))
+    tiny = example_inputs((1, 8, 4, 4, 1), channels, (4, features[1]))
+    params = rules.unbox(jax.jit(model.init)(jax.random.key(0), tiny)["params"])
+    params = jax.device_put(params, replicated(mesh))
+
+    def loss(params, inputs):
+        out = model.apply({"params": params}, inputs)
+        return jnp.mean(out.und_hidden**2) + jnp.mean(out.velocity**2)
+
+    with rules.on_mesh(mesh):
+        gradients = jax.jit(jax.grad(loss)).lower(params, inputs).compile()
+    return lambda: jax.block_until_ready(gradients(params, inputs))

@@ -1,74 +1,46 @@
-"""A document of K pictures in one pass (ECTF), against K passes with one noised picture each.
+"""A document of K images in one pass (ECTF), against K passes with one noised image each.
 
-Without ECTF (paper, section 3.3) the k-th picture is trained in a sequence of its own: everything
-before it, clean, and its noised tokens at the end. The arithmetic of both is known; whether the
-time follows it is measured here, as forward and backward passes of the transformer in float32.
+Without ECTF (paper, section 3.3) the k-th image is trained in a sequence of its own: everything
+before it, clean, and its noised tokens at the end. The FLOPs of both are known. This measures
+whether the time follows them, in forward and backward passes of the transformer in float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.document import Document, Image
+from mogao_jax.sharding.mesh import split_cpu
 from mogao_jax.tokenizer import ByteTokenizer
-from mogao_jax.tools.bench import packed_documents, transformer_step
-from mogao_jax.tools.bench.rounds import alternate
+from mogao_jax.tools.bench.instrumentation import alternate
+from mogao_jax.tools.bench.packed_documents import Setting, make_step, packed, random_document
 from mogao_jax.tools.profile import flops
 
-TEXT = 40  # bytes before each picture
+TEXT = 40  # bytes before each image
 
 
 class Compared(NamedTuple):
-    """One number of pictures per document.
+    """K passes over one pass: the ratio of FLOPs, and the median and quartiles of seconds'."""
 
-    Attributes:
-      flops, seconds: of K passes over those of one; seconds as median and quartiles.
-    """
-
-    images: int
     flops: float
     seconds: float
     spread: tuple[float, float]
 
 
-def compare(num_images: int, num_rounds: int, setting: packed_documents.Setting) -> Compared:
-    """A document per row; `setting.documents` and `setting.images` are not used."""
-    whole, single = batches(num_images, setting)
-    step = transformer_step.make_step(setting, whole)
-    steps = [transformer_step.make_step(setting, batch) for batch in single]
-    measured = alternate({"one": step, "many": _in_turn(steps)}, num_rounds)
-    work = [sum(map(_flops(setting), b)) for b in (single, [whole])]
-    return Compared(
-        num_images,
-        work[0] / work[1],
-        measured.ratio("many", "one"),
-        measured.spread("many", "one"),
+def report(num_rounds: int) -> Iterator[str]:
+    """Measures K = 2, 4, 8; a line of text about each, after one about the setting."""
+    setting = Setting()
+    split_cpu(min(setting.rows, os.cpu_count() or 1))
+    yield (
+        f"{setting.layers} layers of width {setting.width}, a document in each of {setting.rows} "
+        f"rows, images of 64 tokens; medians of {num_rounds} rounds [quartiles]"
     )
-
-
-def batches(
-    num_images: int, setting: packed_documents.Setting
-) -> tuple[PackedBatch, list[PackedBatch]]:
-    """All pictures of the documents at once, and a batch per picture."""
-    rng = np.random.default_rng(0)
-    documents = [
-        packed_documents.random_document(rng, [TEXT] * num_images) for _ in range(setting.rows)
-    ]
-    whole = packed_documents.packed(setting, ([d] for d in documents))
-    single = [
-        packed_documents.packed(setting, ([_up_to(d, k)] for d in documents))
-        for k in range(num_images)
-    ]
-    return whole, single
-
-
-def lines(setting: packed_documents.Setting, num_rounds: int) -> Iterator[str]:
-    """Measures K = 2, 4, 8, and tells of each."""
     for num_images in (2, 4, 8):
         found = compare(num_images, num_rounds, setting)
         low, high = found.spread
@@ -78,30 +50,38 @@ def lines(setting: packed_documents.Setting, num_rounds: int) -> Iterator[str]:
         )
 
 
+def compare(num_images: int, num_rounds: int, setting: Setting) -> Compared:
+    """A document per row; `setting.documents` and `setting.images` are not used."""
+    whole, single = batches(num_images, setting)
+    step = make_step(setting, whole)
+    steps = [make_step(setting, batch) for batch in single]
+
+    def many() -> None:
+        for one in steps:
+            one()
+
+    measured = alternate({"one": step, "many": many}, num_rounds)
+    ratio = sum(_flops(b, setting) for b in single) / _flops(whole, setting)
+    return Compared(ratio, measured.ratio("many", "one"), measured.spread("many", "one"))
+
+
+def batches(num_images: int, setting: Setting) -> tuple[PackedBatch, list[PackedBatch]]:
+    """All images of the documents at once, and a batch per image."""
+    rng = np.random.default_rng(0)
+    documents = [random_document(rng, [TEXT] * num_images) for _ in range(setting.rows)]
+    whole = packed(setting, ([d] for d in documents))
+    return whole, [packed(setting, ([_up_to(d, k)] for d in documents)) for k in range(num_images)]
+
+
 def _up_to(document: Document, image: int) -> Document:
-    """Everything up to a picture, which alone is to be drawn."""
-    items = list(document.items[: 2 * image + 2])
-    for i, item in enumerate(items[:-1]):
-        if isinstance(item, Image):
-            items[i] = dataclasses.replace(item, loss=False)
-    return dataclasses.replace(document, items=tuple(items))
+    """Everything up to an image, the only one with a loss."""
+    *before, last = document.items[: 2 * image + 2]
+    clean = (dataclasses.replace(x, loss=False) if isinstance(x, Image) else x for x in before)
+    return dataclasses.replace(document, items=(*clean, last))
 
 
-def _in_turn(steps: list[Callable[[], None]]) -> Callable[[], None]:
-    def run() -> None:
-        for step in steps:
-            step()
-
-    return run
-
-
-def _flops(setting: packed_documents.Setting) -> Callable[[PackedBatch], float]:
+def _flops(batch: PackedBatch, setting: Setting) -> float:
     config = setting.config()
-
-    def count(batch: PackedBatch) -> float:
-        parts = flops.model_flops(
-            config, ByteTokenizer().vocab_size, flops.count_work(batch, config, "cpu")
-        )
-        return flops.total(value for name, value in parts.items() if name != "language head")
-
-    return count
+    work = flops.count_work(batch, config, "cpu")
+    parts = flops.model_flops(config, ByteTokenizer().vocab_size, work)
+    return flops.total(value for name, value in parts.items() if name != "language head")

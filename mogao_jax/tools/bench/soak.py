@@ -1,21 +1,24 @@
-"""Many generations of every kind in one process: does it go on as it began?
+"""Many generations of every kind in one process.
 
-No crash, results in good form, no compilation for shapes that were met before, memory that stays.
-Programs take memory too, so everything is served a second time: then there is nothing to compile.
+Checks that nothing crashes, results are well formed, no program is compiled again for the same
+shapes, and memory stops growing. Programs take memory too, so everything is served a second time,
+when there is nothing left to compile.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
+from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.process_memory import held_bytes
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request, Result
@@ -23,18 +26,18 @@ from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Image, Text
 from mogao_jax.sequence.elements import apply_chat_template
 from mogao_jax.tools.bench import fixtures
-from mogao_jax.tools.bench.mixed import longest, mixed_requests
 
+_MIB = 2**20
 _MAX_TOKENS = 64
 _STOPS = ("end", "max_images", "max_tokens", "cache_full")
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """How things stand after `done` generations.
+    """The state after `done` generations.
 
     Attributes:
-      compilations: programs of the sampler, by name.
+      compilations: of the sampler's programs, by name.
       memory: bytes that the process holds.
       seconds: since the beginning.
     """
@@ -51,15 +54,15 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Soak:
-    """What came of it.
+    """Result of a soak run.
 
     Attributes:
       points: in order; those of the first time, then those of the second.
-      stops: results by what ended them.
-      produced: number of texts, pictures.
-      broken: what was wrong with results, in words; nothing, it is hoped.
-      shapes: combinations of shapes that the transformer's programs were called with, by program.
-        One that was compiled more often than that was compiled again for the same shapes.
+      stops: number of results by what ended them.
+      produced: number of texts, images.
+      broken: what is wrong with results, in words.
+      shapes: number of combinations of shapes that each of the transformer's programs was called
+        with. A program with more compilations than that was compiled again for the same shapes.
     """
 
     points: list[Point]
@@ -75,7 +78,7 @@ class Soak:
 
     @property
     def recompiled(self) -> int:
-        """Programs that were compiled again for shapes that they had been compiled for."""
+        """Compilations beyond one per combination of shapes."""
         compiled = self.points[-1].compilations
         return sum(max(0, compiled.get(name, 0) - n) for name, n in self.shapes.items())
 
@@ -92,24 +95,16 @@ def soak(
 ) -> Soak:
     """Serves `num` random requests, in batches, and then the same ones again.
 
-    The context is hardly longer than the longest prompt, so that some run into its end.
+    The context is hardly longer than the longest prompt, so that some requests reach its end.
     """
-    requests = mixed_requests(
+    requests = fixtures.mixed_requests(
         model.config, num, seed=seed, num_steps=num_steps, max_tokens=_MAX_TOKENS
     )
-    sampler = Sampler(
-        model.modules,
-        model.params,
-        model.encoders,
-        model.tokenizer,
-        max_context=longest(model, requests) + _MAX_TOKENS // 4,
-        batch_size=batch_size,
-    )
-    if model.weights == fixtures.RANDOM:
-        fixtures.write_few_tokens(sampler, model.tokenizer)
+    max_context = fixtures.longest(model, requests) + _MAX_TOKENS // 4
+    sampler = fixtures.make_sampler(model, max_context, batch_size, few_tokens=True)
     shapes = _watch_shapes(sampler)
     stops = collections.Counter({stop: 0 for stop in _STOPS})
-    produced: collections.Counter[str] = collections.Counter({"texts": 0, "pictures": 0})
+    produced: collections.Counter[str] = collections.Counter({"texts": 0, "images": 0})
     broken, points = [], []
     began, done = time.monotonic(), 0
     parts = list(_parts(requests, num_points))
@@ -118,7 +113,7 @@ def soak(
         for i, (request, result) in enumerate(zip(part, results, strict=True)):
             stops[result.stop] += 1
             for item in result.items:
-                produced["texts" if isinstance(item, Text) else "pictures"] += 1
+                produced["texts" if isinstance(item, Text) else "images"] += 1
             broken += [f"generation {done + i}: {x}" for x in faults(request, result, model)]
         done += len(part)
         counts = dict(sampler.engine.programs.counts)
@@ -136,43 +131,44 @@ def _parts(requests: Sequence[Request], count: int) -> Iterator[Sequence[Request
 
 def faults(request: Request, result: Result, model: Model) -> list[str]:
     """What is wrong with the form of a result."""
-    options, items, images = request.options, result.items, model.config.images
-    pictures = [item for item in items if isinstance(item, Image)]
-    adjacent = zip(items[:-1], items[1:], strict=True)
+    options, items = request.options, result.items
+    images = [item for item in items if isinstance(item, Image)]
     given = len(request.document.items)
     checks = {
         "an unknown stop": result.stop in _STOPS,
         "two texts in a row": not any(
-            isinstance(a, Text) and isinstance(b, Text) for a, b in adjacent
+            isinstance(a, Text) and isinstance(b, Text) for a, b in itertools.pairwise(items)
         ),
         "an empty text": all(item.text for item in items if isinstance(item, Text)),
-        "no picture first": not options.draw_first or isinstance(items[0], Image),
-        "a forbidden picture": options.allow_images or not pictures,
-        "too many pictures": len(pictures) <= options.max_images,
-        "stopped by pictures that are not there": result.stop != "max_images"
-        or len(pictures) == options.max_images,
+        "no image first": not options.draw_first or isinstance(items[0], Image),
+        "a forbidden image": options.allow_images or not images,
+        "too many images": len(images) <= options.max_images,
+        "stopped by images that are not there": result.stop != "max_images"
+        or len(images) == options.max_images,
         "another prompt": tuple(result.document.items[:given]) == tuple(request.document.items),
         "lost items": tuple(result.document.items[given:]) == items,
         "a wrong end": result.document.complete == (result.stop == "end"),
+        "a document that cannot be fed back in": bool(
+            apply_chat_template(result.document, model.tokenizer, add_generation_prompt=True)
+        ),
     }
     found = [what for what, is_right in checks.items() if not is_right]
-    for picture in pictures:
-        pixels = picture.pixels
-        assert pixels is not None
-        height, width = pixels.shape[:2]
-        fits = height * width <= images.max_pixels and max(height, width) <= images.max_side
-        wanted = options.size or (height, width)
-        if (height, width) != wanted or height % VAE_GRID or width % VAE_GRID:
-            found.append(f"a picture {pixels.shape}, asked for {options.size}")
-        elif not fits:
-            found.append(f"a picture larger than the model draws: {height}x{width}")
-    if not apply_chat_template(result.document, model.tokenizer, add_generation_prompt=True):
-        found.append("a document that cannot be fed back in")
-    return found
+    return found + [x for image in images for x in _size_faults(image, request, model.config)]
+
+
+def _size_faults(image: Image, request: Request, config: MogaoConfig) -> list[str]:
+    assert image.pixels is not None
+    height, width = image.pixels.shape[:2]
+    asked, limits = request.options.size, config.images
+    if (height, width) != (asked or (height, width)) or height % VAE_GRID or width % VAE_GRID:
+        return [f"an image {image.pixels.shape}, asked for {asked}"]
+    if height * width > limits.max_pixels or max(height, width) > limits.max_side:
+        return [f"an image larger than the model draws: {height}x{width}"]
+    return []
 
 
 def _watch_shapes(sampler: Sampler) -> dict[str, set]:
-    """Notes with what shapes the transformer's programs are called from now on."""
+    """Notes the shapes that the transformer's programs are called with from now on."""
     seen: dict[str, set] = {name: set() for name in ("extend", "decode", "draw")}
 
     def noted(name: str, program: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,3 +183,37 @@ def _watch_shapes(sampler: Sampler) -> dict[str, set]:
     for name in seen:
         setattr(sampler.engine, name, noted(name, getattr(sampler.engine, name)))
     return seen
+
+
+def as_text(name: str, found: Soak, machine: Mapping[str, str]) -> str:
+    """The curve of compilations and memory, what ended generations, and what was wrong."""
+    last = found.points[-1]
+    lines = [
+        f"{last.done} mixed generations of {name}, half of them again, in {last.seconds:.0f} s",
+        "; ".join(f"{key} {value}" for key, value in machine.items()),
+        "",
+        f"{'done':>6}  {'compilations':>12}  {'memory, MiB':>11}  {'seconds':>8}",
+    ]
+    for p in found.points:
+        memory = p.memory / _MIB
+        lines.append(f"{p.done:>6}  {p.num_compilations:>12}  {memory:>11.0f}  {p.seconds:>8.0f}")
+    lines += [
+        "",
+        f"programs compiled: {_counts(dict(sorted(last.compilations.items())))}",
+        f"compiled again for the same shapes: {found.recompiled}",
+        f"memory that the second time added: {found.growth / _MIB:.0f} MiB",
+        f"produced: {_counts(found.produced)}",
+        f"ended by: {_counts(found.stops)}",
+        f"results in bad form: {len(found.broken)}",
+    ]
+    return "\n".join(lines + [f"  {what}" for what in found.broken])
+
+
+def as_json(name: str, found: Soak, machine: Mapping[str, str]) -> dict[str, Any]:
+    """The same as numbers."""
+    record = dataclasses.asdict(found)
+    return {"model": name, "machine": dict(machine), **record, "recompiled": found.recompiled}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())

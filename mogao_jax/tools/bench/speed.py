@@ -1,29 +1,27 @@
-"""What sampling costs, as ratios: a picture, a batch, text, and compilations.
+"""What sampling costs, as ratios: an image, a batch, text, and compilations.
 
-Everything that a ratio compares is run in turn in the same minutes (rounds.py).
+The two sides of a ratio are run in turn, in the same minutes (instrumentation.py).
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mogao_jax.sampling.lengths import context_limits
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.tools.bench import baselines, fixtures, lower_bounds
-from mogao_jax.tools.bench.instrumentation import Watch, watching
-from mogao_jax.tools.bench.mixed import longest, mixed_requests
-from mogao_jax.tools.bench.rounds import Rounds, alternate
+from mogao_jax.tools.bench.instrumentation import Rounds, alternate, watching
 
 BATCH = 8
-BAR = 1.1  # of a picture, over what its networks take
+BAR = 1.1  # of an image, over the time of its networks
 MIXED = 32  # requests whose programs are counted
-GROUPS = ("picture", "batch", "text", "compilations")
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +29,11 @@ class Figure:
     """One line of the table.
 
     Attributes:
-      what: is compared with what.
+      what: what is compared with what.
       value: the median over rounds.
       unit: "x" of a ratio.
       bar: the most that it should be; None where there is none.
-      note: what it is made of; spread over rounds.
+      note: parts of it; its spread over rounds.
     """
 
     what: str
@@ -68,203 +66,168 @@ class Measured:
 
 def measure(
     model: Model,
-    setting: Setting = Setting(),
-    groups: Sequence[str] = GROUPS,
-    say: Say = lambda message: None,
+    setting: Setting,
+    groups: Sequence[str],
+    say: Callable[[str], None] = lambda message: None,
 ) -> Measured:
-    """Measures the named groups of figures, on one sampler."""
-    measures = {"picture": picture, "batch": batch, "text": text, "compilations": compilations}
+    """Measures the named groups of figures, in the order of GROUPS."""
     figures: list[Figure] = []
     seconds: dict[str, tuple[float, ...]] = {}
-    for group in GROUPS:
+    for group, measure_group in GROUPS.items():
         if group in groups:
             say(f"{group}: compiling, then {setting.rounds} rounds")
-            found = measures[group](model, setting)
+            found = measure_group(model, setting)
             figures += found.figures
             seconds |= {f"{group}: {name}": times for name, times in found.seconds.items()}
     return Measured(figures, seconds)
 
 
-def _sampler(model: Model, max_context: int | None = None) -> Sampler:
-    return Sampler(
-        model.modules,
-        model.params,
-        model.encoders,
-        model.tokenizer,
-        max_context=max_context,
-        batch_size=BATCH,
-    )
-
-
-def _ratio(rounds: Rounds, over: str, under: str, what: str, **fields: Any) -> Figure:
+def _ratio(
+    rounds: Rounds, over: str, under: str, what: str, bar: float | None = None, note: str = ""
+) -> Figure:
     low, high = rounds.spread(over, under)
-    note = f"quartiles {low:.3g} to {high:.3g}"
-    if "note" in fields:
-        note = f"{fields.pop('note')}; {note}"
-    return Figure(what, rounds.ratio(over, under), note=note, **fields)
+    quartiles = f"quartiles {low:.3g} to {high:.3g}"
+    note = f"{note}; {quartiles}" if note else quartiles
+    return Figure(what, rounds.ratio(over, under), bar=bar, note=note)
 
 
-# ------------------------------------------------------------------------------------ a picture
-
-
-def picture(model: Model, setting: Setting) -> Measured:
-    """One picture with three contexts: its bare passes, and other ways to the same picture."""
-    sampler = _sampler(model)
-    (request,) = fixtures.picture_requests(model.config, 1, setting.num_steps)
+def image(model: Model, setting: Setting) -> Measured:
+    """One image with three contexts: against its bare passes, and against other algorithms."""
+    sampler = fixtures.make_sampler(model, None, BATCH)
+    (request,) = fixtures.image_requests(model.config, 1, setting.num_steps)
     networks = lower_bounds.Networks(model, sampler, request)
     recompute = baselines.recomputing(model, sampler)
     branches = baselines.one_after_another(model, sampler)
     rounds = alternate(
         {
-            "picture": lambda: _watched(sampler, request),
+            "image": lambda: _phases(sampler, request),
             "networks": networks,
-            "recomputing": lambda: _nothing(recompute(request)),
-            "one after another": lambda: _nothing(branches(request)),
+            "recomputing": lambda: recompute(request),
+            "one after another": lambda: branches(request),
         },
         setting.rounds,
     )
     shares = ", ".join(
-        f"{part} {rounds.ratio(part, 'picture'):.0%}" for part in ("encode", "prefill", "decode")
+        f"{part} {rounds.ratio(part, 'image'):.0%}" for part in ("encode", "prefill", "decode")
     )
     steps = f"{setting.num_steps} steps"
+    ratio = functools.partial(_ratio, rounds)
     figures = [
-        _ratio(
-            rounds,
-            "flow",
-            "bare steps",
-            f"{steps} in three contexts / their bare forward passes",
-            bar=BAR,
-        ),
-        _ratio(
-            rounds,
-            "picture",
-            "networks",
-            "the whole picture, prompt to pixels / bare passes of all its networks",
-            bar=BAR,
-        ),
-        _ratio(
-            rounds,
-            "picture",
-            "bare steps",
-            f"the whole picture / the bare forward passes of its {steps} alone",
-            note=shares,
-        ),
-        _ratio(
-            rounds,
-            "recomputing",
-            "picture",
-            "the same picture, histories computed again in every step / with the cache",
-        ),
-        _ratio(
-            rounds,
-            "one after another",
-            "picture",
-            "the same picture by the structure of BAGEL's sampler / by ours",
-        ),
-    ]
+        ratio("flow", "bare steps", f"{steps} in three contexts / their bare forward passes", BAR),
+        ratio("image", "networks",
+              "the whole image, prompt to pixels / bare passes of all its networks", BAR),
+        ratio("image", "bare steps",
+              f"the whole image / the bare forward passes of its {steps} alone", note=shares),
+        ratio("recomputing", "image",
+              "the same image, histories computed again in every step / with the cache"),
+        ratio("one after another", "image",
+              "the same image by the structure of BAGEL's sampler / by ours"),
+    ]  # fmt: skip
     return Measured(figures, rounds.seconds)
 
 
-def _watched(sampler: Sampler, request: Request) -> Mapping[str, float]:
+def _phases(sampler: Sampler, request: Request) -> dict[str, float]:
     """Serves a request; seconds of its phases."""
     with watching(sampler.engine) as watch:
         sampler.sample([request])
-    return _phases(watch)
-
-
-def _phases(watch: Watch) -> dict[str, float]:
     return {
-        "encode": watch.total("picture encode"),
+        "encode": watch.total("image encode"),
         "prefill": watch.total("extend"),
         "flow": watch.span("draw"),
-        "decode": watch.total("picture decode"),
+        "decode": watch.total("image decode"),
     }
 
 
-def _nothing(result: Any) -> None:
-    """A call that tells of no parts."""
-
-
-# --------------------------------------------------------------------------------------- batches
-
-
 def batch(model: Model, setting: Setting) -> Measured:
-    """Pictures in a batch, against one after another."""
-    sampler = _sampler(model)
-    requests = fixtures.picture_requests(model.config, BATCH, setting.num_steps)
+    """Images in a batch, against one after another."""
+    sampler = fixtures.make_sampler(model, None, BATCH)
+    requests = fixtures.image_requests(model.config, BATCH, setting.num_steps)
     rounds = alternate(
         {
-            "batch": lambda: _nothing(sampler.sample(requests)),
-            "one": lambda: _nothing(sampler.sample(requests[:1])),
+            "batch": lambda: sampler.sample(requests),
+            "one": lambda: sampler.sample(requests[:1]),
         },
         setting.rounds,
     )
-    name = f"a batch of {BATCH} pictures / {BATCH} times a batch of one"
     ones = tuple(BATCH * seconds for seconds in rounds.seconds["one"])
     both = Rounds(rounds.seconds | {"ones": ones})
-    return Measured([_ratio(both, "batch", "ones", name)], rounds.seconds)
-
-
-# ------------------------------------------------------------------------------------------ text
+    what = f"a batch of {BATCH} images / {BATCH} times a batch of one"
+    return Measured([_ratio(both, "batch", "ones", what)], rounds.seconds)
 
 
 def text(model: Model, setting: Setting) -> Measured:
     """Tokens per second, against the matmuls of the same weights."""
-    sampler = _sampler(model)
+    sampler = fixtures.make_sampler(model, None, BATCH)
     tokenizer, config = model.tokenizer, model.config.model
     sampler.allowed[[tokenizer.im_end, tokenizer.endoftext]] = False  # so that none ends early
-    count = setting.num_tokens
-    calls = {}
-    for size in (1, BATCH):
+    count, sizes = setting.num_tokens, (1, BATCH)
+    calls: dict[str, Callable[[], Any]] = {}
+    for size in sizes:
         requests = fixtures.text_requests(size, count)
         matmuls = lower_bounds.token_matmuls(model.params, config, size)
-        calls[f"text, batch {size}"] = _runner(sampler.sample, requests)
-        calls[f"matmuls, batch {size}"] = _runner(matmuls, count)
+        calls[f"text, batch {size}"] = functools.partial(sampler.sample, requests)
+        calls[f"matmuls, batch {size}"] = functools.partial(matmuls, count)
     rounds = alternate(calls, setting.rounds)
     figures = []
-    for size in (1, BATCH):
-        rate = size * count / rounds.median(f"text, batch {size}")
-        bare_rate = size * count / rounds.median(f"matmuls, batch {size}")
-        figures.append(
-            _ratio(
-                rounds,
-                f"text, batch {size}",
-                f"matmuls, batch {size}",
-                f"writing {count} tokens at batch {size} / the matmuls of their weights alone",
-                note=f"{rate:,.0f} tokens/s, matmuls {bare_rate:,.0f}",
-            )
-        )
+    for size in sizes:
+        names = f"text, batch {size}", f"matmuls, batch {size}"
+        rate, bare_rate = (size * count / rounds.median(name) for name in names)
+        what = f"writing {count} tokens at batch {size} / the matmuls of their weights alone"
+        note = f"{rate:,.0f} tokens/s, matmuls {bare_rate:,.0f}"
+        figures.append(_ratio(rounds, *names, what, note=note))
     return Measured(figures, rounds.seconds)
-
-
-def _runner(function: Callable[[Any], Any], argument: Any) -> Callable[[], None]:
-    return lambda: _nothing(function(argument))
-
-
-# ---------------------------------------------------------------------------------- compilations
 
 
 def compilations(model: Model, setting: Setting) -> Measured:
     """Programs that mixed requests take on a new sampler; and others of their kind afterwards."""
     sets = [
-        mixed_requests(model.config, MIXED, seed=seed, num_steps=4, max_tokens=32)
+        fixtures.mixed_requests(model.config, MIXED, seed=seed, num_steps=4, max_tokens=32)
         for seed in (1, 2)
     ]
-    usual, needed = context_limits(model.config).und, longest(model, [*sets[0], *sets[1]]) + 32
-    sampler = _sampler(model, max(usual, needed))
-    if model.weights == fixtures.RANDOM:
-        fixtures.write_few_tokens(sampler, model.tokenizer)
-    counts: list[collections.Counter] = []
+    needed = fixtures.longest(model, [*sets[0], *sets[1]]) + 32
+    max_context = max(context_limits(model.config).und, needed)
+    sampler = fixtures.make_sampler(model, max_context, BATCH, few_tokens=True)
+    counts = []
     for requests in sets:
         sampler.sample(requests)
         counts.append(sampler.engine.programs.counts.copy())
     first, second = counts
     note = ", ".join(f"{name} {n}" for name, n in sorted(first.items()))
-    return Measured(
-        [
-            Figure(f"programs compiled for {MIXED} mixed requests", first.total(), "", note=note),
-            Figure(f"programs compiled for {MIXED} others after them",
-                   second.total() - first.total(), ""),
-        ],
-        {},
-    )  # fmt: skip
+    more = second.total() - first.total()
+    figures = [
+        Figure(f"programs compiled for {MIXED} mixed requests", first.total(), "", note=note),
+        Figure(f"programs compiled for {MIXED} others after them", more, ""),
+    ]
+    return Measured(figures, {})
+
+
+GROUPS = {"image": image, "batch": batch, "text": text, "compilations": compilations}
+
+
+def as_text(name: str, setting: Setting, measured: Measured, machine: Mapping[str, str]) -> str:
+    """The table of figures, each with its bar."""
+    lines = [
+        f"Sampling of {name}: medians of {setting.rounds} rounds, what is compared run in turn",
+        "; ".join(f"{key} {value}" for key, value in machine.items()),
+        "",
+    ]
+    width = max(len(f.what) for f in measured.figures)
+    for f in measured.figures:
+        value = f"{f.value:.3g} {f.unit}" if f.unit else f"{f.value:.0f}"
+        bar = "" if f.bar is None else f"bar {f.bar:g}: {'held' if f.passed else 'MISSED'}"
+        lines.append(f"{f.what:<{width}}  {value:>8}  {bar:<16}  {f.note}".rstrip())
+    return "\n".join(lines)
+
+
+def as_json(
+    name: str, setting: Setting, measured: Measured, machine: Mapping[str, str]
+) -> dict[str, Any]:
+    """The same, and the seconds behind it."""
+    return {
+        "model": name,
+        "setting": dataclasses.asdict(setting),
+        "machine": dict(machine),
+        "figures": [{**dataclasses.asdict(f), "passed": f.passed} for f in measured.figures],
+        "median_seconds": {k: float(np.median(v)) for k, v in measured.seconds.items()},
+        "seconds": {k: list(v) for k, v in measured.seconds.items()},
+    }

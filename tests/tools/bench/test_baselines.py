@@ -13,7 +13,7 @@ import tiny_system as tiny
 
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.tools.bench import baselines, fixtures, lower_bounds
-from mogao_jax.tools.bench.inputs import stage, whole_inputs
+from mogao_jax.tools.bench.inputs import flow_inputs, uncached_inputs
 from mogao_jax.tools.bench.instrumentation import watching
 
 
@@ -32,24 +32,24 @@ def model():
 
 @functools.cache
 def drawn():
-    """(sampler, request, latents of its picture, pixels)."""
+    """(sampler, request, latents of its image, pixels)."""
     m = model()
     sampler = Sampler(m.modules, m.params, m.encoders, m.tokenizer, batch_size=1)
-    (request,) = fixtures.picture_requests(m.config, 1, 3)
+    (request,) = fixtures.image_requests(m.config, 1, 3)
     with watching(sampler.engine) as watch:
         (result,) = sampler.sample([request])
-    ((latents,), _) = watch.named("picture decode")[0].args
+    ((latents,), _) = watch.named("image decode")[0].args
     assert [call.name for call in watch.calls] == [
-        "picture read", "picture encode",  # of the prompt
-        "extend", "extend", "extend", "draw", "picture decode", "picture read",
+        "image read", "image encode",  # of the prompt
+        "extend", "extend", "extend", "draw", "image decode", "image read",
     ]  # fmt: skip
     return sampler, request, latents, result.items[0].pixels
 
 
-@pytest.mark.parametrize("way", [baselines.recomputing, baselines.one_after_another])
-def test_other_ways_draw_the_same_picture(way):
+@pytest.mark.parametrize("baseline", [baselines.recomputing, baselines.one_after_another])
+def test_baselines_draw_the_same_image(baseline):
     sampler, request, latents, pixels = drawn()
-    other, shown = way(model(), sampler)(request)
+    other, shown = baseline(model(), sampler)(request)
     assert other.shape == latents.shape
     assert tiny.relative_error(other, latents) < 1e-4
     assert np.abs(shown.astype(int) - pixels).max() <= 1
@@ -57,20 +57,20 @@ def test_other_ways_draw_the_same_picture(way):
 
 def test_three_contexts_differ():
     sampler, request, *_ = drawn()
-    staged = stage(model(), sampler, request)
-    lengths = (staged.histories.meta.und.segment > 0).sum(1)
-    assert staged.num_contexts == 3 and len(set(lengths)) == 3
-    assert staged.histories.tokens.shape[1] == max(lengths)  # no padding
-    history, lines = staged.alone(1)
+    start = flow_inputs(model(), sampler, request)
+    lengths = (start.histories.meta.und.segment > 0).sum(1)
+    assert start.num_contexts == 3 and len(set(lengths)) == 3
+    assert start.histories.tokens.shape[1] == max(lengths)  # no padding
+    history, lines = start.one_context(1)
     assert history.tokens.shape == (1, lengths[1]) and lines.positions.shape[0] == 1
 
 
 def test_bare_steps_see_what_the_sampler_sees():
     sampler, request, *_ = drawn()
     networks = lower_bounds.Networks(model(), sampler, request)
-    staged = stage(model(), sampler, request)
-    x, t = (np.repeat(a, 3, 0) for a in (staged.x, staged.times[:1]))
-    inputs = whole_inputs(staged.histories, staged.lines, x, t)
+    start = flow_inputs(model(), sampler, request)
+    x, t = (np.repeat(a, 3, 0) for a in (start.x, start.times[:1]))
+    inputs = uncached_inputs(start.histories, start.lines, x, t)
     whole = sampler.engine.modules.model.apply({"params": model().params}, inputs).velocity
     assert tiny.relative_error(networks.steps(2), whole) < 1e-4
     assert networks()["bare steps"] > 0

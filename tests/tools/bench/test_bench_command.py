@@ -1,4 +1,4 @@
-"""`mogao bench`: both benchmarks on a miniature, their tables and numbers, and messages."""
+"""`mogao bench sampling` and `soak` on a miniature: tables, numbers and messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_sampling(file, tmp_path, capsys, monkeypatch):
     assert [f["bar"] for f in figures] == [1.1, 1.1, *[None] * 8]
     assert text.count("held") + text.count("MISSED") == 2
     assert "processor" in text and "jax" in text
-    flow, passes = (record["seconds"][f"picture: {n}"] for n in ("flow", "bare steps"))
+    flow, passes = (record["seconds"][f"image: {n}"] for n in ("flow", "bare steps"))
     ratios = sorted(a / b for a, b in zip(flow, passes, strict=True))
     assert figures[0]["value"] == pytest.approx(sum(ratios) / 2)
     assert figures[8]["value"] > 0  # programs of mixed requests

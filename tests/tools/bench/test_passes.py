@@ -1,4 +1,4 @@
-"""Both ways draw the same pictures from the same history; only one reads it several times."""
+"""Both ways train the same images on the same history; only one reads it several times."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from mogao_jax.tools.bench.packed_documents import Setting, num_tokens
 SMALL = Setting(layers=1, width=32, mlp=32, heads=2, kv_heads=1, rows=1)
 
 
-def test_every_picture_is_noised_once_either_way():
+def test_every_image_is_noised_once_either_way():
     whole, single = passes.batches(3, SMALL)
     assert len(single) == 3
     assert whole.noised.meta.segment.shape[1] == 3 * 64
     for k, batch in enumerate(single):
         assert batch.noised.meta.segment.shape[1] == 64
         assert batch.clean.meta.segment.shape[1] == k * 64
-        # What a picture is drawn from is the same text and the same pictures.
+        # Each image is trained on the same text and the same images.
         length = batch.und.tokens.shape[1]
         np.testing.assert_array_equal(batch.und.tokens, whole.und.tokens[:, :length])
         np.testing.assert_array_equal(
@@ -28,7 +28,7 @@ def test_every_picture_is_noised_once_either_way():
 
 def test_compared():
     found = passes.compare(2, 1, SMALL)
-    # By hand: histories of 0 and 1 pictures against one of 1, each with a noised picture or two.
+    # By hand: histories of 0 and 1 images against one of 1, each with a noised image or two.
     assert 1.0 < found.flops < 2.0 and found.seconds > 0
 
 

@@ -1,11 +1,11 @@
-"""What peers are given is what ours is given; their own code is not here to be run."""
+"""Peers and ours get the same inputs; the peers' own code is not installed."""
 
 import numpy as np
 import pytest
 
 from mogao_jax.cli.main import main
 from mogao_jax.sequence.masking import VAE_NOISED
-from mogao_jax.tools.bench import packed_documents, transformer_step
+from mogao_jax.tools.bench import packed_documents
 
 SMALL = packed_documents.Setting(
     layers=1, width=32, mlp=32, heads=2, kv_heads=1, documents=2, images=1
@@ -19,7 +19,7 @@ def test_all_get_the_same_tokens_and_mask():
     assert sum(len(d.is_gen) for row in rows for d in row) == packed_documents.num_tokens(batch)
     for row in rows:
         for document in row:
-            # Of the pictures' 64 tokens each: one is read again (clean), both are drawn (noised).
+            # Images of 64 tokens each: one is read again (clean), both are generated (noised).
             gen = document.is_gen
             assert gen.sum() == 3 * 64 and not gen[: -3 * 64].any()
             assert document.mask.diagonal().all()
@@ -33,7 +33,7 @@ def test_all_get_the_same_tokens_and_mask():
 
 
 def test_our_step_runs():
-    transformer_step.make_step(SMALL, packed_documents.make_batch(SMALL))()
+    packed_documents.make_step(SMALL, packed_documents.make_batch(SMALL))()
 
 
 @pytest.mark.parametrize(

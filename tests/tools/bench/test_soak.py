@@ -13,12 +13,13 @@ from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.tools.bench import fixtures
-from mogao_jax.tools.bench.mixed import mixed_requests
 from mogao_jax.tools.bench.soak import Point, Soak, faults
 
 
 def requests(count, seed=0):
-    return mixed_requests(checkpoint.config(), count, seed=seed, num_steps=8, max_tokens=64)
+    return fixtures.mixed_requests(
+        checkpoint.config(), count, seed=seed, num_steps=8, max_tokens=64
+    )
 
 
 def test_mixed_requests_are_of_all_kinds_and_can_be_served():
@@ -69,8 +70,8 @@ GOOD = {"draw_first": True, "max_images": 1, "size": (32, 48)}
         (result(shown(), SAID, stop="end"), {"max_images": 3}, None),
         (result(shown(48, 32)), {}, "asked for"),
         (result(shown(64, 64)), {"size": None}, "larger"),
-        (result(shown(30, 30)), {"size": None}, "a picture (30, 30, 3)"),
-        (result(SAID, shown()), {}, "no picture first"),
+        (result(shown(30, 30)), {"size": None}, "an image (30, 30, 3)"),
+        (result(SAID, shown()), {}, "no image first"),
         (result(shown(), SAID, SAID), {}, "two texts"),
         (result(shown(), Text("", role="assistant")), {}, "empty"),
         (result(shown(), shown()), {}, "too many"),
@@ -97,7 +98,7 @@ def test_recompilations_are_those_beyond_the_shapes():
         point = Point(1, compilations, 0, 0.0)
         return Soak([point], {}, {}, [], {"draw": 2, "decode": 1}).recompiled
 
-    assert found(draw=2, decode=1, encode_picture=9) == 0
+    assert found(draw=2, decode=1, encode_image=9) == 0
     assert found(draw=4, decode=1) == 2
 
 
@@ -106,12 +107,9 @@ def test_growth_is_that_of_the_second_time():
     assert Soak(points, {}, {}, [], {}).growth == 3
 
 
-def test_few_tokens_leave_the_ends_and_the_pictures():
-    class Sampler:
-        allowed = np.ones(300, bool)
-
-    tokenizer = checkpoint.tiny.TOKENIZER
-    fixtures.write_few_tokens(Sampler, tokenizer)
-    kept = set(np.nonzero(Sampler.allowed)[0])
+def test_few_tokens_leave_the_ends_and_the_images():
+    allowed, tokenizer = np.ones(300, bool), checkpoint.tiny.TOKENIZER
+    fixtures.allow_few_tokens(allowed, tokenizer)
+    kept = set(np.nonzero(allowed)[0])
     assert {tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext} < kept
     assert 10 < len(kept) < 20

@@ -1,6 +1,6 @@
 """The transformer of transfusion-pytorch (github.com/lucidrains/transfusion-pytorch), installed.
 
-One stream with adaptive norms for the tokens of pictures, a row of the batch per document, padded
+One stream with adaptive norms for the tokens of images, a row of the batch per document, padded
 to the longest, our mask given to it. Its defaults but for sizes: it has no grouped queries.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mogao_jax.tools.bench.rounds import Rounds, alternate
+from mogao_jax.tools.bench.instrumentation import Rounds, alternate
 
 
 def test_calls_take_turns_and_the_first_round_counts_for_nothing():

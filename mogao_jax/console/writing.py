@@ -40,20 +40,3 @@ def _write(path: pathlib.Path, text: str, mode: str) -> None:
             f"--json: {str(path)!r} cannot be written ({e.strerror}); name a file in a folder "
             "that exists and is yours."
         ) from e
-
-
-def write_text(path: pathlib.Path, text: str, mode: str = "w") -> None:
-    """Writes (mode "a": only opens, to see whether it can be written) the file of --json.
-
-    Raises:
-      EnvironmentProblem: it cannot be written.
-    """
-    path = expanded(path)
-    try:
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(text)
-    except OSError as e:
-        raise EnvironmentProblem(
-            f"--json: {str(path)!r} cannot be written ({e.strerror}); name a file in a folder "
-            "that exists and is yours."
-        ) from e

@@ -1,1 +1,1 @@
-"""What a config costs on a machine that is not at hand: memory, communication, time."""
+"""What a config costs on a machine you do not have: memory, communication, time."""

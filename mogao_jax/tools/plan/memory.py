@@ -1,7 +1,7 @@
-"""Memory per chip by formulas: what is known without a compiler, and what a search filters by.
+"""Memory per chip by formulas, for a search and for machines without a compiler.
 
-The state and the batch are exact. Activations and temporaries are estimates; where the compiler
-is at hand, its own figures stand beside them.
+The state and the batch are exact. Activations and temporaries are estimates; the plan prints the
+compiler's figures beside them where there are any.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AnyMesh = Mesh | AbstractMesh
 
 
 def abstract_mesh(sizes: MeshSizes, num_devices: int) -> AbstractMesh:
-    """The config's mesh without devices: enough to say how arrays are cut."""
+    """The config's mesh without devices: enough to say how arrays are sharded."""
     found = axis_sizes(sizes, num_devices)
     return AbstractMesh(found, rules.MESH_AXES, axis_types=(AxisType.Auto,) * len(found))
 
@@ -53,14 +53,14 @@ def state_shapes(config: MogaoConfig, modules: Modules) -> TrainState:
 def state_bytes(
     boxed: TrainState, mesh: AnyMesh, param_axes: tuple[str, ...] = rules.FSDP
 ) -> dict[str, int]:
-    """Bytes per chip of the state's parts, cut as the table of rules says."""
+    """Bytes per chip of the state's parts, sharded by the table of rules."""
     parts = {"parameters": boxed.params, "moments": boxed.opt_state}
     if boxed.ema_params is not None:
         parts["moving average"] = boxed.ema_params
-    return {name: _cut_bytes(tree, mesh, param_axes) for name, tree in parts.items()}
+    return {name: _sharded_bytes(tree, mesh, param_axes) for name, tree in parts.items()}
 
 
-def _cut_bytes(boxed: Any, mesh: AnyMesh, param_axes: tuple[str, ...]) -> int:
+def _sharded_bytes(boxed: Any, mesh: AnyMesh, param_axes: tuple[str, ...]) -> int:
     shardings = jax.tree.leaves(rules.tree_shardings(boxed, mesh, param_axes))
     leaves = jax.tree.leaves(rules.unbox(boxed))
     return sum(
@@ -70,7 +70,7 @@ def _cut_bytes(boxed: Any, mesh: AnyMesh, param_axes: tuple[str, ...]) -> int:
 
 
 def encoder_bytes(config: MogaoConfig) -> int:
-    """Bytes of the frozen encoders' float32 parameters, uncut."""
+    """Bytes of the frozen encoders' float32 parameters, unsharded."""
     trees = [vae_template(config.vae)]
     if config.layout.understanding_encoder == "vit":
         trees.append(vit_template(config.vit))
@@ -78,8 +78,8 @@ def encoder_bytes(config: MogaoConfig) -> int:
 
 
 def batch_row(config: MogaoConfig) -> PackedBatch:
-    """A row as training hands it to the step, empty: with pixels and patches, or, where pictures
-    were encoded beforehand (`data.encoded`), with the VAE's moments and the ViT's features."""
+    """A row as training hands it to the step, empty: with pixels and patches, or, where images
+    are precomputed (`data.encoded`), with the VAE's moments and the ViT's features."""
     p, vae, side = config.packing, config.vae, config.images.max_side
     row = empty_row(budgets(p), side)
     if not config.data.encoded:
@@ -127,7 +127,7 @@ def estimate(
     tokens, rows = tokens_per_chip(config, mesh), rows_per_chip(config, mesh)
     tensor, width = mesh.shape["tensor"], 2 if m.dtype == "bfloat16" else 4
     heads = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim / tensor
-    attended = m.num_heads * (m.head_dim * width + 4) / tensor  # and the softmax's logarithms
+    attended = m.num_heads * (m.head_dim * width + 4) / tensor  # and the log-sum-exp of its scores
     kept = {
         "full": 0.0,
         "keep_attention": attended,
@@ -139,7 +139,7 @@ def estimate(
     layer = tokens * (4 * m.mlp_dim / tensor + 10 * m.embed_dim) * width
     branches = 2 if m.fusion == "deep" else 1
     gathered = 2 * branches * branch_weights(m) / m.num_layers / tensor * width
-    chunk = 3 * rows * m.cross_entropy_chunk * 4  # logits and what comes of them, per token
+    chunk = 3 * rows * m.cross_entropy_chunk * 4  # logits and their derivatives, per token
     head = vocab_size * (m.embed_dim * (width + 4) + chunk)
     channels = config.vae.block_channels[0] if config.vae.kind == "flux" else 64
     canvas = rows * p.images * config.images.max_side**2
@@ -155,7 +155,7 @@ def estimate(
         "frozen encoders": float(encoders),
         "batch": float(batch_bytes(config, mesh)),
         "gradients": gradients,
-        # The encoders run before the transformer, so their temporaries make room for its.
+        # The encoders run before the transformer and free their temporaries.
         "activations, encoders or model": max(vae, saved + layer + gathered + head),
     }
 
@@ -167,7 +167,7 @@ def check_fits_at_all(state: Mapping[str, float], memory: float, name: str, chip
         parts = ", ".join(f"{k} {v / 2**30:.1f}" for k, v in state.items())
         raise ConfigError(
             f"the step cannot fit: a chip of {name} has {memory / 2**30:.1f} GiB, and the state, "
-            f"encoders and batch alone are {held / 2**30:.1f} GiB on each ({parts}). Cut the "
+            f"encoders and batch alone are {held / 2**30:.1f} GiB on each ({parts}). Shard the "
             f"parameters over more chips (config.mesh.fsdp, up to {chips}), take more chips, or "
             "set config.optimizer.moments_dtype='bfloat16' or config.optimizer.ema_decay=0."
         )

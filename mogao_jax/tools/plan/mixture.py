@@ -1,8 +1,8 @@
-"""Rows that a config's data would fill: from the data where they are at hand, else made up.
+"""Rows that a config's data would fill: from the data where they are here, else made up.
 
 What attention costs depends on how documents lie in a row, so rows are really laid out and
-packed. Where a config names files that are not there, documents of the same kind stand for them:
-blank pictures and letters, since only sizes matter.
+packed. Where a config names files that are not here, documents of the same kind replace them:
+blank images and letters, since only sizes matter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pathlib
 import jax
 import numpy as np
 
-from mogao_jax.config.schema import MogaoConfig, SourceConfig, TokenizerConfig
+from mogao_jax.config.schema import MogaoConfig, SourceConfig
 from mogao_jax.errors import ConfigError, DocumentError, MogaoError
 from mogao_jax.paths import expanded
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
@@ -22,12 +22,12 @@ from mogao_jax.sequence.layout import lay_out
 from mogao_jax.sequence.packing import Packer, budgets, exceeds, pack_row, stack_rows
 from mogao_jax.tokenizer import ByteTokenizer, load_tokenizer
 
-# Assumed of documents that are made up; means of log-normal lengths in tokens. Captions written
-# by a model are long; web pages say some sentences between pictures.
+# Assumed of documents that are made up: means of log-normal lengths in tokens. Captions written
+# by a model are long; web pages have some sentences between images.
 CAPTION, QUESTION, ANSWER, PASSAGE, PAGE = 80, 30, 120, 80, 800
 SPREAD = 0.5  # of the logarithms
-PICTURES = 3.5  # mean number of an interleaved document's pictures, at least 2 (geometric)
-ASPECTS = (0.5, 2.0)  # of pictures: log-uniform; all at the config's full area
+IMAGES = 3.5  # mean number of an interleaved document's images, at least 2 (geometric)
+ASPECTS = (0.5, 2.0)  # of images: log-uniform; all at the config's full area
 POOL = 48  # documents to choose rows from; more fill better and take longer
 
 
@@ -50,18 +50,15 @@ def packed_rows(config: MogaoConfig, num_rows: int, seed: int = 0) -> Rows:
     """
     sources = [s for s in config.data.sources.values() if s.weight > 0]
     here = all(s.kind == "shapes" or pathlib.Path(s.path).exists() for s in sources)
+    tokenizer = config.tokenizer
+    here = here and (tokenizer.kind != "file" or expanded(tokenizer.path).exists())
     origin = "made-up documents of the config's mixture"
-    if sources and here and _tokenizer_is_here(config):
+    if sources and here:
         try:
             return Rows(_own_rows(config, num_rows), "the config's own data")
-        except MogaoError as e:  # no reason not to plan, but to be told
+        except MogaoError as e:  # the plan goes on, and says why
             origin += f" (its own data cannot be used: {e})"
     return Rows(_made_up_rows(config, num_rows, seed), origin)
-
-
-def _tokenizer_is_here(config: MogaoConfig) -> bool:
-    kind = config.tokenizer.kind
-    return kind != "file" or expanded(config.tokenizer.path).exists()
 
 
 def _own_rows(config: MogaoConfig, num_rows: int) -> PackedBatch:
@@ -81,13 +78,11 @@ def _made_up_rows(config: MogaoConfig, num_rows: int, seed: int) -> PackedBatch:
     rng = np.random.default_rng(seed)
     limits = budgets(config.packing)
     packer = Packer(limits, min(config.packing.pool, POOL))
-    tokenizer = load_tokenizer(TokenizerConfig(kind="byte"))  # one token per letter
-    assert isinstance(tokenizer, ByteTokenizer)
     rows: list[PackedBatch] = []
     refused = 0
     while len(rows) < num_rows:
         while packer.wanted:
-            found = _fitting(config, tokenizer, rng, limits)
+            found = _fitting(config, rng, limits)
             if found is None:
                 refused += 1
                 if refused > 20 * POOL:
@@ -105,7 +100,8 @@ def _made_up_rows(config: MogaoConfig, num_rows: int, seed: int) -> PackedBatch:
     return stack_rows(rows)
 
 
-def _fitting(config: MogaoConfig, tokenizer, rng, limits: Sizes) -> PackedBatch | None:
+def _fitting(config: MogaoConfig, rng: np.random.Generator, limits: Sizes) -> PackedBatch | None:
+    """A document of the mixture, laid out; None if it does not fit."""
     sources = list(config.data.sources.values()) or [SourceConfig(task="story")]
     weights = np.array([s.weight for s in sources])
     source = sources[rng.choice(len(sources), p=weights / weights.sum())]
@@ -113,7 +109,7 @@ def _fitting(config: MogaoConfig, tokenizer, rng, limits: Sizes) -> PackedBatch 
     try:
         laid = lay_out(
             document,
-            tokenizer=tokenizer,
+            tokenizer=ByteTokenizer(),  # one token per letter
             config=config,
             rng=rng,
         )
@@ -125,8 +121,8 @@ def _fitting(config: MogaoConfig, tokenizer, rng, limits: Sizes) -> PackedBatch 
 def made_up_document(source: SourceConfig, config: MogaoConfig, rng) -> Document:
     """A document of the kind that a source's `task` names; without one, by its weights.
 
-    text: a page. qa: a picture, question and answer. t2i: a caption, then its picture.
-    edit: two pictures. story, clip, and sources that generate: an interleaved document.
+    text: a page. qa: an image, question and answer. t2i: a caption, then its image.
+    edit: two images. story, clip, and sources that generate: an interleaved document.
     """
     task = source.task or ("story" if source.flow_weight else "qa")
     if task == "text":
@@ -134,17 +130,17 @@ def made_up_document(source: SourceConfig, config: MogaoConfig, rng) -> Document
     if task == "qa":
         question = _text(rng, QUESTION, "user", loss=False)
         answer = _text(rng, ANSWER, "assistant")
-        return Document((_picture(config, rng, "user", loss=False), question, answer))
+        return Document((_image(config, rng, "user", loss=False), question, answer))
     if task == "t2i":
         caption = _text(rng, CAPTION, "user", loss=False)
-        return Document((caption, _picture(config, rng, "assistant")))
+        return Document((caption, _image(config, rng, "assistant")))
     if task == "edit":
-        before = _picture(config, rng, "user", loss=False)
+        before = _image(config, rng, "user", loss=False)
         wish = _text(rng, QUESTION, "user", loss=False)
-        return Document((before, wish, _picture(config, rng, "assistant")))
+        return Document((before, wish, _image(config, rng, "assistant")))
     items: list[Text | Image] = []
-    for _ in range(1 + rng.geometric(1 / (PICTURES - 1))):
-        items += [_text(rng, PASSAGE), _picture(config, rng)]
+    for _ in range(1 + rng.geometric(1 / (IMAGES - 1))):
+        items += [_text(rng, PASSAGE), _image(config, rng)]
     return Document((*items, _text(rng, PASSAGE)))
 
 
@@ -153,7 +149,7 @@ def _text(rng, mean: float, role=None, loss: bool = True) -> Text:
     return Text("x" * max(1, round(length)), role=role, loss=loss)
 
 
-def _picture(config: MogaoConfig, rng, role=None, loss: bool = True) -> Image:
+def _image(config: MogaoConfig, rng, role=None, loss: bool = True) -> Image:
     aspect = np.exp(rng.uniform(*np.log(ASPECTS)))
     height = np.sqrt(config.images.max_pixels * aspect)
     size = max(16, round(height)), max(16, round(height / aspect)), 3

@@ -1,10 +1,10 @@
-"""A config on a machine that is not at hand: memory, arithmetic, communication, time."""
+"""A config on a machine you do not have: memory, arithmetic, communication, time."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,20 +20,20 @@ from mogao_jax.tokenizer import load_tokenizer
 from mogao_jax.tools.plan import lowering, memory
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.collectives import Collective, collectives, traffic
-from mogao_jax.tools.plan.diagnostics import flags, kernel_remedy, memory_remedy
+from mogao_jax.tools.plan.diagnostics import flags, out_of_memory
 from mogao_jax.tools.plan.mixture import Rows, packed_rows
 from mogao_jax.tools.plan.roofline import Roofline, by_link, roofline, sent_by_formula
 from mogao_jax.tools.plan.topology import Topology
 from mogao_jax.tools.profile import executed, flops
 
-SAMPLE_ROWS = 4  # packed rows that the work of a step is measured on
+SAMPLE_ROWS = 4  # packed rows on which the work of a step is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of the step, per chip. Bytes.
+    """The compiler's figures of a program. Bytes per chip.
 
-    `peak` is what counts; arguments live throughout (donated ones are reused for the outputs).
+    `peak` must fit; arguments live throughout (donated ones are reused for the outputs).
     """
 
     seconds: float
@@ -44,6 +44,23 @@ class Compiled:
     aliased: float
     program: float
 
+    @classmethod
+    def of(cls, lowered: Any) -> tuple[Compiled, Any]:
+        """Compiles; the figures, and the program."""
+        began = time.perf_counter()
+        program = lowered.compile()
+        seconds = time.perf_counter() - began
+        m = program.memory_analysis()
+        sizes = (
+            m.peak_memory_in_bytes,
+            m.argument_size_in_bytes,
+            m.temp_size_in_bytes,
+            m.output_size_in_bytes,
+            m.alias_size_in_bytes,
+            m.generated_code_size_in_bytes,
+        )
+        return cls(seconds, *map(float, sizes)), program
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -51,12 +68,12 @@ class Plan:
 
     Attributes:
       mesh: devices per axis.
-      parameters: by part.
+      parameters: number by part.
       work: useful work of a step, of `rows_per_step` rows like those measured (`origin`).
       estimated: memory by formulas.
       compiled: memory by the compiler; None where there is none for the machine.
       model_flops: useful FLOPs, by part.
-      executed_flops: model_flops and what is run beside them.
+      executed_flops: model_flops, then what is executed beside them.
       encoders: forward FLOPs of the encoders, useful and executed.
       sent: rows of (what, axes, runs, bytes of results, bytes sent), per step.
       flags: what is wrong, and the remedy.
@@ -108,7 +125,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Workload:
     """What does not depend on mesh, batch and remat, so that a search makes it once."""
 
     vocab_size: int
@@ -119,11 +136,13 @@ class Subject:
     encoders: dict[str, dict[str, float]]  # FLOPs for as many
 
 
-def subject(config: MogaoConfig, topology: Topology, say: Callable[[str], None]) -> Subject:
-    """Builds it; no weights, data or tokenizer need be there.
+def make_workload(
+    config: MogaoConfig, topology: Topology, say: Callable[[str], None] = lambda _: None
+) -> Workload:
+    """Needs no weights, data or tokenizer.
 
     Raises:
-      ConfigError: the number of tokens is known neither from the config nor from a tokenizer.
+      ConfigError: neither the config nor a tokenizer gives the size of the vocabulary.
     """
     size = vocab_size(config)
     modules = make_modules(config, size, topology.chip.platform)
@@ -134,7 +153,7 @@ def subject(config: MogaoConfig, topology: Topology, say: Callable[[str], None])
     if not config.data.encoded:  # else they do not run
         vae = vae_template(config.vae)
         encoders = executed.encoder_work(config, modules.vae, vae, rows.batch, 1.0)
-    return Subject(size, modules, memory.state_shapes(config, modules), rows, work, encoders)
+    return Workload(size, modules, memory.state_shapes(config, modules), rows, work, encoders)
 
 
 def vocab_size(config: MogaoConfig) -> int:
@@ -151,7 +170,7 @@ def vocab_size(config: MogaoConfig) -> int:
 
 
 def check(config: MogaoConfig, topology: Topology) -> jax.sharding.AbstractMesh:
-    """What can be known to fail before anything is compiled; returns the mesh.
+    """Refuses what would fail after compiling; returns the mesh.
 
     Raises:
       ConfigError, EnvironmentProblem: with the nearest choice that works.
@@ -175,33 +194,33 @@ def make_plan(
     topology: Topology,
     *,
     compile_it: bool = True,
-    known: Subject | None = None,
+    known: Workload | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """The plan of a config's training step.
 
     Args:
       compile_it: ask the machine's compiler, where there is one.
-      known: of `subject`, if it was made before.
+      known: of `make_workload`, if it was made before.
       say: told what is being done.
     Raises:
       MogaoError: see `check`; or the state alone is over a chip's memory.
     """
     mesh = check(config, topology)
-    if compile_it and topology.compiles:
+    compile_it = compile_it and topology.compiles
+    if compile_it:
         topologies.check_compiler()  # before anything that takes time
-    known = known or subject(config, topology, say)
+    known = known or make_workload(config, topology, say)
     state = memory.state_bytes(known.boxed, mesh, config.mesh.param_axes)
     held = {k: float(v) for k, v in state.items()}
     estimated = memory.estimate(config, known.boxed, mesh, known.vocab_size)
-    always = held | {k: estimated[k] for k in ("frozen encoders", "batch")}
+    always = {k: estimated[k] for k in (*held, "frozen encoders", "batch")}
     memory.check_fits_at_all(always, topology.chip.memory, topology.name, topology.num_chips)
-
     compiled: Compiled | None = None
     found: list[Collective] = []
-    problem = ""
-    if compile_it and topology.compiles:
-        compiled, found, problem = _compile(config, known, topology, say)
+    problems: list[str] = []
+    if compile_it:
+        compiled, found, problems = _compile(config, known, topology, say)
 
     rows = config.train.global_batch_rows * config.train.grad_accum_steps
     factor = rows / SAMPLE_ROWS
@@ -211,47 +230,17 @@ def make_plan(
         name: {kind: factor * n for kind, n in e.items()} for name, e in known.encoders.items()
     }
     shape = dict(mesh.shape)
-    if found:
-        sent_rows = [
-            (kind, axes, row["runs"], row["bytes"], row["sent"])
-            for (kind, axes), row in traffic(found).items()
-        ]
-    else:
-        sent_rows = [
-            (row["what"], axis, 0.0, 0.0, row["sent"])
-            for axis, row in sent_by_formula(config, shape, known.vocab_size).items()
-        ]
-    per_axes: dict[tuple[str, ...], float] = {}
-    for _, axes, _, _, sent in sent_rows:
-        key = tuple(axes.split("+"))
-        per_axes[key] = per_axes.get(key, 0.0) + sent
-    estimate = roofline(
-        config,
-        topology,
-        run,
-        sum(e["executed"] for e in encoders.values()),
-        by_link(per_axes, topology, shape),
-        sum(held.values()),
-        shape["tensor"],
-    )
-    peak = compiled.peak if compiled else sum(estimated.values())
-    said = flags(
-        config,
-        mesh,
-        known.boxed,
-        memory.encoder_bytes(config),
-        peak,
-        topology.chip.memory,
-        found,
-        topology.two_axes,
-    )
+    sent = _sent(config, shape, known.vocab_size, found)
+    per_axes: dict[tuple[str, ...], float] = defaultdict(float)
+    for _, axes, _, _, size in sent:
+        per_axes[tuple(axes.split("+"))] += size
     attention = known.modules.model.config.attention
-    blocks = f"{attention.implementation}, blocks of {attention.block_q} x {attention.block_kv}"
     return Plan(
         name=config.name,
         topology=topology,
         mesh=shape,
-        attention=blocks,
+        attention=f"{attention.implementation}, blocks of {attention.block_q} x "
+        f"{attention.block_kv}",
         remat=config.model.remat,
         parameters=count_parameters(known.boxed.params),
         rows_per_step=rows,
@@ -265,53 +254,57 @@ def make_plan(
         model_flops=flops.model_flops(config, known.vocab_size, work),
         executed_flops=run,
         encoders=encoders,
-        sent=sent_rows,
-        roofline=estimate,
-        flags=([problem] if problem else []) + said,
+        sent=sent,
+        roofline=roofline(
+            config,
+            topology,
+            run,
+            sum(e["executed"] for e in encoders.values()),
+            by_link(per_axes, topology, shape),
+            sum(held.values()),
+            shape["tensor"],
+        ),
+        flags=problems
+        + flags(
+            config,
+            mesh,
+            known.boxed,
+            memory.encoder_bytes(config),
+            compiled.peak if compiled else sum(estimated.values()),
+            topology.chip.memory,
+            found,
+            topology.two_axes,
+        ),
     )
 
 
+def _sent(
+    config: MogaoConfig, shape: dict[str, int], vocab_size: int, found: list[Collective]
+) -> list[tuple[str, str, float, float, float]]:
+    """`Plan.sent`: of the program's collectives, else by formulas."""
+    if found:
+        return [
+            (kind, axes, row["runs"], row["bytes"], row["sent"])
+            for (kind, axes), row in traffic(found).items()
+        ]
+    by_axis = sent_by_formula(config, shape, vocab_size)
+    return [(row["what"], axis, 0.0, 0.0, row["sent"]) for axis, row in by_axis.items()]
+
+
 def _compile(
-    config: MogaoConfig, known: Subject, topology: Topology, say: Callable[[str], None]
-) -> tuple[Compiled | None, list[Collective], str]:
-    """(the compiler's figures, the program's collectives, why there are none)."""
+    config: MogaoConfig, known: Workload, topology: Topology, say: Callable[[str], None]
+) -> tuple[Compiled | None, list[Collective], list[str]]:
+    """(the compiler's figures, the program's collectives, flags: why there are none)."""
     mesh = make_mesh(config.mesh, topologies.devices(topology))
     say("tracing the step")
     lowered = lowering.lower_step(config, known.vocab_size, mesh)
     say(f"compiling it for {topology} (some minutes for a large model)")
-    began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled, program = Compiled.of(lowered)
     except Exception as e:  # noqa: BLE001  (whatever the compiler raises)
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise EnvironmentProblem(
                 f"the compiler refuses the step for {topology}: {str(e).strip()[:600]}"
             ) from e
-        return None, [], f"OUT OF MEMORY: {_brief(str(e))} {_remedy(config, str(e))}"
-    seconds = time.perf_counter() - began
-    m = compiled.memory_analysis()
-    figures = Compiled(
-        seconds=seconds,
-        peak=float(m.peak_memory_in_bytes),
-        arguments=float(m.argument_size_in_bytes),
-        temporaries=float(m.temp_size_in_bytes),
-        outputs=float(m.output_size_in_bytes),
-        aliased=float(m.alias_size_in_bytes),
-        program=float(m.generated_code_size_in_bytes),
-    )
-    return figures, collectives(compiled.as_text(), dict(mesh.shape)), ""
-
-
-def _remedy(config: MogaoConfig, text: str) -> str:
-    """For the memory that the compiler has run out of: the chip's, or that of a kernel."""
-    space = re.search(r"memory space (\w+)", text) or re.search(r"\b(hbm|smem|vmem|scoped)\b", text)
-    if space is None or space[1] == "hbm":
-        return memory_remedy(config)
-    return kernel_remedy(space[1])
-
-
-def _brief(text: str) -> str:
-    """The compiler's sentence on how much is missing."""
-    lines = [x.strip() for x in text.splitlines() if x.strip()]
-    said = next((x for x in lines if "Used" in x or "exceeded" in x.lower()), lines[0])
-    return said[:300].rstrip(".") + "."
+        return None, [], [out_of_memory(config, str(e))]
+    return compiled, collectives(program.as_text(), dict(mesh.shape)), []

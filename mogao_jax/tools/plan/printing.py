@@ -57,37 +57,34 @@ def as_text(plan: Plan, tokens: float) -> str:
 
 
 def _machine(plan: Plan) -> list[str]:
-    chip, c = plan.topology.chip, plan.compiled
-    axes = " x ".join(f"{a}={n}" for a, n in plan.mesh.items() if n > 1) or "one device"
-    slices = f", {plan.topology.num_slices} slices or nodes" if plan.topology.num_slices > 1 else ""
+    topology, chip, c = plan.topology, plan.topology.chip, plan.compiled
+    slices = f", {topology.num_slices} slices or nodes" if topology.num_slices > 1 else ""
     how = f"compiled in {c.seconds:.0f} s" if c else "not compiled: figures by formulas"
-    if not plan.topology.compiles:
+    if not topology.compiles:
         how += (
             "\n(no compiler for GPUs without a GPU: what XLA adds in temporaries, and its own "
             "collectives, are not in here)"
         )
-    return [
-        *_rows(
-            [
-                ("chips", f"{plan.topology.num_chips} x {chip.name}{slices}"),
-                ("each", f"{chip.flops / 1e12:.0f} TFLOP/s in bfloat16, "
-                         f"{chip.memory / _GIB:.1f} GiB at {chip.bandwidth / 1e9:.0f} GB/s"),
-                ("mesh", axes),
-                ("batch", f"{plan.rows_per_step} rows a step in "
-                          f"{plan.grad_accum_steps} micro-step(s); "
-                          f"{plan.tokens_per_chip:,.0f} tokens a chip and micro-step"),
-                ("attention", plan.attention),
-                ("remat", plan.remat),
-                ("program", how),
-            ]
-        )
-    ]  # fmt: skip
+    return table(
+        [
+            ("chips", f"{topology.num_chips} x {chip.name}{slices}"),
+            ("each", f"{chip.flops / 1e12:.0f} TFLOP/s in bfloat16, "
+                     f"{chip.memory / _GIB:.1f} GiB at {chip.bandwidth / 1e9:.0f} GB/s"),
+            ("mesh", " x ".join(f"{a}={n}" for a, n in plan.mesh.items() if n > 1)
+                     or "one device"),
+            ("batch", f"{plan.rows_per_step} rows a step in {plan.grad_accum_steps} "
+                      f"micro-step(s); {plan.tokens_per_chip:,.0f} tokens a chip and micro-step"),
+            ("attention", plan.attention),
+            ("remat", plan.remat),
+            ("program", how),
+        ]
+    )  # fmt: skip
 
 
 def _parameters(plan: Plan) -> list[str]:
     total = sum(plan.parameters.values())
     rows = [(name, f"{n:,}") for name, n in plan.parameters.items()]
-    return _rows([*rows, ("total", f"{total:,}")])
+    return table([*rows, ("total", f"{total:,}")])
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -106,34 +103,30 @@ def _memory(plan: Plan) -> list[str]:
     else:
         rows.append(("sum (estimate)", f"{_gib(plan.held)}  of {_gib(limit).strip()} "
                                        f"({plan.held / limit:.0%})"))  # fmt: skip
-    return _rows(rows)
+    return table(rows)
 
 
 def _work(plan: Plan) -> list[str]:
     w = plan.work
-    return [
-        *_rows(
-            [
-                ("und tokens", f"{w.und:,.0f}  ({w.fill_und:.1%} of their budget)"),
-                ("clean tokens", f"{w.clean:,.0f}"),
-                ("noised tokens", f"{w.noised:,.0f}  (gen stream: {w.fill_gen:.1%} full)"),
-                ("all", f"{w.tokens:,.0f}"),
-                ("attention pairs", f"{w.pairs:,.4g}"),
-                ("  executed", f"{w.pairs_executed / max(w.pairs, 1):.2f} x"),
-            ]
-        ),
-        f"Measured on {SAMPLE_ROWS} packed rows of {plan.origin}.",
-        *(
-            [
-                f"Made up: captions of {mixture.CAPTION} tokens, questions {mixture.QUESTION}, "
-                f"answers {mixture.ANSWER}, passages {mixture.PASSAGE} (means, log-normal), "
-                f"{mixture.PICTURES} pictures",
-                "in an interleaved document, at full area and aspect ratios from 1:2 to 2:1.",
-            ]
-            if plan.origin.startswith("made-up")
-            else []
-        ),
-    ]
+    lines = table(
+        [
+            ("und tokens", f"{w.und:,.0f}  ({w.fill_und:.1%} of their budget)"),
+            ("clean tokens", f"{w.clean:,.0f}"),
+            ("noised tokens", f"{w.noised:,.0f}  (gen stream: {w.fill_gen:.1%} full)"),
+            ("all", f"{w.tokens:,.0f}"),
+            ("attention pairs", f"{w.pairs:,.4g}"),
+            ("  executed", f"{w.pairs_executed / max(w.pairs, 1):.2f} x"),
+        ]
+    )
+    lines.append(f"Measured on {SAMPLE_ROWS} packed rows of {plan.origin}.")
+    if plan.origin.startswith("made-up"):
+        lines += [
+            f"Made up: captions of {mixture.CAPTION} tokens, questions {mixture.QUESTION}, "
+            f"answers {mixture.ANSWER}, passages {mixture.PASSAGE} (means, log-normal), "
+            f"{mixture.IMAGES} images",
+            "in an interleaved document, at full area and aspect ratios from 1:2 to 2:1.",
+        ]
+    return lines
 
 
 def _arithmetic(plan: Plan) -> list[str]:
@@ -156,26 +149,24 @@ def _arithmetic(plan: Plan) -> list[str]:
         ("token: attention", parts["attention"] / max(w.tokens, 1)),
     ]
     rows += [(f"per {k}" if k[0] != " " else k, f"{v:.4g} FLOP") for k, v in per]
-    return _rows(rows)
+    return table(rows)
 
 
 def _communication(plan: Plan) -> list[str]:
     if not plan.sent:
         return ["none"]
-    head = f"{'collective':<24} {'axes':<16} {'runs':>7} {'results':>10} {'sent':>10}"
-    lines = [head] if plan.compiled else ["by formulas:"]
+    if not plan.compiled:
+        by_axes = [f"{axes:<10} {_gib(sent):>10}  {what}" for what, axes, _, _, sent in plan.sent]
+        return ["by formulas:", *by_axes]
+    lines = [f"{'collective':<24} {'axes':<16} {'runs':>7} {'results':>10} {'sent':>10}"]
     for what, axes, runs, size, sent in plan.sent:
-        if plan.compiled and sent < 2**20:
-            continue
-        if plan.compiled:
+        if sent >= 2**20:
             lines.append(f"{what:<24} {axes:<16} {runs:>7.0f} {_gib(size):>10} {_gib(sent):>10}")
-        else:
-            lines.append(f"{axes:<10} {_gib(sent):>10}  {what}")
-    if plan.compiled:
-        small = sum(sent for *_, sent in plan.sent if sent < 2**20)
-        lines.append(f"(and kinds under 1 MiB, {small / 2**20:.1f} MiB together; loops over data "
-                     "count once)")  # fmt: skip
-    return lines
+    small = sum(sent for *_, sent in plan.sent if sent < 2**20)
+    return [
+        *lines,
+        f"(and kinds under 1 MiB, {small / 2**20:.1f} MiB together; loops over data count once)",
+    ]
 
 
 def _estimate(plan: Plan, tokens: float) -> list[str]:
@@ -196,7 +187,7 @@ def _estimate(plan: Plan, tokens: float) -> list[str]:
     assumed = ", ".join(f"{k} {v:.0%}" for k, v in EFFICIENCY.items())
     network = t.chip.network_bandwidth / 1e9
     return [
-        *_rows(rows),
+        *table(rows),
         f"Assumed shares of the published peaks: {assumed};",
         f"links {t.chip.link_bandwidth / 1e9:.0f} GB/s and network {network:.1f} GB/s per chip, "
         "one way. Arithmetic and communication overlap.",
@@ -206,7 +197,8 @@ def _estimate(plan: Plan, tokens: float) -> list[str]:
     ]
 
 
-def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of names and values, the values aligned."""
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}".rstrip() for name, value in rows]
 

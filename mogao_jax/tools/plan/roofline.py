@@ -1,7 +1,7 @@
 """How long a step takes at best: arithmetic, memory and links, each by its own speed.
 
-A model of the machine, not a measurement. Arithmetic and communication are taken to overlap, as
-XLA's latency-hiding scheduler makes them; what is left is the longest of them, and the optimizer's
+A model of the machine, not a measurement. Arithmetic and communication are assumed to overlap, as
+XLA's latency-hiding scheduler makes them. A step takes the longest of them, then the optimizer's
 pass over the state, which overlaps with nothing.
 """
 
@@ -11,13 +11,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.config.schema import ModelConfig, MogaoConfig
 from mogao_jax.sharding.rules import MESH_AXES
 from mogao_jax.tools.plan.topology import Topology
 from mogao_jax.tools.profile.flops import branch_weights
 
-# Shares of a chip's published peaks that are taken to be reached: assumptions, printed with
-# every estimate. Matmuls as MaxText reports of dense models (docs/performance.md); attention's
+# Shares of a chip's published peaks that are reached: assumptions, printed with every estimate.
+# Matmuls as MaxText reports of dense models (docs/performance.md); attention's
 # tiles and the encoders' convolutions are less regular.
 EFFICIENCY = {"matmuls": 0.75, "attention": 0.45, "encoders": 0.45, "links": 0.8, "memory": 0.8}
 
@@ -27,8 +27,8 @@ class Roofline:
     """Seconds per step on each chip, by resource.
 
     Attributes:
-      compute, links, network, memory: as if each were alone.
-      optimizer: the pass over the state; inside no other.
+      compute, links, network, memory: each alone.
+      optimizer: the pass over the state, which overlaps with no other.
     """
 
     compute: float
@@ -49,7 +49,7 @@ class Roofline:
 
     @property
     def limit(self) -> str:
-        """The resource that decides."""
+        """The resource that limits the step."""
         names = {
             "arithmetic": self.compute,
             "links inside a slice or node": self.links,
@@ -71,11 +71,11 @@ def roofline(
     """The estimate.
 
     Args:
-      executed: FLOPs of the model per step, all chips (`profiling.executed.executed_flops`).
+      executed: FLOPs of the model per step, all chips (`profile.executed.executed_flops`).
       encoder_flops: executed by the encoders per step, all chips.
       sent: bytes that each chip sends per step, "links" and "network".
       state_bytes: of the training state per chip.
-      tensor: devices that a layer's weights stay cut over while they are used.
+      tensor: devices that a layer's weights stay sharded over while in use.
     """
     chip = topology.chip
     peak = chip.flops * topology.num_chips
@@ -87,10 +87,11 @@ def roofline(
         + encoder_flops / EFFICIENCY["encoders"]
     ) / peak
     m = config.model
-    branches = 2 if m.fusion == "deep" else 1
-    # Gathered weights are read in the forward pass, its repetition and twice in the backward.
+    # Gathered weights are read in the forward pass, its recomputation and twice in the backward.
     passes = 3 + (m.remat != "none")
-    weights = 2.0 * branches * branch_weights(m) / tensor * passes * config.train.grad_accum_steps
+    weights = (
+        2.0 * _branches(m) * branch_weights(m) / tensor * passes * config.train.grad_accum_steps
+    )
     memory = chip.bandwidth * EFFICIENCY["memory"]
     return Roofline(
         compute=compute,
@@ -101,16 +102,22 @@ def roofline(
     )
 
 
+def _branches(model: ModelConfig) -> int:
+    return 2 if model.fusion == "deep" else 1
+
+
 def sent_by_formula(
     config: MogaoConfig, mesh_shape: Mapping[str, int], vocab_size: int
 ) -> dict[str, dict]:
     """Bytes that each chip sends per step, by axis, where there is no program to read it from.
 
-    fsdp (with data, where `mesh.param_axes` cuts over both): weights gathered in bfloat16 for the
-    forward and for the backward pass, gradients scattered in the parameters' dtype, every
-    micro-step. data: gradients' parts summed once per micro-step. tensor: two sums of activations
-    per layer and direction. context: keys and values gathered per layer, and their gradients back;
-    and gradients' parts summed, since every device has seen some of the tokens only.
+    Every micro-step, over:
+      fsdp (with data or context, where `mesh.param_axes` names both): weights all-gathered in
+        the model's dtype for the forward and for the backward pass, gradients reduce-scattered.
+      data: gradients' shards all-reduced.
+      tensor: two all-reduces of activations per layer and direction.
+      context: keys and values all-gathered per layer, their gradients reduce-scattered; and
+        gradients' shards all-reduced, since every device has seen only some of the tokens.
 
     Args:
       mesh_shape: devices per axis.
@@ -119,44 +126,47 @@ def sent_by_formula(
       {axis: {"sent": bytes, "what": words}} for axes of more than one device; axes that are used
       together are joined by "+".
     """
-    m, p, a = config.model, config.packing, config.train.grad_accum_steps
+    m, p = config.model, config.packing
     data, fsdp, tensor, context = (mesh_shape[x] for x in ("data", "fsdp", "tensor", "context"))
-    branches = 2 if m.fusion == "deep" else 1
     adaln = 6 * m.num_layers * m.embed_dim**2
-    weights = (branches * branch_weights(m) + adaln + vocab_size * m.embed_dim) / tensor
-    frozen = branch_weights(m) + vocab_size * m.embed_dim
-    trained = weights - (frozen / tensor if config.optimizer.frozen == "llm" else 0)
+    weights = _branches(m) * branch_weights(m) + adaln + vocab_size * m.embed_dim
+    llm = branch_weights(m) + vocab_size * m.embed_dim
+    trained = weights - (llm if config.optimizer.frozen == "llm" else 0)
     width = 2 if m.dtype == "bfloat16" else 4
-    gradient = 4 if m.param_dtype == "float32" else 2
+    gradient = trained / tensor * (4 if m.param_dtype == "float32" else 2)
     row = p.und_tokens + p.clean_tokens + p.noised_tokens
-    tokens = row * config.train.global_batch_rows / (data * fsdp * context)
+    tokens = (
+        row * config.train.global_batch_rows / (data * fsdp)
+    )  # of a micro-step, by context's chips
+    hidden = tokens / context * m.embed_dim * width
+    kv = tokens * 2 * m.num_kv_heads * m.head_dim / tensor
+
+    sharded = [x for x in MESH_AXES if x in config.mesh.param_axes and mesh_shape[x] > 1]
+    ways = math.prod(mesh_shape[x] for x in sharded)
+
+    def part(size: int) -> float:  # what each of so many chips gets from the others
+        return (size - 1) / size
+
+    def all_reduced(axis: str) -> float:  # gradients' shards, unless they are sharded over it
+        return 0.0 if axis in sharded else 2 * part(mesh_shape[axis]) * gradient / ways
+
     found: dict[str, dict] = {}
-
-    def add(axis: str, size: int, sent: float, what: str) -> None:
-        if size > 1:  # weights alone over context come before what context sends otherwise
-            before = found.get(axis, {"sent": 0.0, "what": ""})
-            said = f"{before['what']}; {what}" if before["what"] else what
-            found[axis] = {"sent": before["sent"] + sent, "what": said}
-
-    def summed(size: int) -> float:  # gradients, each chip's part of them
-        return 2 * (size - 1) / size * gradient * trained / fsdp
-
-    cut = config.mesh.param_axes
-    over = "+".join(x for x in MESH_AXES if x in cut and mesh_shape[x] > 1)
-    fsdp = math.prod(mesh_shape[x] for x in cut)
-    # Whole gradients are summed over what does not cut them.
-    data, summing = (1 if x in cut else mesh_shape[x] for x in ("data", "context"))
-    share = (fsdp - 1) / fsdp
-    add(over, fsdp, a * share * (weights * 2 * width + trained * gradient),
-        "weights gathered twice, gradients scattered")  # fmt: skip
-    add("data", data, a * summed(data), "gradients summed")
-    hidden = tokens * m.embed_dim * width
-    add("tensor", tensor, a * 2 * (tensor - 1) / tensor * hidden * 4 * m.num_layers,
-        "activations summed after attention and FFN")  # fmt: skip
-    kv = tokens * context * 2 * m.num_kv_heads * m.head_dim / tensor
-    moved = (context - 1) / context * kv * m.num_layers * (2 * width + 4)
-    add("context", context, a * (moved + summed(summing)),
-        "keys and values gathered, gradients of these and of weights summed")  # fmt: skip
+    for axis, size, sent, what in (
+        ("+".join(sharded), ways, part(ways) * (weights / tensor * 2 * width + gradient),
+         "weights gathered twice, gradients scattered"),
+        ("data", data, all_reduced("data"), "gradients summed"),
+        ("tensor", tensor, 2 * part(tensor) * hidden * 4 * m.num_layers,
+         "activations summed after attention and FFN"),
+        ("context", context,
+         part(context) * kv * m.num_layers * (2 * width + 4) + all_reduced("context"),
+         "keys and values gathered, gradients of these and of weights summed"),
+    ):  # fmt: skip
+        if size > 1 and sent:
+            before = found.get(axis)  # weights sharded over context alone
+            found[axis] = {
+                "sent": config.train.grad_accum_steps * sent + (before["sent"] if before else 0.0),
+                "what": f"{before['what']}; {what}" if before else what,
+            }
     return found
 
 
@@ -167,11 +177,10 @@ def by_link(
 ) -> dict[str, float]:
     """Bytes sent inside a slice or node, and between them.
 
-    Devices follow one another in the order of the mesh's axes, the last of them fastest, so that
-    the groups of an axis span as many chips as it and those after it have devices. What spans
-    more than a slice or node, or does not divide it, goes over the network, all of it: between TPU
-    slices only a sum over what each slice has summed already crosses, and a chip's share of it is
-    what it sends.
+    Devices are numbered in the order of the mesh's axes, the last of them fastest. So the groups of
+    an axis span as many chips as it and those after it have devices. What spans more than a slice
+    or node, or does not divide it, is counted for the network, all of it. (Between TPU slices only
+    sums cross, of what each slice has summed already; a chip sends its share of them.)
 
     Args:
       sent_per_axes: bytes per chip by the axes of a collective; "?" where they are not known.

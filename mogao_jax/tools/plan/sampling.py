@@ -1,4 +1,4 @@
-"""The sampler's step, drawing a picture, compiled for one chip of a machine.
+"""The sampler's step, generating an image, compiled for one chip of a machine.
 
 The sampler serves from one device that holds all parameters; more chips are more servers.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +16,20 @@ import jax.numpy as jnp
 from mogao_jax.config.checks import check_architecture, image_tokens, vit_tokens
 from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.models.modules import init_params, make_modules
+from mogao_jax.models.modules import Modules, init_params, make_modules
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache
 from mogao_jax.sequence.masking import TokenMeta
 from mogao_jax.sharding import rules
 from mogao_jax.tools.plan import topology as topologies
-from mogao_jax.tools.plan.plan import vocab_size
+from mogao_jax.tools.plan.plan import Compiled, vocab_size
+from mogao_jax.tools.plan.printing import table
 from mogao_jax.tools.plan.roofline import EFFICIENCY
 from mogao_jax.tools.plan.topology import Topology
 from mogao_jax.tools.profile.flops import branch_weights
 
 CONTEXTS = 3  # full, image-only, empty: computed together
-PROMPT = 128  # und tokens of the history, besides a picture that it may hold
+PROMPT = 128  # und tokens of the history, besides those of one image
 STEPS_PER_PROGRAM = 10
 
 
@@ -38,8 +38,8 @@ class SamplingPlan:
     """Bytes and FLOPs on one chip; seconds by a roofline.
 
     Attributes:
-      pictures: drawn together, each in three contexts.
-      tokens: of a picture.
+      images: generated together, each in three contexts.
+      tokens: of an image.
       history: (und, clean) tokens in the cache that a step looks at.
       parameters: bytes.
       cache: bytes.
@@ -50,7 +50,7 @@ class SamplingPlan:
 
     name: str
     topology: Topology
-    pictures: int
+    images: int
     tokens: int
     history: tuple[int, int]
     num_steps: int
@@ -77,11 +77,11 @@ def make_sampling_plan(
     config: MogaoConfig,
     topology: Topology,
     *,
-    pictures: int = 1,
+    images: int = 1,
     compile_it: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> SamplingPlan:
-    """Plans `image.draw`, Euler's method, after a history of a prompt and one picture.
+    """Plans `image.draw`, Euler's method, after a history of a prompt and one image.
 
     Raises:
       MogaoError: as `make_plan`.
@@ -92,96 +92,75 @@ def make_sampling_plan(
         topologies.check_compiler()
     modules = make_modules(config, vocab_size(config), topology.chip.platform)
     tokens, und = image_tokens(config), PROMPT + vit_tokens(config)
-    lines = CONTEXTS * pictures
+    lines = CONTEXTS * images
     key = jax.random.key(0)
     params = rules.unbox(jax.eval_shape(lambda: init_params(config, modules.model, key)))
-
-    def cache() -> Parts:
-        return Parts(
-            und=kv_cache.allocate(config.model, lines, und),
-            clean=kv_cache.allocate(config.model, lines, tokens),
-        )
-
-    kept = jax.eval_shape(cache)
-    size = functools.partial(sum, start=0.0)
-    held = {
-        "parameters": size(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)),
-        "cache": size(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)),
-    }
-    figures: dict[str, Any] = {"peak": None, "temporaries": None, "compile_seconds": None}
+    cache = jax.eval_shape(
+        lambda: Parts(*(kv_cache.allocate(config.model, lines, n) for n in (und, tokens)))
+    )
+    params_bytes, cache_bytes = (
+        sum((float(x.size * x.dtype.itemsize) for x in jax.tree.leaves(tree)), 0.0)
+        for tree in (params, cache)
+    )
+    compiled = None
     if compile_it:
         device = topologies.devices(topology)[0]
-        say(f"compiling a picture's steps for one chip of {topology}")
-        began = time.perf_counter()
-        compiled = _lowered(config, modules, params, kept, pictures, tokens, und, device).compile()
-        m = compiled.memory_analysis()
-        figures = {
-            "peak": float(m.peak_memory_in_bytes),
-            "temporaries": float(m.temp_size_in_bytes),
-            "compile_seconds": time.perf_counter() - began,
-        }
+        say(f"compiling an image's steps for one chip of {topology}")
+        program = _lowered(modules, params, cache, images, (und, tokens), device)
+        compiled, _ = Compiled.of(program)
     m, chip = config.model, topology.chip
     matmuls = 2.0 * branch_weights(m) * tokens * lines
-    pairs = lines * tokens * (und + 2 * tokens)  # history, a clean picture, and itself
+    pairs = lines * tokens * (und + 2 * tokens)  # history, a clean image, and itself
     attention = 4.0 * m.num_layers * m.num_heads * m.head_dim * pairs
     compute = matmuls / EFFICIENCY["matmuls"] + attention / EFFICIENCY["attention"]
-    width = jnp.dtype(m.param_dtype).itemsize
-    read = width * branch_weights(m) + held["cache"]
+    read = jnp.dtype(m.param_dtype).itemsize * branch_weights(m) + cache_bytes
     return SamplingPlan(
         name=config.name,
         topology=topology,
-        pictures=pictures,
+        images=images,
         tokens=tokens,
         history=(und, tokens),
         num_steps=config.sampling.num_steps,
-        parameters=held["parameters"],
-        cache=held["cache"],
+        parameters=params_bytes,
+        cache=cache_bytes,
+        peak=compiled.peak if compiled else None,
+        temporaries=compiled.temporaries if compiled else None,
+        compile_seconds=compiled.seconds if compiled else None,
         step_flops=matmuls + attention,
         compute_seconds=compute / chip.flops,
         memory_seconds=read / (chip.bandwidth * EFFICIENCY["memory"]),
-        **figures,
     )
 
 
 def _lowered(
-    config: MogaoConfig,
-    modules: Any,
-    params: Any,
-    cache: Any,
-    pictures: int,
-    tokens: int,
-    und: int,
-    device: Any,
+    modules: Modules, params: Any, cache: Any, images: int, history: tuple[int, int], device: Any
 ) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(device)
-
-    def placed(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
+    """The steps of some images after (und, clean) tokens of history, lowered for a device."""
+    und, tokens = history
+    num_lines, i32, f32 = CONTEXTS * images, jnp.int32, jnp.float32
 
     def array(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape, dtype)
 
-    num_lines, i32, f32 = CONTEXTS * pictures, jnp.int32, jnp.float32
     lines = image.GuidanceBatch(
         rows=array(i32, num_lines),
         picture=array(i32, num_lines),
         meta=TokenMeta(*(array(i32, num_lines, tokens) for _ in range(3))),
         positions=array(f32, num_lines, tokens, 3),
-        index=array(i32, pictures, CONTEXTS),
-        weights=array(f32, pictures, CONTEXTS),
-        interval=array(f32, pictures, 2),
+        index=array(i32, images, CONTEXTS),
+        weights=array(f32, images, CONTEXTS),
+        interval=array(f32, images, 2),
     )
-    channels = config.vae.latent_channels * LATENT_PATCH**2
+    channels = modules.config.vae.latent_channels * LATENT_PATCH**2
     draw = functools.partial(
         image.draw, modules, und_length=und, clean_length=tokens, solver="euler"
     )
-    return jax.jit(draw).lower(
-        placed(params),
-        placed(cache),
-        array(f32, pictures, tokens, channels),
-        array(f32, STEPS_PER_PROGRAM + 1, pictures),
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return jax.jit(draw, in_shardings=sharding).lower(
+        params,
+        cache,
+        array(f32, images, tokens, channels),
+        array(f32, STEPS_PER_PROGRAM + 1, images),
         array(i32),
         lines,
     )
@@ -192,7 +171,7 @@ def as_text(plan: SamplingPlan) -> str:
     gib, chip = 2.0**30, plan.topology.chip
     rows = [
         ("chip", f"one {chip.name}, {chip.memory / gib:.1f} GiB"),
-        ("pictures", f"{plan.pictures}, of {plan.tokens:,} tokens, in {CONTEXTS} contexts each"),
+        ("images", f"{plan.images}, of {plan.tokens:,} tokens, in {CONTEXTS} contexts each"),
         ("history", f"{plan.history[0]:,} und and {plan.history[1]:,} clean tokens"),
         ("parameters", f"{plan.parameters / gib:.2f} GiB"),
         ("cache", f"{plan.cache / gib:.2f} GiB"),
@@ -204,28 +183,28 @@ def as_text(plan: SamplingPlan) -> str:
                                 f"compiled in {plan.compile_seconds:.0f} s"),
         ]  # fmt: skip
     else:
-        rows.append(("peak", "not known without a compiler; the frozen VAE's decoder comes on top"))
-    step = plan.step_seconds
+        rows.append(("peak", "not known without a compiler; the frozen VAE's decoder adds to it"))
+    seconds = plan.step_seconds * plan.num_steps
     limit = "arithmetic" if plan.compute_seconds >= plan.memory_seconds else "memory bandwidth"
     rows += [
-        ("a step", f"{plan.step_flops:.4g} FLOP, {step * 1e3:.1f} ms, limited by {limit}"),
-        ("pictures/s", f"{plan.pictures / (step * plan.num_steps):.3g} a chip, "
-                       f"{step * plan.num_steps:.2f} s for {plan.num_steps} steps"),
+        ("a step", f"{plan.step_flops:.4g} FLOP, {plan.step_seconds * 1e3:.1f} ms, limited by "
+                   f"{limit}"),
+        ("images/s", f"{plan.images / seconds:.3g} a chip, {seconds:.2f} s for {plan.num_steps} "
+                     "steps"),
     ]  # fmt: skip
-    width = max(len(name) for name, _ in rows)
     assumed = ", ".join(f"{k} {EFFICIENCY[k]:.0%}" for k in ("matmuls", "attention", "memory"))
     flags = []
     if plan.held > chip.memory:
         flags = [
             "",
             f"OUT OF MEMORY: {plan.held / gib:.1f} of {chip.memory / gib:.1f} GiB. Try fewer "
-            "pictures at a time, config.model.param_dtype='bfloat16', or a chip with more memory.",
+            "images at a time, config.model.param_dtype='bfloat16', or a chip with more memory.",
         ]
     return "\n".join(
         [
             f"Plan of sampling from {plan.name!r}",
             "",
-            *(f"{name:<{width}}  {value}" for name, value in rows),
+            *table(rows),
             f"An estimate; assumed shares of published peaks: {assumed}.",
             *flags,
         ]

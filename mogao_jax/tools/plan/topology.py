@@ -1,4 +1,8 @@
-"""Machines that are not at hand: slices of TPUs that the TPU compiler knows, and nodes of GPUs."""
+"""Machines you do not have: slices of TPUs that the TPU compiler knows, and nodes of GPUs.
+
+Figures per chip are the published ones, dense bf16 without sparsity: Google Cloud's TPU system
+architecture pages (v4, v5e, v5p, v6e, Ironwood) and NVIDIA's data sheets of the SXM parts.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,49 @@ import re
 from typing import Any
 
 from mogao_jax.errors import EnvironmentProblem
-from mogao_jax.tools.plan.chips import CHIPS, Chip
 
 GPUS_PER_NODE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+      name: as in a topology's name.
+      platform: JAX's name of it.
+      flops: bf16 FLOP/s at peak.
+      memory: bytes of HBM that the specification gives.
+      bandwidth: bytes/s of HBM.
+      link_bandwidth: bytes/s of all links inside a slice or node together, one way (ICI, NVLink).
+      network_bandwidth: bytes/s per chip between slices or nodes (data-centre network), one way;
+        an assumption of the estimate, since it depends on the installation.
+    """
+
+    name: str
+    platform: str
+    flops: float
+    memory: float
+    bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float
+
+
+_GIB = 2.0**30
+_GBIT = 1e9 / 8
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", "tpu", 275e12, 32 * _GIB, 1228e9, 2400 * _GBIT / 2, 6.25e9),
+        Chip("v5e", "tpu", 197e12, 16 * _GIB, 819e9, 1600 * _GBIT / 2, 3.1e9),
+        Chip("v5p", "tpu", 459e12, 95 * _GIB, 2765e9, 4800 * _GBIT / 2, 6.25e9),
+        Chip("v6e", "tpu", 918e12, 32 * _GIB, 1640e9, 3584 * _GBIT / 2, 12.5e9),
+        Chip("tpu7x", "tpu", 2307e12, 192 * _GIB, 7380e9, 9600 * _GBIT / 2, 12.5e9),
+        Chip("H100", "gpu", 989e12, 80e9, 3350e9, 450e9, 50e9),
+        Chip("H200", "gpu", 989e12, 141e9, 4800e9, 450e9, 50e9),
+    )
+}
 
 # Shapes that exist, per chip, for messages.
 _EXAMPLES = {
@@ -23,11 +67,10 @@ _EXAMPLES = {
     "v6e": ("2x2", "4x4", "8x8", "16x16"),
     "tpu7x": ("2x2x1", "4x4x4"),
 }
-# Chips whose two cores the compiler counts as devices of their own: planned by formulas alone, and
-# so proposed to nobody.
+# Chips whose two cores the compiler counts as devices of their own. They are planned by formulas
+# alone, so no message proposes them.
 _TWO_CORES = ("v4", "tpu7x")
-_PROPOSED = {chip: shapes for chip, shapes in _EXAMPLES.items() if chip not in _TWO_CORES}
-# By the number of chips, as the recipes name them.
+# Names by the number of chips, as in the recipes: v5p-64.
 _ALIASES = {
     f"{chip}-{math.prod(map(int, shape.split('x')))}": f"{chip}:{shape}"
     for chip, shapes in _EXAMPLES.items()
@@ -37,7 +80,7 @@ _ALIASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Some number of equal chips.
+    """A number of equal chips.
 
     Attributes:
       name: as the compiler knows it (TPUs), or such as "8xH100".
@@ -72,46 +115,54 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     """The machine of a name: `v5p:4x4x4`, `v5p-64`, `8xH100`, `H200`.
 
     Args:
-      num_slices: of TPUs; GPUs are cut into nodes of 8 by themselves.
+      num_slices: of TPUs; GPUs come in nodes of 8 by themselves.
     Raises:
       EnvironmentProblem: no such chip, or no shape; with names that exist.
     """
     gpu = re.fullmatch(r"(?:(\d+)x)?([A-Za-z]+\d+)", name)
     by_name = {c.lower(): chip for c, chip in CHIPS.items()}
-    if gpu and (chip := by_name.get(gpu[2].lower())) and chip.platform == "gpu":
-        count = int(gpu[1] or 1)
-        if num_slices > 1:
-            nodes = max(1, math.ceil(count / GPUS_PER_NODE)) * num_slices
-            raise EnvironmentProblem(
-                f"--num-slices is {num_slices}, but it joins slices of TPUs: name all GPUs in the "
-                f"topology, such as --topology {nodes * GPUS_PER_NODE}x{chip.name}, whose nodes of "
-                f"{GPUS_PER_NODE} are joined by the network."
-            )
-        if not count or (count > GPUS_PER_NODE and count % GPUS_PER_NODE):
-            near = max(1, round(count / GPUS_PER_NODE)) * GPUS_PER_NODE
-            raise EnvironmentProblem(
-                f"--topology is {name!r}; more than {GPUS_PER_NODE} GPUs are whole nodes of "
-                f"{GPUS_PER_NODE}, such as {near}x{chip.name}."
-            )
-        return Topology(f"{count}x{chip.name}", chip, count, math.ceil(count / GPUS_PER_NODE))
+    chip = by_name.get(gpu[2].lower()) if gpu else None
+    if gpu and chip and chip.platform == "gpu":
+        return _gpus(name, int(gpu[1] or 1), chip, num_slices)
     full = _ALIASES.get(name, name)
     tpu = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", full)
-    chip = CHIPS.get(tpu[1]) if tpu else None
-    if not tpu or chip is None or chip.name not in _EXAMPLES:
-        gpus = ["8xH100", "64xH100", "8xH200", "1xH200"]
-        slices = [x for pair in _ALIASES.items() for x in reversed(pair)]
-        known = [x for x in slices if not x.startswith(_TWO_CORES)] + gpus
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
-        raise EnvironmentProblem(
-            f"--topology is {name!r}, which is not known.{guess} There are slices of TPUs, "
-            f"{', '.join(f'{c}:{s[-1]}' for c, s in _PROPOSED.items())} (a chip and the shape of "
-            "the slice), and GPUs, such as 8xH100, 64xH100, 1xH200."
-        )
+    if not tpu or tpu[1] not in _EXAMPLES:
+        raise _unknown(name)
     num_chips = math.prod(int(n) for n in tpu[2].split("x"))
     if not num_chips:
         raise EnvironmentProblem(f"--topology is {name!r}, a slice without chips.")
-    return Topology(full, chip, num_chips * num_slices, num_slices)
+    return Topology(full, CHIPS[tpu[1]], num_chips * num_slices, num_slices)
+
+
+def _gpus(name: str, count: int, chip: Chip, num_slices: int) -> Topology:
+    each, nodes = GPUS_PER_NODE, math.ceil(count / GPUS_PER_NODE)
+    if num_slices > 1:
+        raise EnvironmentProblem(
+            f"--num-slices is {num_slices}, but it joins slices of TPUs: name all GPUs in the "
+            f"topology, such as --topology {max(1, nodes) * num_slices * each}x{chip.name}, whose "
+            f"nodes of {each} are joined by the network."
+        )
+    if not count or (count > each and count % each):
+        near = max(1, round(count / each)) * each
+        raise EnvironmentProblem(
+            f"--topology is {name!r}; more than {each} GPUs are whole nodes of {each}, such as "
+            f"{near}x{chip.name}."
+        )
+    return Topology(f"{count}x{chip.name}", chip, count, nodes)
+
+
+def _unknown(name: str) -> EnvironmentProblem:
+    gpus = ["8xH100", "64xH100", "8xH200", "1xH200"]
+    slices = [x for pair in _ALIASES.items() for x in reversed(pair)]
+    known = [x for x in slices if not x.startswith(_TWO_CORES)] + gpus
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    proposed = (f"{c}:{s[-1]}" for c, s in _EXAMPLES.items() if c not in _TWO_CORES)
+    return EnvironmentProblem(
+        f"--topology is {name!r}, which is not known.{guess} There are slices of TPUs, "
+        f"{', '.join(proposed)} (a chip and the shape of the slice), and GPUs, such as 8xH100, "
+        "64xH100, 1xH200."
+    )
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -121,7 +172,7 @@ def devices(topology: Topology) -> list[Any]:
       EnvironmentProblem: the TPU compiler (libtpu) is missing, of another version than this jax
         needs, or does not know the topology.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this is no TPU machine: nothing to ask
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU machine: no metadata to ask for
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")  # keeps its start quiet
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     check_compiler()
@@ -157,14 +208,14 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def check_compiler() -> None:
-    """Raises EnvironmentProblem unless libtpu is there, in the version that this jax is for."""
-    wanted = _wanted_version()
+    """Raises EnvironmentProblem unless libtpu is installed, in the version that jax requires."""
+    wanted = wanted_version()
     hint = f"pip install 'libtpu=={wanted}' (or 'mogao_jax[plan]'); it needs no TPU"
     try:
         found = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         if os.environ.get("TPU_LIBRARY_PATH"):
-            return  # of a version that only it knows
+            return  # whose version nothing tells
         raise EnvironmentProblem(f"the TPU compiler, libtpu, is not installed: {hint}.") from None
     if wanted.endswith(".*") and not f"{found}.".startswith(wanted[:-1]):
         jax_version = importlib.metadata.version("jax")
@@ -173,8 +224,8 @@ def check_compiler() -> None:
         )
 
 
-def _wanted_version() -> str:
-    """Such as "0.0.42.*": what jax asks for on TPUs."""
+def wanted_version() -> str:
+    """The version of libtpu that jax requires, such as "0.0.42.*"."""
     for requirement in importlib.metadata.requires("jax") or ():
         found = re.match(r"libtpu\s*==\s*([\w.*]+)", requirement)
         if found:

@@ -15,8 +15,8 @@ from mogao_jax.tools.plan.collectives import collectives, first_group, traffic
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
 
-# As the TPU compiler writes them: a loop of four turns, asynchronous and fused forms, three ways
-# to name groups.
+# As the TPU compiler writes them: a loop of four iterations, asynchronous and fused forms, three
+# ways to name groups.
 HLO = """HloModule jit_f
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -49,9 +49,9 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_of_a_program_written_by_hand():
-    found = {c.where or f"{c.kind} {c.turns}": c for c in collectives(HLO, MESH)}
+    found = {c.where or f"{c.kind} {c.runs}": c for c in collectives(HLO, MESH)}
     gather = found["jit(f)/while/body/gather"]
-    assert (gather.kind, gather.turns, gather.bytes) == ("all-gather", 4, 2048 * 4096 * 2)
+    assert (gather.kind, gather.runs, gather.bytes) == ("all-gather", 4, 2048 * 4096 * 2)
     # Two groups of [4, 2] transposed: 0, 2 differ in the second axis... of 2 x 2 x 2: fsdp.
     assert gather.axes == ("fsdp",) and gather.group_size == 2
     assert gather.sent == gather.bytes / 2
@@ -86,17 +86,17 @@ def test_groups_of_devices(groups, members):
     assert (found is None) if members is None else list(found) == members
 
 
-def test_loops_whose_turns_depend_on_data_count_once():
+def test_loops_whose_trip_count_depends_on_data_count_once():
     unknown = HLO.replace("constant(4)", "get-tuple-element(%arg), index=0")
-    assert {c.turns for c in collectives(unknown, MESH)} == {1}
+    assert {c.runs for c in collectives(unknown, MESH)} == {1}
     known = unknown.replace(
         "body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"7"}}'
     )
-    assert 7 in {c.turns for c in collectives(known, MESH)}
+    assert 7 in {c.runs for c in collectives(known, MESH)}
 
 
 def test_the_collectives_of_a_compiled_scan():
-    """Three layers of weights cut over fsdp: gathered once a turn, along that axis alone."""
+    """Three layers of weights sharded over fsdp: gathered along that axis alone, once each."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     cut = NamedSharding(mesh, P(None, "fsdp"))
     rows = NamedSharding(mesh, P(("data", "fsdp")))
@@ -111,6 +111,6 @@ def test_the_collectives_of_a_compiled_scan():
     found = collectives(compiled.as_text(), dict(mesh.shape))
     gathers = [c for c in found if c.kind == "all-gather"]
     assert {c.axes for c in gathers} == {("fsdp",)}
-    # Either three turns of a layer each, or all layers before the loop.
-    moved = sum(c.bytes * c.turns for c in gathers)
+    # Either a layer in each of three iterations, or all layers before the loop.
+    moved = sum(c.bytes * c.runs for c in gathers)
     assert moved == 3 * 64 * 64 * np.dtype(np.float32).itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -18,10 +19,9 @@ from mogao_jax.models.vae import moments_of_images
 from mogao_jax.sequence.document import Image
 from mogao_jax.sharding.mesh import make_mesh
 from mogao_jax.tools.plan import diagnostics, lowering, memory, roofline, search
-from mogao_jax.tools.plan import plan as plans
 from mogao_jax.tools.plan.collectives import Collective
 from mogao_jax.tools.plan.mixture import made_up_document, packed_rows
-from mogao_jax.tools.plan.plan import Compiled, check, make_plan, subject
+from mogao_jax.tools.plan.plan import Compiled, check, make_plan, make_workload
 from mogao_jax.tools.plan.printing import as_json, as_text
 from mogao_jax.tools.plan.search import candidates
 from mogao_jax.tools.plan.topology import parse
@@ -46,7 +46,7 @@ def config(**mesh):
 
 @pytest.fixture(scope="module")
 def known():
-    return subject(config(fsdp=8), GPUS, lambda _: None)
+    return make_workload(config(fsdp=8), GPUS)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +157,13 @@ HBM = SMEM.replace("smem", "hbm") + "vmem: 16M of it are scoped"
 
 def test_the_remedy_is_for_the_memory_that_the_compiler_names():
     cfg = config()
-    assert "larger config.mesh.context" in plans._remedy(cfg, SMEM)
-    assert "smaller config.model.attention.block_q" in plans._remedy(cfg, VMEM)
-    assert "smaller config" in plans._remedy(cfg, "RESOURCE_EXHAUSTED: over the scoped vmem limit")
+    flag = functools.partial(diagnostics.out_of_memory, cfg)
+    assert "larger config.mesh.context" in flag(SMEM)
+    assert "smaller config.model.attention.block_q" in flag(VMEM)
+    assert "smaller config" in flag("RESOURCE_EXHAUSTED: over the scoped vmem limit")
     for text in (HBM, "RESOURCE_EXHAUSTED: Out of memory"):
-        assert plans._remedy(cfg, text) == diagnostics.memory_remedy(cfg)
-    assert plans._brief(SMEM).endswith("smem capacity by 40.6K.")
+        assert flag(text).endswith(f". {diagnostics.memory_remedy(cfg)}")
+    assert "smem capacity by 40.6K. That is a core's memory" in flag(SMEM)
 
 
 def test_pictures_that_were_encoded_beforehand_are_planned_as_that(known, plan):
@@ -188,7 +189,7 @@ def test_pictures_that_were_encoded_beforehand_are_planned_as_that(known, plan):
         for x in jax.tree.leaves(arguments.batch)
     )
     assert plan.encoders["VAE"]["executed"] > 0
-    assert subject(cfg, GPUS, lambda _: None).encoders == {}
+    assert make_workload(cfg, GPUS).encoders == {}
 
 
 def test_a_search_leaves_out_what_the_compiler_finds_too_large(known, monkeypatch):
@@ -210,7 +211,7 @@ def test_a_search_leaves_out_what_the_compiler_finds_too_large(known, monkeypatc
 
         asked.clear()
         monkeypatch.setattr(search, "make_plan", make)
-        monkeypatch.setattr(search, "subject", lambda *_: known)
+        monkeypatch.setattr(search, "make_workload", lambda *_: known)
         monkeypatch.setattr(search.topologies, "devices", lambda _: [])
         return search.search(cfg, slice_, compile_best=2)
 
@@ -260,7 +261,7 @@ def test_rows_that_nothing_fits_are_refused():
 
 def _collective(**fields):
     values = {
-        "kind": "all-reduce", "shapes": (("bf16", (8, 1024, 32)),), "bytes": 2**21, "turns": 2,
+        "kind": "all-reduce", "shapes": (("bf16", (8, 1024, 32)),), "bytes": 2**21, "runs": 2,
         "axes": ("fsdp",), "group_size": 8, "where": "jit(train_step)/x",
     }  # fmt: skip
     return Collective(**values | fields)

@@ -96,10 +96,10 @@ def test_a_recipe_whose_weights_lie_along_a_torus_is_planned_over_slices(tmp_pat
 
 def test_sampling_on_a_gpu_is_planned_by_formulas(recipe, capsys):
     status, out, _ = run(
-        capsys, f"--config={recipe}", "--topology", "H200", "--what", "sample", "--pictures", 2
+        capsys, f"--config={recipe}", "--topology", "H200", "--what", "sample", "--images", 2
     )
     assert status == 0
-    assert "2, of 4 tokens, in 3 contexts each" in out and "pictures/s" in out
+    assert "2, of 4 tokens, in 3 contexts each" in out and "images/s" in out
 
 
 @pytest.mark.parametrize(

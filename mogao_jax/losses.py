@@ -8,7 +8,7 @@ denominator are each summed over the whole global batch, by an explicit `psum` o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ from jax.sharding import PartitionSpec
 from mogao_jax.sharding.ambient import BATCH_AXES, ambient_mesh
 
 
-class WeightedSum(NamedTuple):
-    """Numerator and denominator of a weighted mean, float32 scalars (or arrays of them)."""
+class WeightedMean(NamedTuple):
+    """Numerator and denominator of a weighted mean: float32 scalars, or arrays of one shape."""
 
-    total: jax.Array
-    weight: jax.Array
+    total: Any
+    weight: Any
 
     def __add__(self, other):
-        return WeightedSum(self.total + other.total, self.weight + other.weight)
+        return WeightedMean(self.total + other.total, self.weight + other.weight)
 
     def mean(self) -> jax.Array:
         """total / weight, and 0 where nothing was weighed (a batch without one modality)."""
@@ -63,6 +63,6 @@ def global_sum(x: jax.Array) -> jax.Array:
     return reduce(x)
 
 
-def weighted_sum(losses: jax.Array, weights: jax.Array) -> WeightedSum:
+def weighted_mean(losses: jax.Array, weights: jax.Array) -> WeightedMean:
     """Numerator and denominator over the global batch of per-token losses [B, L]."""
-    return WeightedSum(global_sum(losses * weights), global_sum(weights))
+    return WeightedMean(global_sum(losses * weights), global_sum(weights))

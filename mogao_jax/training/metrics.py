@@ -13,26 +13,20 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from mogao_jax.atomic import write_file
 from mogao_jax.errors import EnvironmentProblem, MogaoError
+from mogao_jax.losses import WeightedMean
 from mogao_jax.sharding import multihost
 from mogao_jax.training import workdir as workdir_lib
 
 
 class LossNotFinite(MogaoError):
     """Training diverged: a loss or a gradient norm is NaN or infinite."""
-
-
-class Mean(NamedTuple):
-    """A weighted sum and its weight: scalars, or vectors of one length (see `labels`)."""
-
-    total: Any
-    weight: Any
 
 
 def timestep_bin_labels(num_bins: int) -> list[str]:
@@ -66,8 +60,8 @@ class Accumulator:
           labels: {vector metric: names of its elements}, as made by `labels`.
         """
         self._labels = {k: list(v) for k, v in (labels or {}).items()}
-        self._pending: list[tuple[int, dict[str, Mean]]] = []
-        self._sums: dict[str, list[float]] = {}
+        self._pending: list[tuple[int, dict[str, WeightedMean]]] = []
+        self._sums: dict[str, WeightedMean] = {}
         self._last_good: dict[str, float] = {}
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -75,10 +69,10 @@ class Accumulator:
 
         Args:
           step: for messages.
-          metrics: {name: Mean or (total, weight), or a plain scalar, which weighs 1}.
+          metrics: {name: WeightedMean or (total, weight), or a plain scalar, which weighs 1}.
         """
-        pairs = {k: Mean(*v) if isinstance(v, tuple) else Mean(v, 1.0) for k, v in metrics.items()}
-        self._pending.append((step, pairs))
+        pairs = {k: v if isinstance(v, tuple) else (v, 1.0) for k, v in metrics.items()}
+        self._pending.append((step, {k: WeightedMean(*pair) for k, pair in pairs.items()}))
 
     def take(self) -> dict[str, float]:
         """Means over the steps since the last call; metrics of zero weight are left out.
@@ -102,25 +96,24 @@ class Accumulator:
             bad = sorted(k for k, (total, _) in values.items() if not math.isfinite(total))
             if bad:
                 raise LossNotFinite(self._diverged(step, bad, values))
-            for name, (total, weight) in values.items():
-                pair = self._sums.setdefault(name, [0.0, 0.0])
-                pair[0] += total
-                pair[1] += weight
+            for name, mean in values.items():
+                self._sums[name] = self._sums.get(name, WeightedMean(0.0, 0.0)) + mean
             self._last_good = {"step": step, **_means(values)}
 
-    def _expand(self, metrics: Mapping[str, Mean]) -> dict[str, tuple[float, float]]:
-        values: dict[str, tuple[float, float]] = {}
+    def _expand(self, metrics: Mapping[str, WeightedMean]) -> dict[str, WeightedMean]:
+        """Float64 scalars, those of vectors under their labels."""
+        values: dict[str, WeightedMean] = {}
         for name, (total, weight) in metrics.items():
             total = np.asarray(total, np.float64)
             weight = np.broadcast_to(np.asarray(weight, np.float64), total.shape)
             if total.ndim == 0:
-                values[name] = (float(total), float(weight))
+                values[name] = WeightedMean(float(total), float(weight))
                 continue
             names = self._labels.get(name)
             if names is None or len(names) != total.size:
                 raise ValueError(f"metric {name!r} has shape {total.shape}, labels {names}")
             for label, t, w in zip(names, total, weight, strict=True):
-                values[label] = (float(t), float(w))
+                values[label] = WeightedMean(float(t), float(w))
         return values
 
     def _diverged(self, step: int, bad: list[str], values: Mapping[str, Any]) -> str:
@@ -143,7 +136,7 @@ class Accumulator:
         return " ".join(parts)
 
 
-def _means(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def _means(sums: Mapping[str, WeightedMean]) -> dict[str, float]:
     return {name: total / weight for name, (total, weight) in sums.items() if weight}
 
 
@@ -152,7 +145,7 @@ def _listing(values: Mapping[str, float]) -> str:
 
 
 class Throughput:
-    """Tokens and steps per second, and the share of the time spent waiting for data."""
+    """Tokens and steps per second, how full rows were, and the share of time waiting for data."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -161,7 +154,8 @@ class Throughput:
     def _reset(self) -> None:
         self._began = self._clock()
         self._waited = self._paused = 0.0
-        self._steps = self._tokens = 0
+        self.num_steps = self._tokens = 0
+        self._fill: dict[str, float] = {}
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -177,21 +171,31 @@ class Throughput:
         yield
         self._paused += self._clock() - began
 
-    def step(self, tokens: int) -> None:
-        """After a step over `tokens` real (not padding) tokens."""
-        self._steps += 1
+    def step(self, tokens: int, fill: Mapping[str, float] | None = None) -> None:
+        """After a step over `tokens` real (not padding) tokens; `fill`: their share per stream."""
+        self.num_steps += 1
         self._tokens += tokens
+        for stream, share in (fill or {}).items():
+            self._fill[stream] = self._fill.get(stream, 0.0) + share
 
     def take(self) -> dict[str, float]:
         """Rates since the last call. Call it after the devices were waited for."""
         seconds = max(self._clock() - self._began - self._paused, 1e-9)
         rates = {
             "tokens_per_second": self._tokens / seconds,
-            "steps_per_second": self._steps / seconds,
+            "steps_per_second": self.num_steps / seconds,
             "data_wait_share": self._waited / seconds,
         }
+        rates |= {f"fill/{k}": total / self.num_steps for k, total in self._fill.items()}
         self._reset()
         return rates
+
+
+class Writer(Protocol):
+    """Anything that takes the records of a run."""
+
+    def write(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
+        """One record. `step` counts steps done; metric names are flat ('flow_loss/qa')."""
 
 
 class MetricsWriter:
@@ -262,7 +266,7 @@ class MetricsWriter:
         return bool(multihost.gather(int((step, split) in self._kept))[0])
 
     def write(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
-        """One record. `step` counts steps done; metric names are flat ('flow_loss/qa')."""
+        """One record, as of `Writer`."""
         if not self._active:
             return
         values = {k: float(v) for k, v in metrics.items()}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax import flow
-from mogao_jax.losses import WeightedSum, flow_loss, weighted_sum
+from mogao_jax.losses import WeightedMean, flow_loss, weighted_mean
 from mogao_jax.models.encoding import encode_batch, take_tokens
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import MogaoInputs, head_table, make_inputs
@@ -24,8 +24,8 @@ from mogao_jax.training.noise import NoiseDraw
 class Losses(NamedTuple):
     """Numerators and denominators over the global batch, and per-token values for metrics."""
 
-    ntp: WeightedSum
-    flow: WeightedSum
+    ntp: WeightedMean
+    flow: WeightedMean
     ntp_per_token: jax.Array  # float32[B, U]
     flow_per_token: jax.Array  # float32[B, N]
     is_correct: jax.Array  # bool[B, U] the target is the likeliest token
@@ -77,22 +77,22 @@ def losses(
     )
     per_token = flow_loss(outputs.velocity, target)
     return Losses(
-        ntp=weighted_sum(ntp, batch.und.loss_weights),
-        flow=weighted_sum(per_token, batch.noised.loss_weights),
+        ntp=weighted_mean(ntp, batch.und.loss_weights),
+        flow=weighted_mean(per_token, batch.noised.loss_weights),
         ntp_per_token=ntp,
         flow_per_token=per_token,
         is_correct=is_correct,
     )
 
 
-def total_loss(ntp: WeightedSum, flow: WeightedSum, ntp_weight: float) -> jax.Array:
+def total_loss(ntp: WeightedMean, flow: WeightedMean, ntp_weight: float) -> jax.Array:
     """lambda * L_NTP + L_flow (equation 7); a modality that is absent adds nothing."""
     return ntp_weight * ntp.mean() + flow.mean()
 
 
 def breakdown(
     modules: Modules, batch: PackedBatch, noise: NoiseDraw, result: Losses
-) -> dict[str, WeightedSum]:
+) -> dict[str, WeightedMean]:
     """Metrics as weighted sums: totals, per source, per timestep bin, token accuracy.
 
     Vector metrics ("ntp_loss/source", ...) are spelled out by `training.metrics.labels`.
@@ -122,10 +122,10 @@ def breakdown(
 
 def _sums(
     values: jax.Array, weights: jax.Array, group: jax.Array | None = None, num_groups: int = 0
-) -> WeightedSum:
+) -> WeightedMean:
     """Weighted sums over all tokens, or float32[num_groups] of them by each token's group."""
     if group is None:
-        return WeightedSum(jnp.sum(values * weights), jnp.sum(weights))
+        return WeightedMean(jnp.sum(values * weights), jnp.sum(weights))
     is_in = (group[..., None] == jnp.arange(num_groups)).astype(jnp.float32)
     total = jnp.einsum("bl,blg->g", values * weights, is_in)
-    return WeightedSum(total, jnp.einsum("bl,blg->g", weights, is_in))
+    return WeightedMean(total, jnp.einsum("bl,blg->g", weights, is_in))

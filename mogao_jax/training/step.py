@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mogao_jax.losses import WeightedSum, global_sum
+from mogao_jax.losses import WeightedMean, global_sum
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.context import balanced
@@ -28,7 +28,7 @@ from mogao_jax.training.objective import (
 )
 from mogao_jax.training.state import TrainState
 
-Metrics = dict[str, WeightedSum]
+Metrics = dict[str, WeightedMean]
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
@@ -142,5 +142,5 @@ def make_eval_step(modules: Modules) -> Callable[..., Metrics]:
 VALIDATION_SEED = 20250508  # any constant will do; it must not follow config.seed
 
 
-def _scalar(x: jax.Array) -> WeightedSum:
-    return WeightedSum(x, jnp.ones((), jnp.float32))
+def _scalar(x: jax.Array) -> WeightedMean:
+    return WeightedMean(x, jnp.ones((), jnp.float32))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mogao_jax.errors import EnvironmentProblem, MogaoError
+from mogao_jax.losses import WeightedMean
 from mogao_jax.training import loop, metrics
-from mogao_jax.training.metrics import Mean
 from mogao_jax.training.state import TrainState
 
 
@@ -19,7 +19,7 @@ def test_means_are_divided_last():
     accumulator = metrics.Accumulator()
     totals, weights = [3.0, 10.0, 0.0], [1.0, 8.0, 0.0]
     for step, (t, w) in enumerate(zip(totals, weights, strict=True)):
-        pair = Mean(jnp.float32(t), jnp.float32(w))
+        pair = WeightedMean(jnp.float32(t), jnp.float32(w))
         accumulator.add(step, {"ntp_loss": pair, "grad_norm": jnp.float32(step)})
     taken = accumulator.take()
     assert taken == {"ntp_loss": pytest.approx(13 / 9), "grad_norm": pytest.approx(1.0)}

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from mogao_jax.assembly import train as train
     from mogao_jax.sampling.pipeline import Pipeline
 
 __version__ = "0.1.0"
@@ -37,3 +38,12 @@ def load(
     from mogao_jax.sampling import pipeline
 
     return pipeline.load(path, weights=weights, max_context=max_context, **places)
+
+
+def __getattr__(name: str) -> Any:
+    """`train` is imported when it is asked for: it imports JAX, which --version does not need."""
+    if name == "train":
+        from mogao_jax.assembly import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

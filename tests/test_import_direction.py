@@ -44,6 +44,7 @@ RANK = {
     "precompute": 6,
     "training": 6,
     "sampling": 6,
+    "assembly": 7,
     "console": 7,
     "gallery": 7,
     # what stands beside it

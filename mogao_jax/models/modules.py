@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
-from mogao_jax.models.encoder_weights import load_vae, load_vit
+from mogao_jax.models.encoder_weights import load_vae, load_vit, vae_template, vit_template
 from mogao_jax.models.mogao import Mogao, build, example_inputs, vit_feature_shape
 from mogao_jax.models.taef1 import Taef1
 from mogao_jax.models.vae import FluxVae
@@ -61,9 +62,24 @@ def load_modules(
       CheckpointError, ConfigError: weights that are missing, damaged or of another shape.
     """
     modules = make_modules(config, vocab_size, platform)
-    vae = load_vae(config.vae).params
+    return modules, load_encoders(modules)
+
+
+def load_encoders(modules: Modules) -> EncoderParams:
+    """The frozen encoders' parameters; raises as `load_modules`."""
+    config = modules.config
     vit = load_vit(config.vit).params if modules.vit else None
-    return modules, EncoderParams(vae, stacked(vit) if vit and config.model.scan_layers else vit)
+    vit = stacked(vit) if vit and config.model.scan_layers else vit
+    return EncoderParams(load_vae(config.vae).params, vit)
+
+
+def encoder_shapes(modules: Modules) -> EncoderParams:
+    """As `load_encoders`, as ShapeDtypeStructs; no file is read."""
+    config = modules.config
+    vit = vit_template(config.vit) if modules.vit else None
+    if vit and config.model.scan_layers:
+        vit = jax.eval_shape(lambda vit: stacked(vit, jnp.stack), vit)
+    return EncoderParams(vae_template(config.vae), vit)
 
 
 def make_modules(config: MogaoConfig, vocab_size: int, platform: str | None = None) -> Modules:

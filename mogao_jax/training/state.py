@@ -92,14 +92,15 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def init_state(
-    init_params: Callable[[], Any],
-    transform: optax.GradientTransformation,
-    mesh: Mesh,
-    ema_decay: float = 0.0,
-    param_axes: tuple[str, ...] = rules.FSDP,
+    init_params: Callable[[], Any], abstract: TrainState, transform: optax.GradientTransformation
 ) -> TrainState:
-    """The state at step 0, made in place: no device ever holds more than its own part."""
-    abstract = abstract_state(init_params, transform, mesh, ema_decay, param_axes)
+    """The state at step 0, made in place: no device ever holds more than its own part.
+
+    Args:
+      init_params: () -> parameters, boxed or not.
+      abstract: of `abstract_state`.
+    """
+    ema_decay = 0.0 if abstract.ema_params is None else 1.0
 
     def make():
         return rules.unbox(TrainState.create(init_params(), transform, ema_decay))

@@ -78,10 +78,10 @@ def _before_mine(mesh: jax.sharding.Mesh, batches: Sequence[PackedBatch]) -> lis
     return images_before(counts, mine)
 
 
-def hide_pictures(batch: PackedBatch) -> PackedBatch:
-    """The batch with its ViT and clean VAE tokens made padding: text without its pictures.
+def hide_images(batch: PackedBatch) -> PackedBatch:
+    """The batch with its ViT and clean VAE tokens made padding: text without its images.
 
-    For batches laid out in empty context, in which no generated picture reads them either.
+    For batches laid out in empty context, in which no generated image reads them either.
     """
     und, clean = batch.und, batch.clean
     segment = np.where(und.meta.kind == VIT, PADDING_SEGMENT, und.meta.segment)

@@ -94,7 +94,7 @@ class _Run:
         restored = self.checkpointer.restore(abstract, data=self.data)
         self.counters = {"tokens": 0}
         if restored is None:
-            self.state, self.step = state_lib.init_state(_init, TRANSFORM, self.mesh, EMA), 0
+            self.state, self.step = state_lib.init_state(_init, abstract, TRANSFORM), 0
         else:
             self.state, self.step, self.counters = restored
 

@@ -52,7 +52,7 @@ def test_the_state_at_the_start(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
         jax.tree.map(np.testing.assert_array_equal, state.ema_params, wanted)
         assert int(state.step) == 0
-        plain = init_state(init, TRANSFORM, mesh, 0.9)
+        plain = init_state(init, shapes, TRANSFORM)
         assert jax.tree.structure(plain) == jax.tree.structure(state)
         jax.tree.map(np.testing.assert_array_equal, state.opt_state, plain.opt_state)
         for made, wanted_there in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):

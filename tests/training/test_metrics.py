@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -167,9 +167,12 @@ def test_what_was_measured_before_a_checkpoint_is_known_after_it(tmp_path):
             raise AssertionError("measured again")
 
         state = TrainState(step=20, params={}, opt_state=())
-        parts = types.SimpleNamespace(writer=writer)
-        loop._evaluate(parts, {"validation": measure}, state, 20)
-        loop._evaluate(parts, {"validation": lambda _: {"loss": 5.0}}, state, 30)
+        trainer = functools.partial(
+            loop.Trainer, config=None, mesh=None, train_step=None, encoders=None, data=None,
+            schedule=None, checkpointer=None, record=writer, writers=(), sources=(),
+        )  # fmt: skip
+        trainer(evaluators={"validation": measure}).evaluate(state, 20)
+        trainer(evaluators={"validation": lambda _: {"loss": 5.0}}).evaluate(state, 30)
     assert [r["step"] for r in metrics.read_metrics(tmp_path, "validation")] == [10, 20, 30]
     with metrics.MetricsWriter(tmp_path, tensorboard=False):  # stopped before its first checkpoint
         assert metrics.read_metrics(tmp_path) == []
@@ -193,9 +196,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_a_full_disk_is_one_message(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path, tensorboard=False)
-    os.close(writer._file)
-    writer._file = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(EnvironmentProblem, match="metrics.jsonl.*resumes"):
-        writer.write(1, {"loss": 1.0})
-    writer.close()
+    path = str(tmp_path / "metrics.jsonl")
+    with metrics.MetricsWriter(tmp_path, tensorboard=False) as writer:
+        opened = {
+            int(fd): os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+        }
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, next(fd for fd, name in opened.items() if name == os.path.realpath(path)))
+        os.close(full)
+        with pytest.raises(EnvironmentProblem, match="metrics.jsonl.*resumes"):
+            writer.write(1, {"loss": 1.0})

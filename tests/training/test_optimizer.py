@@ -292,7 +292,7 @@ def test_state_is_cut_like_its_parameters():
     assert len(kernels) == 4  # parameter, two moments, average
     assert {x.sharding.spec for x in kernels} == {P("fsdp", "tensor")}
 
-    state = state_lib.init_state(_init_boxed, transform, mesh, ema_decay=0.9)
+    state = state_lib.init_state(_init_boxed, abstract, transform)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for real, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (real.shape, real.dtype) == (wanted.shape, wanted.dtype)

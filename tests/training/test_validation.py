@@ -1,4 +1,4 @@
-"""The fixed validation set: evenly spread timesteps, and what hiding pictures hides."""
+"""The fixed validation set: evenly spread timesteps, and what hiding images hides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sharding import multihost
 from mogao_jax.training import validation
 from mogao_jax.training.objective import losses
-from mogao_jax.training.validation import hide_pictures, spread_uniforms
+from mogao_jax.training.validation import hide_images, spread_uniforms
 
 
 def test_uniforms_are_evenly_spread_over_images_and_the_same_every_time():
@@ -47,7 +47,7 @@ def test_uniforms_do_not_depend_on_the_number_of_readers(monkeypatch):
 
 
 @pytest.mark.parametrize("encoder", ["vit", "vae"])
-def test_hidden_pictures_change_no_answer(encoder):
+def test_hidden_images_change_no_answer(encoder):
     cfg = tiny.config(layout={"understanding_encoder": encoder}, model={"num_layers": 1})
     modules = tiny.load_modules(cfg)
     params = tiny.make_params(modules)
@@ -58,7 +58,7 @@ def test_hidden_pictures_change_no_answer(encoder):
         image = Image(pixels=tiny.picture(rng).pixels, loss=False)
         batch = tiny.rows([[Document([image, Text("answer")], id="d")]], cfg, context=EMPTY)
         for hidden in answers:
-            shown = hide_pictures(batch) if hidden else batch
+            shown = hide_images(batch) if hidden else batch
             answers[hidden].append(np.asarray(run(shown, *tiny.inputs(shown, modules))))
     np.testing.assert_array_equal(*answers[True])
     assert (answers[False][0] != answers[False][1]).any()

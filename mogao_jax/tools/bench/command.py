@@ -131,7 +131,7 @@ def _about(model: Model) -> str:
 def _machine() -> dict[str, str]:
     import jax
 
-    from mogao_jax.tools.report.run_facts import machine_facts
+    from mogao_jax.training.workdir import machine_facts
 
     return machine_facts(jax.devices())
 

@@ -17,7 +17,7 @@ from mogao_jax.console.writing import require_writable_json, write_json
 from mogao_jax.sharding.mesh import split_cpu
 from mogao_jax.tools.profile.measure import measure
 from mogao_jax.tools.profile.printing import as_json, as_text
-from mogao_jax.tools.report.run_facts import machine_facts
+from mogao_jax.training.workdir import machine_facts
 
 
 def main(argv: list[str]) -> int:

@@ -15,20 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mogao_jax.assembly import assemble, training_mesh
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.pipeline import BATCHES_AHEAD, make_train_iterator
-from mogao_jax.models.modules import count_parameters, init_params, load_modules
+from mogao_jax.models.modules import count_parameters
 from mogao_jax.sequence.batch import PackedBatch
-from mogao_jax.sharding import rules
-from mogao_jax.sharding.mesh import check_rows, encoder_shardings, global_batch, make_mesh
+from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.tokenizer import load_tokenizer
 from mogao_jax.tools.profile import encoder_flops, flops, memory, timing
 from mogao_jax.tools.profile.groups import op_names
 from mogao_jax.tools.profile.parts import PartTime, time_parts
 from mogao_jax.tools.profile.trace import OperationTimes, operation_times, record
-from mogao_jax.training.optimizer import make_optimizer
-from mogao_jax.training.state import abstract_state, init_state, num_bytes, shardings_of
-from mogao_jax.training.step import make_train_step
+from mogao_jax.training.state import num_bytes
 
 NUM_BATCHES = 4  # different batches that the steps go through in turn
 TRACED_STEPS = 2
@@ -101,37 +99,26 @@ def measure(
       MogaoError: as `mogao train` would (encoders, data, mesh, rows).
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    mesh = make_mesh(config.mesh)
-    check_rows(mesh, config.train.global_batch_rows)
-    modules, encoders = load_modules(config, tokenizer.vocab_size)
-    encoders = jax.device_put(encoders, encoder_shardings(mesh, encoders, config.mesh.encoders))
+    mesh = training_mesh(config)
+    assembly = assemble(config, tokenizer.vocab_size, mesh)
+    modules, encoders = assembly.modules, assembly.encoders
 
     say("making batches")
     batches, batch_time = _batches(config, tokenizer)
     works = [flops.count_work(b, config) for b in batches]
     work = flops.mean_work(works)
 
-    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    init = functools.partial(init_params, config, modules.model, jax.random.key(config.seed))
-    ema_decay, param_axes = config.optimizer.ema_decay, config.mesh.param_axes
-    arguments = (init, optimizer.transform, mesh, ema_decay, param_axes)
-    abstract = abstract_state(*arguments)
-    with rules.on_mesh(mesh, param_axes):
+    with assembly.on_mesh():
         say("measuring the machine's matmuls")
         matmul = _matmul_rates(config, mesh)
 
         say("compiling the training step")
-        state = init_state(*arguments)
+        state = assembly.init_state()
         rate = jnp.asarray(config.optimizer.learning_rate, jnp.float32)
         put = functools.partial(global_batch, mesh, batch_axis=1)
         on_device = [put(b) for b in batches]
-        step = jax.jit(
-            make_train_step(modules, optimizer.transform),
-            donate_argnums=0,
-            out_shardings=(shardings_of(abstract), None),
-        )
         began = time.perf_counter()
-        compiled = step.lower(state, encoders, on_device[0], rate).compile()
+        compiled = assembly.train_step.lower(state, encoders, on_device[0], rate).compile()
         compile_seconds = time.perf_counter() - began
 
         say(f"timing {num_steps} steps")
@@ -153,15 +140,15 @@ def measure(
         say("timing the step's parts")
         parts = [
             PartTime("making a batch on the host", batch_time, "in threads, beside the step"),
-            *time_parts(modules, encoders, state, batches[0], mesh, optimizer.transform),
+            *time_parts(modules, encoders, state, batches[0], mesh, assembly.optimizer.transform),
         ]
     head = config.model.vocab_size or tokenizer.vocab_size
     encoder = [encoder_flops.encoder_flops(modules, encoders, b) for b in batches]
     return Profile(
         name=config.name,
         mesh={a: n for a, n in mesh.shape.items()},
-        parameters=count_parameters(abstract.params),
-        state_bytes=num_bytes(abstract),
+        parameters=count_parameters(assembly.state.params),
+        state_bytes=num_bytes(assembly.state),
         work=work,
         step=times,
         compile_seconds=compile_seconds,

@@ -11,8 +11,9 @@ from typing import Any
 from mogao_jax.config import renamed
 from mogao_jax.errors import DataError
 from mogao_jax.paths import expanded
-from mogao_jax.tools.report import data_view, run_facts
+from mogao_jax.tools.report import data_view
 from mogao_jax.training.metrics import read_metrics
+from mogao_jax.training.workdir import CONFIG, RUN_FACTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ def load_run(workdir: str | os.PathLike) -> Run:
     if not folder.is_dir():
         raise DataError(f"there is no run folder {str(folder)!r}; give --workdir of a run.")
     notes: list[str] = []
-    config = renamed.upgraded(_json(folder / "config.json", notes))
-    facts = _json(folder / run_facts.NAME, notes)
+    config = renamed.upgraded(_json(folder / CONFIG, notes))
+    facts = _json(folder / RUN_FACTS, notes)
     records = read_metrics(folder)
     sample = None
     try:

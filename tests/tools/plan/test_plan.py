@@ -58,7 +58,7 @@ def test_state_per_chip_is_that_of_the_program(known):
     """Analytic bytes against the shards of what would really be handed to the step."""
     cfg = config(data=2, fsdp=4)
     mesh = make_mesh(cfg.mesh, jax.devices())
-    arguments = lowering.abstract_arguments(cfg, known.modules, mesh)
+    assembly = lowering.described(cfg, known.vocab_size, mesh)
 
     def held(tree):
         return sum(
@@ -67,13 +67,15 @@ def test_state_per_chip_is_that_of_the_program(known):
         )
 
     found = memory.state_bytes(known.boxed, memory.abstract_mesh(cfg.mesh, 8))
-    state = arguments.state
+    state = assembly.state
     assert found["parameters"] == held(state.params)
     assert found["moments"] == held(state.opt_state)
     assert found["moving average"] == held(state.ema_params)
-    assert memory.batch_bytes(cfg, memory.abstract_mesh(cfg.mesh, 8)) == held(arguments.batch)
+    assert memory.batch_bytes(cfg, memory.abstract_mesh(cfg.mesh, 8)) == held(
+        lowering.abstract_batch(cfg, mesh)
+    )
     assert memory.encoder_bytes(cfg) == sum(
-        x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments.encoders)
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(assembly.encoders)
     )
 
 
@@ -183,10 +185,10 @@ def test_pictures_that_were_encoded_beforehand_are_planned_as_that(known, plan):
     assert row.images.moments.shape == moments.shape and row.images.pixels.size == 0
     assert row.vit.features.shape == features.shape[1:] and row.vit.pixels.size == 0
     mesh = memory.abstract_mesh(cfg.mesh, 8)
-    arguments = lowering.abstract_arguments(cfg, modules, make_mesh(cfg.mesh, jax.devices()))
+    batch = lowering.abstract_batch(cfg, make_mesh(cfg.mesh, jax.devices()))
     assert memory.batch_bytes(cfg, mesh) == sum(
         x.dtype.itemsize * int(np.prod(x.sharding.shard_shape(x.shape)))
-        for x in jax.tree.leaves(arguments.batch)
+        for x in jax.tree.leaves(batch)
     )
     assert plan.encoders["VAE"]["executed"] > 0
     assert make_workload(cfg, GPUS).encoders == {}

@@ -65,7 +65,7 @@ def test_all_sections_are_printed_and_shares_add_up(tmp_path, capsys, monkeypatc
     path = write_config(tmp_path)
     monkeypatch.setattr("mogao_jax.tools.profile.timing.square_side", lambda devices: 64)
     two = jax.devices()[:2]
-    monkeypatch.setattr("mogao_jax.tools.profile.measure.make_mesh", lambda c: make_mesh(c, two))
+    monkeypatch.setattr("mogao_jax.assembly.make_mesh", lambda c: make_mesh(c, two))
     out = tmp_path / "profile.json"
     argv = [f"--config={path}", "--steps", "2", "--json", str(out)]
     assert command.main(argv) == 0

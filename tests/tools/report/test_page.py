@@ -17,9 +17,10 @@ from mogao_jax.config import default_config, from_config_dict, source, to_dict
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.sequence.document import Document, Text
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta, dense_mask
-from mogao_jax.tools.report import charts, curves, data_view, mask_picture, page, run_facts, summary
+from mogao_jax.tools.report import charts, curves, data_view, mask_picture, page, summary
 from mogao_jax.tools.report import command as command
 from mogao_jax.tools.report.run_folder import load_run
+from mogao_jax.training import workdir as workdir_lib
 
 EVIL = "<script>alert('x')</script>&\"'"
 
@@ -59,7 +60,7 @@ def workdir(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_dict(from_config_dict(config))))
     lines = [json.dumps(r) for r in _records()]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    run_facts.save_run_facts(
+    workdir_lib.save_run_facts(
         tmp_path, parameters={"und branch": 1200, EVIL: 300}, note=EVIL, devices=["cpu:0", "cpu:0"]
     )
     evil = Document((Text(EVIL),), id="evil")

@@ -54,7 +54,6 @@ from mogao_jax.sharding.mesh import check_rows, encoder_shardings, make_mesh, ro
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir as workdir_lib
 from mogao_jax.training.checkpointing import Checkpointer
-from mogao_jax.training.frozen import count_trained
 from mogao_jax.training.init_from import load_initial_params
 from mogao_jax.training.loop import (
     UNCONDITIONAL,
@@ -65,7 +64,7 @@ from mogao_jax.training.loop import (
     Trainer,
 )
 from mogao_jax.training.metrics import MetricsWriter, Writer, read_metrics
-from mogao_jax.training.optimizer import Optimizer, make_optimizer
+from mogao_jax.training.optimizer import Optimizer, count_trained, make_optimizer
 from mogao_jax.training.state import (
     TrainState,
     abstract_state,

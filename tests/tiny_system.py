@@ -31,8 +31,7 @@ from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.layout import lay_out
 from mogao_jax.sequence.packing import pack_row, stack_rows
 from mogao_jax.tokenizer import ByteTokenizer
-from mogao_jax.training import noise as noises
-from mogao_jax.training.objective import model_inputs
+from mogao_jax.training.objective import draw_noise, model_inputs
 
 TOKENIZER = ByteTokenizer()
 BUDGETS = Sizes(und=112, clean=24, noised=32, images=8, vit_patches=96)
@@ -143,10 +142,7 @@ def _encode():
 
     def encode(which, batch, key):
         modules = all_modules[which]
-        cfg = modules.config
-        noise = noises.draw(
-            key, batch.images, cfg.objective, latent_channels=cfg.vae.latent_channels
-        )
+        noise = draw_noise(key, batch.images, modules.config)
         return model_inputs(modules, params, batch, noise)
 
     return jax.jit(encode, static_argnums=0)

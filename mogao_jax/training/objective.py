@@ -1,7 +1,7 @@
-"""From a packed batch to weighted sums of losses: encode, noise, run the model, compare.
+"""From a packed batch to weighted means of losses: draw noise, encode, run the model, compare.
 
-Everything here is a pure function of the parameters, the frozen encoders' parameters, a batch
-and a draw of noise.
+Everything here is a pure function of a key, the parameters, the frozen encoders' parameters and a
+batch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ import jax
 import jax.numpy as jnp
 
 from mogao_jax import flow
+from mogao_jax.config.geometry import LATENT_PATCH, LATENT_STRIDE, PIXELS_PER_TOKEN
+from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.losses import WeightedMean, flow_loss, weighted_mean
 from mogao_jax.models.encoding import encode_batch, take_tokens
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import MogaoInputs, head_table, make_inputs
 from mogao_jax.ops.cross_entropy import cross_entropy
-from mogao_jax.sequence.batch import PackedBatch
-from mogao_jax.training.noise import NoiseDraw
+from mogao_jax.sequence.batch import ImageTable, PackedBatch, canvas
+
+
+class NoiseDraw(NamedTuple):
+    """What is drawn for each image of the table; K noised copies of each."""
+
+    timesteps: jax.Array  # float32[B, I, K]
+    noise: jax.Array  # float32[B, I, K, tokens of the canvas, 64]
+    posterior: jax.Array  # float32[B, I, Hc/8, Wc/8, 16] standard normal
 
 
 class Losses(NamedTuple):
@@ -29,6 +38,41 @@ class Losses(NamedTuple):
     ntp_per_token: jax.Array  # float32[B, U]
     flow_per_token: jax.Array  # float32[B, N]
     is_correct: jax.Array  # bool[B, U] the target is the likeliest token
+
+
+def draw_noise(
+    key: jax.Array, images: ImageTable, config: MogaoConfig, uniforms: jax.Array | None = None
+) -> NoiseDraw:
+    """Draws for every image of a batch: timesteps, noise, the VAE's posterior sample.
+
+    Each image's draws are keyed by (key, image uid) alone, so that a document has the same loss
+    wherever, and with whomever, it is packed. The timesteps of an image's K noised copies
+    (`layout.noised_copies`) are evenly spread over the distribution, from one uniform number: each
+    alone is a draw from it, and together they cover it.
+
+    Args:
+      key: the step's key.
+      images: the batch's image table [B, I].
+      uniforms: float32[B, I] in (0, 1) to take instead of random ones. Validation gives an evenly
+        spread set, for a flow loss of low variance.
+    """
+    height, width = (side // LATENT_STRIDE for side in canvas(images))
+    channels, copies = config.vae.latent_channels, config.layout.noised_copies
+    latents = (height, width, channels)
+    tokens = ((height // LATENT_PATCH) * (width // LATENT_PATCH), channels * LATENT_PATCH**2)
+
+    def draw_one(uid):
+        u_key, noise_key, posterior_key = jax.random.split(jax.random.fold_in(key, uid), 3)
+        u = jax.random.uniform(u_key, minval=1e-6, maxval=1.0)
+        noise = jax.random.normal(noise_key, (copies, *tokens))
+        return u, noise, jax.random.normal(posterior_key, latents)
+
+    u, noise, posterior = jax.vmap(jax.vmap(draw_one))(images.uid)
+    u = u if uniforms is None else uniforms
+    u = jnp.mod(u[..., None] + jnp.arange(copies) / copies, 1.0)
+    num_tokens = images.size[..., 0] * images.size[..., 1] // PIXELS_PER_TOKEN
+    timesteps = flow.timesteps_from_uniforms(u, config.objective, num_tokens[..., None])
+    return NoiseDraw(timesteps, noise, posterior)
 
 
 def model_inputs(

@@ -1,4 +1,4 @@
-"""AdamW: schedule, clipping, which weights decay, and the moving average of the weights."""
+"""The optimizer: schedule, clipping, weight decay, frozen parameters, and the moving average."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optax
 import optax.contrib
 
 from mogao_jax.config.schema import OptimizerConfig
-from mogao_jax.training.frozen import frozen_mask
+from mogao_jax.models.modules import is_of_llm
 
 Schedule = Callable[..., float]
 
@@ -154,15 +154,14 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _decay_weights(weight_decay: float) -> optax.GradientTransformation:
-    def update(updates, state, params=None):
-        decays = decay_mask(params)
-
+    @optax.stateless
+    def decay(updates, params):
         def one(u, p, m):
             return u + weight_decay * p if m else u
 
-        return jax.tree.map(one, updates, params, decays), state
+        return jax.tree.map(one, updates, params, decay_mask(params))
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return decay
 
 
 def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
@@ -218,6 +217,41 @@ def _stored_as(
         return updates, cast(state, dtype)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+# -------------------------------------------------------------------------- frozen parameters
+#
+# Config `optimizer.frozen`. They get no gradient (the backward pass leaves its matmuls out), no
+# moments and no decay: they, and their moving average, stay what they were to the bit.
+
+
+def frozen_mask(params: Any, config: OptimizerConfig) -> Any:
+    """True for the parameters that stay as they are.
+
+    Args:
+      params: boxed with logical names or not; real, abstract, or with holes (optax's MaskedNode).
+    """
+
+    def one(path: tuple[Any, ...], _: Any) -> bool:
+        names = [str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)]
+        return config.frozen == "llm" and is_of_llm(names)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def without_gradients(params: Any, config: OptimizerConfig) -> Any:
+    """The same parameters, through which no gradient goes to the frozen ones."""
+    if config.frozen == "nothing":
+        return params
+    mask = frozen_mask(params, config)
+    return jax.tree.map(lambda p, m: jax.lax.stop_gradient(p) if m else p, params, mask)
+
+
+def count_trained(params: Any, config: OptimizerConfig) -> int:
+    """Numbers in the parameters that are trained (`params`: real or abstract)."""
+    mask = frozen_mask(params, config)
+    sizes = jax.tree.map(lambda p, m: 0 if m else math.prod(p.shape), params, mask)
+    return sum(jax.tree.leaves(sizes))
 
 
 def _on_trained(

@@ -18,14 +18,14 @@ from mogao_jax.losses import WeightedMean, global_sum
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.context import balanced
-from mogao_jax.training import noise as noises
-from mogao_jax.training.frozen import without_gradients
 from mogao_jax.training.objective import (
     breakdown,
+    draw_noise,
     losses,
     model_inputs,
     total_loss,
 )
+from mogao_jax.training.optimizer import without_gradients
 from mogao_jax.training.state import TrainState
 
 Metrics = dict[str, WeightedMean]
@@ -43,7 +43,7 @@ def loss_and_gradients(
 
     Args:
       batch: leading axes [A, B, ...]: A micro-steps of B rows over the whole mesh.
-      key: of the step; see noise.draw.
+      key: of the step; see `draw_noise`.
     Returns:
       metrics as weighted sums over the window, and the gradient of lambda L_NTP + L_flow.
     """
@@ -54,13 +54,7 @@ def loss_and_gradients(
     def objective(params, micro):
         streams = ("und", "clean", "noised")
         micro = micro._replace(**{name: balanced(getattr(micro, name)) for name in streams})
-        draw = noises.draw(
-            key,
-            micro.images,
-            config.objective,
-            latent_channels=config.vae.latent_channels,
-            copies=config.layout.noised_copies,
-        )
+        draw = draw_noise(key, micro.images, config)
         inputs, target = model_inputs(modules, encoders, micro, draw)
         trained = without_gradients(params, config.optimizer)
         result = losses(modules, trained, micro, inputs, target)
@@ -124,14 +118,7 @@ def make_eval_step(modules: Modules) -> Callable[..., Metrics]:
     config = modules.config
 
     def eval_step(params, encoders: EncoderParams, batch: PackedBatch, uniforms: jax.Array):
-        draw = noises.draw(
-            jax.random.key(VALIDATION_SEED),
-            batch.images,
-            config.objective,
-            latent_channels=config.vae.latent_channels,
-            copies=config.layout.noised_copies,
-            uniforms=uniforms,
-        )
+        draw = draw_noise(jax.random.key(VALIDATION_SEED), batch.images, config, uniforms)
         inputs, target = model_inputs(modules, encoders, batch, draw)
         result = losses(modules, params, batch, inputs, target)
         return breakdown(modules, batch, draw, result)

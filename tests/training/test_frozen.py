@@ -19,8 +19,12 @@ from mogao_jax.models.modules import count_parameters, init_params, make_model
 from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.param_specs import slots
 from mogao_jax.sharding import mesh as mesh_lib
-from mogao_jax.training.frozen import count_trained, frozen_mask, without_gradients
-from mogao_jax.training.optimizer import make_optimizer
+from mogao_jax.training.optimizer import (
+    count_trained,
+    frozen_mask,
+    make_optimizer,
+    without_gradients,
+)
 from mogao_jax.training.state import TrainState, abstract_state
 from mogao_jax.training.step import make_train_step
 

@@ -12,8 +12,7 @@ import tiny_system as tiny
 from mogao_jax.sequence.batch import FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.packing import pack_row, stack_rows
-from mogao_jax.training import noise as noises
-from mogao_jax.training.objective import losses, model_inputs
+from mogao_jax.training.objective import draw_noise, losses, model_inputs
 
 TOLERANCE = 1e-5
 VAE_ONLY = {"understanding_encoder": "vae"}
@@ -269,9 +268,7 @@ def test_noised_copies_are_each_as_if_alone(modules, params):
     laid = tiny.lay(document, thrice)
     together = stack_rows([pack_row([laid], tiny.BUDGETS._replace(noised=96), tiny.SIDE)])
     alone = tiny.rows([[document]])
-    draw = noises.draw(
-        jax.random.key(3), together.images, thrice.objective, latent_channels=16, copies=3
-    )
+    draw = draw_noise(jax.random.key(3), together.images, thrice)
     times = np.sort(np.asarray(draw.timesteps[0, 0]))
     assert (np.diff(times) > 0).all()  # spread out, not three times the same
 

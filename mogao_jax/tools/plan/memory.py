@@ -26,8 +26,7 @@ from mogao_jax.sharding import rules
 from mogao_jax.sharding.ambient import BATCH_AXES
 from mogao_jax.sharding.mesh import MeshSizes, axis_sizes
 from mogao_jax.tools.profile.flops import branch_weights
-from mogao_jax.training.frozen import count_trained
-from mogao_jax.training.optimizer import make_optimizer
+from mogao_jax.training.optimizer import count_trained, make_optimizer
 from mogao_jax.training.state import TrainState
 
 AnyMesh = Mesh | AbstractMesh

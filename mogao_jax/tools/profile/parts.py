@@ -17,9 +17,8 @@ from mogao_jax.models.vae import encode_images
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.tools.profile.timing import time_calls
-from mogao_jax.training import noise as noises
-from mogao_jax.training.frozen import without_gradients
-from mogao_jax.training.objective import losses, model_inputs
+from mogao_jax.training.objective import draw_noise, losses, model_inputs
+from mogao_jax.training.optimizer import without_gradients
 from mogao_jax.training.state import TrainState
 
 REPEATS = 3
@@ -59,15 +58,7 @@ def time_parts(
     micro = global_batch(mesh, jax.tree.map(lambda x: x[0], batch))
     key, params = jax.random.key(0), state.params
 
-    draw = jax.jit(
-        lambda m: noises.draw(
-            key,
-            m.images,
-            config.objective,
-            latent_channels=config.vae.latent_channels,
-            copies=config.layout.noised_copies,
-        )
-    )
+    draw = jax.jit(lambda m: draw_noise(key, m.images, config))
     add("drawing noise and timesteps", lambda: draw(micro))
     noise = draw(micro)
 

@@ -15,7 +15,7 @@ from mogao_jax.models.mogao import example_inputs, vit_feature_shape
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.masking import can_attend
 from mogao_jax.tools.profile import encoder_flops, flops
-from mogao_jax.training.frozen import without_gradients
+from mogao_jax.training.optimizer import without_gradients
 
 
 def dot_flops(jaxpr) -> float:

@@ -13,12 +13,13 @@ and training goes on from the one before.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ class Checkpointer:
           run_folder: the workdir; checkpoints lie in its folder checkpoints/.
           config: stored with every checkpoint, and compared on restore;
             `train.checkpoint_every` and `train.keep_checkpoints` are followed.
-          made_with: what else meta says: "tokenizer" (`carried.describe_tokenizer`) and
+          made_with: what else meta says: "tokenizer" (`sidecar_files.describe_tokenizer`) and
             "encoders" (`models.encoder_weights.file_digests`). A run that goes on with other
             encoders is told so.
           report: what to do with messages for the user (default: a log warning).
@@ -160,8 +161,21 @@ class Checkpointer:
         with self._saving(step):
             return bool(self._manager.save(step, args=ocp.args.Composite(**items), force=force))
 
-    def _saving(self, step: int | None = None) -> _Explain:
-        return _Explain(self, step)
+    @contextlib.contextmanager
+    def _saving(self, step: int | None = None) -> Iterator[None]:
+        """Turns what Orbax raises while saving into one message."""
+        try:
+            yield
+        except Exception as e:
+            folder = self._folder / CHECKPOINTS
+            whole = files.step_folders(folder)
+            last = f"the last whole one is of step {whole[0].name}" if whole else "there is none yet"
+            what = "" if step is None else f" (noticed when saving step {step})"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {str(folder)!r}{what}: {files.brief(e)}. "
+                f"Checkpoints before it are untouched; {last}. Is the disk full? Free some space; "
+                "the same command then resumes."
+            ) from e
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the machine is about to be taken away (SIGTERM), agreed among processes.
@@ -200,15 +214,9 @@ class Checkpointer:
         """
         reasons: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            path = self._folder / CHECKPOINTS / str(step)
-            restored, reason = None, ""
+            restored, reason = None, "damaged for another process"
             try:
-                meta = files.read_folder_meta(path)
-                self._check_config(step, meta)
-                state = self._restore_state(path, meta, abstract)
-                if data is not None and not restart_data:
-                    self._restore_data(path, meta, data)
-                restored = Restored(state, step, meta["counters"])
+                restored = self._restore_step(step, abstract, None if restart_data else data)
             except CheckpointError:
                 raise
             except Exception as e:  # whatever a damaged file makes a reader raise
@@ -216,7 +224,7 @@ class Checkpointer:
             if multihost.all_agree(restored is not None):
                 self._put_aside(reasons, step)
                 return restored
-            reasons[step] = reason or "damaged for another process"
+            reasons[step] = reason
         if reasons:
             listing = "; ".join(f"step {s}: {r}" for s, r in reasons.items())
             raise CheckpointError(
@@ -224,6 +232,15 @@ class Checkpointer:
                 f"read ({listing}). Restore the folder from a copy, or move it away to begin anew."
             )
         return None
+
+    def _restore_step(self, step: int, abstract: TrainState, data: Any) -> Restored:
+        path = self._folder / CHECKPOINTS / str(step)
+        meta = files.read_folder_meta(path)
+        self._check_config(step, meta)
+        state = self._restore_state(path, meta, abstract)
+        if data is not None:
+            self._restore_data(path, meta, data)
+        return Restored(state, step, meta["counters"])
 
     def _check_config(self, step: int, meta: Mapping[str, Any]) -> None:
         refused, noted = compatibility.differences(meta["config"], self._config)
@@ -299,41 +316,12 @@ class Checkpointer:
             )
 
 
-class _Explain:
-    """Turns what Orbax raises while saving into one message."""
-
-    def __init__(self, owner: Checkpointer, step: int | None):
-        self._owner, self._step = owner, step
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        folder = self._owner._folder / CHECKPOINTS
-        whole = files.step_folders(folder)
-        last = f"the last whole one is of step {whole[0].name}" if whole else "there is none yet"
-        what = "" if self._step is None else f" (noticed when saving step {self._step})"
-        raise CheckpointError(
-            f"a checkpoint could not be written to {str(folder)!r}{what}: {files.brief(error)}. "
-            f"Checkpoints before it are untouched; {last}. Is the disk full? Free some space; "
-            "the same command then resumes."
-        ) from error
-
-
 # ------------------------------------------------------------------------------------ helpers
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
     """The state as a dict, without what is None."""
-    fields = {
-        "step": state.step,
-        "params": state.params,
-        "opt_state": state.opt_state,
-        "ema_params": state.ema_params,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def _as_saved(target: dict[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:

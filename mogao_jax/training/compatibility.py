@@ -1,4 +1,4 @@
-"""Which fields of a config may change between a checkpoint and the run that goes on from it."""
+"""Which fields of a config may change between a checkpoint and the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 
 # These may change: how long and how fast to train, how it is computed, where files lie.
-# Everything else decides what the parameters mean or where the data stands.
+# Everything else decides what the parameters mean, or the position in the data.
 _FREE_PREFIXES = (
     "name",
     "train.",
@@ -28,12 +28,12 @@ _FREE_PREFIXES = (
     "data.validation_documents",
 )
 _FREE_SUFFIXES = (".path", ".weights")
-# Exceptions from the above: the data position counts batches of this many rows; each kind of
-# optimizer keeps other arrays, Muon others for each of its `muon_on`, and what is frozen has none.
+# Exceptions: changing these invalidates the data position or the optimizer-state tree. So does
+# optimizer.muon_on, where Muon is used.
 _FIXED = ("train.global_batch_rows", "optimizer.kind", "optimizer.frozen")
 _ABSENT = "(absent)"
-# Of what may change, that which keeps the optimizer's or the average's arrays as they are: with or
-# without an average, or clipping (whose place in the chain of transforms names those after it).
+# May change value, but not between zero and non-zero: that adds or removes optimizer state
+# (clipping, because its place in the chain of transforms numbers those after it).
 _ON_OR_OFF = ("optimizer.ema_decay", "optimizer.clip_norm")
 
 
@@ -51,11 +51,10 @@ def differences(
 ) -> tuple[list[Difference], list[Difference]]:
     """Compares a stored config with the one of now.
 
-    A field that one of them does not have (it was added, or removed, since) counts as having its
-    default.
+    A field that one of them lacks (it was added or removed since) counts as having its default.
 
     Returns:
-      Differences that forbid going on, and those that are only worth a word.
+      Differences that forbid resuming, and those that are only reported.
     """
     defaults = _flatten(to_dict(MogaoConfig()))
     before, now = _flatten(renamed.upgraded(saved)), _flatten(to_dict(config))
@@ -71,7 +70,7 @@ def differences(
 
 
 def remedy(refused: list[Difference]) -> str:
-    """What to do about differences that forbid going on."""
+    """What to do about differences that forbid resuming."""
     said = "Set these fields back, or use another --workdir"
     if any(d.field.startswith("optimizer.") for d in refused):
         said += (

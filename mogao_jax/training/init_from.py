@@ -19,8 +19,8 @@ from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer
 from mogao_jax.training import compatibility
 
-# What an LLM's parameters mean apart from their shapes; of a model that has been trained as one,
-# all of `model` does.
+# What decides an LLM's parameters beyond their shapes. For a model trained here (step > 0) that is
+# all of `model` but what shapes show.
 _OF_AN_LLM = ("model.rms_norm_eps", "model.rope_theta", "model.tie_embeddings")
 _SHAPES_SAY = ("model.scan_layers", "model.vocab_size", "model.embedding_init")
 
@@ -58,22 +58,22 @@ def load_initial_params(
                 f"{config.tokenizer.path or config.tokenizer.kind!r}: ids would mean other words."
             )
         _check(to_dict(header.config), header.step, config)
-        _say_encoders(header.encoders, config, report)
+        _report_encoders(header.encoders, config, report)
         params = exported.read_params(place, abstract)
         return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), params, abstract)
     meta = files.read_meta(place)
     check_tokenizer(meta, config.tokenizer, tokenizer, place)
     _check(meta["config"], meta["step"], config)
-    _say_encoders(meta.get("encoders"), config, report)
+    _report_encoders(meta.get("encoders"), config, report)
     return load_params(place, abstract=abstract, report=report)[0]
 
 
-def _say_encoders(
+def _report_encoders(
     saved: Mapping[str, str] | None,
     config: MogaoConfig,
     report: Callable[[str], None] | None,
 ) -> None:
-    """Other encoders are allowed, since training goes on; but never unsaid."""
+    """Reports other encoders: they are allowed, because training adapts to their features."""
     if changed := changed_encoders(saved, file_digests(config)):
         (report or logging.getLogger(__name__).warning)(
             f"train.init_from: {config.train.init_from!r} was made with {changed}; it has to "

@@ -19,7 +19,7 @@ from mogao_jax.console.logs import configure_logging
 from mogao_jax.data.pipeline import make_validation_batches
 from mogao_jax.sharding import multihost
 from mogao_jax.sharding.mesh import row_reader, split_cpu
-from mogao_jax.tools.report.data_view import save_data_sample
+from mogao_jax.tools.report.data_sample import save_data_sample
 
 
 def main(argv: list[str]) -> int:

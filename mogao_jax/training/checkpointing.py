@@ -169,7 +169,9 @@ class Checkpointer:
         except Exception as e:
             folder = self._folder / CHECKPOINTS
             whole = files.step_folders(folder)
-            last = f"the last whole one is of step {whole[0].name}" if whole else "there is none yet"
+            last = (
+                f"the last whole one is of step {whole[0].name}" if whole else "there is none yet"
+            )
             what = "" if step is None else f" (noticed when saving step {step})"
             raise CheckpointError(
                 f"a checkpoint could not be written to {str(folder)!r}{what}: {files.brief(e)}. "

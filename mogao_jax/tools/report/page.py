@@ -16,9 +16,8 @@ from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.data_section import data_section
+from mogao_jax.tools.report.results_section import samples_section, scores_section
 from mogao_jax.tools.report.run_folder import Run, load_run
-from mogao_jax.tools.report.samples_section import samples_section
-from mogao_jax.tools.report.scores_section import scores_section
 
 NAME = "report.html"
 
@@ -51,10 +50,10 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(**context(run))
+    return environment.get_template("page.html").render(**template_values(run))
 
 
-def context(run: Run) -> dict[str, Any]:
+def template_values(run: Run) -> dict[str, Any]:
     """All that the template shows."""
     return {
         "name": run.config.get("name", run.workdir.name),

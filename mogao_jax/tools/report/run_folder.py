@@ -11,7 +11,7 @@ from typing import Any
 from mogao_jax.config import renamed
 from mogao_jax.errors import DataError
 from mogao_jax.paths import expanded
-from mogao_jax.tools.report import data_view
+from mogao_jax.tools.report import data_sample
 from mogao_jax.training.metrics import read_metrics
 from mogao_jax.training.workdir import CONFIG, RUN_FACTS
 
@@ -76,7 +76,7 @@ def load_run(workdir: str | os.PathLike) -> Run:
     records = read_metrics(folder)
     sample = None
     try:
-        sample = data_view.load_data_sample(folder)
+        sample = data_sample.load_data_sample(folder)
     except FileNotFoundError:
         notes.append("No data sample was saved, so the data is not shown.")
     except DataError as e:

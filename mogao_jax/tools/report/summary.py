@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,27 @@ _COLUMNS = (
     ("validation_no_condition", "no condition"),
     ("validation_untrained", "untrained"),
 )
+_VALIDATED = {"flow_loss": "validation flow loss", "ntp_loss": "validation NTP loss"}
+_MEDIANS = {
+    "tokens_per_second": ("tokens per second (median)", "{:,.0f}"),
+    "data_wait_share": ("of the time waiting for data (median)", "{:.1%}"),
+    "fill/und": ("of und tokens are no padding", "{:.1%}"),
+    "fill/gen": ("of gen tokens are no padding", "{:.1%}"),
+}
+_SETTINGS = {
+    "data sources (weight)": "{sources}",
+    "transformer": "{model.num_layers} layers, width {model.embed_dim}, {model.num_heads} heads "
+    "({model.num_kv_heads} for keys), MLP {model.mlp_dim}",
+    "weights": "{fusion}",
+    "positions": "{rope}",
+    "images": "up to {images.max_pixels} pixels, no side over {images.max_side}",
+    "row": "{packing.und_tokens} und + {packing.clean_tokens} clean + {packing.noised_tokens} "
+    "noised tokens",
+    "batch": "{train.global_batch_rows} rows x {train.grad_accum_steps} micro-steps",
+    "optimizer": "{optimizer}, learning rate {optimizer.learning_rate}, {optimizer.schedule}, "
+    "{optimizer.warmup_steps} warm-up steps",
+    "seed": "{seed}",
+}
 _FUSION = {"deep": "one set per branch", "shared": "one set for all tokens"}
 
 
@@ -40,32 +62,16 @@ def status(run: Run) -> str:
 
 def headlines(run: Run) -> list[tuple[str, str]]:
     """The few numbers at the top: (value, what it is)."""
-    cards: list[tuple[str, str]] = []
     total = sum(run.facts.get("parameters", {}).values())
-    if total:
-        cards.append((short(total), "parameters in all"))
+    cards = [(short(total), "parameters in all")] if total else []
     last = run.last("validation")
-    for metric, words in (
-        ("flow_loss", "validation flow loss"),
-        ("ntp_loss", "validation NTP loss"),
-    ):
+    for metric, words in _VALIDATED.items():
         if metric in last:
             cards.append((f"{last[metric]:.4f}", words))
-    for metric, words, form in (
-        ("tokens_per_second", "tokens per second (median)", lambda v: f"{v:,.0f}"),
-        ("data_wait_share", "of the time waiting for data (median)", lambda v: f"{v:.1%}"),
-        ("fill/und", "of und tokens are no padding", lambda v: f"{v:.1%}"),
-        ("fill/gen", "of gen tokens are no padding", lambda v: f"{v:.1%}"),
-    ):
+    for metric, (words, form) in _MEDIANS.items():
         values = run.series("train", metric)[1]
         if values:
-            cards.append((form(statistics.median(values)), words))
-    for metric in run.metrics("peak_memory"):
-        values = run.series("train", metric)[1]
-        if values:
-            size = max(values)
-            shown = f"{size / 2**30:.2f} GiB" if metric.endswith("bytes") else f"{size:.2f} GiB"
-            cards.append((shown, metric.replace("_", " ")))
+            cards.append((form.format(statistics.median(values)), words))
     return cards
 
 
@@ -73,53 +79,33 @@ def config_summary(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The settings a reader asks for first; the full list is in the page too."""
     if not config:
         return []
-
-    def get(path: str) -> Any:
-        node: Any = config
-        for part in path.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return "?" if node is None else node
-
-    optimizer = {
-        "adamw": "AdamW",
-        "muon": f"Muon (layers: {get('optimizer.muon_on')}) beside AdamW",
-    }.get(kind := str(get("optimizer.kind")), kind)
-    if (frozen := get("optimizer.frozen")) not in ("?", "nothing"):
-        optimizer += f" (frozen: {frozen})"
-    sources = get("data.sources")
-    mixture = ", ".join(
-        f"{name} ({s.get('weight', '?')})"
-        for name, s in (sources.items() if isinstance(sources, Mapping) else ())
-        if isinstance(s, Mapping)
-    )
-    rows = get("train.global_batch_rows")
-    return [
-        ("data sources (weight)", mixture or "?"),
-        (
-            "transformer",
-            f"{get('model.num_layers')} layers, width {get('model.embed_dim')}, "
-            f"{get('model.num_heads')} heads ({get('model.num_kv_heads')} for keys), "
-            f"MLP {get('model.mlp_dim')}",
-        ),
-        ("weights", _FUSION.get(get("model.fusion"), str(get("model.fusion")))),
-        ("positions", str(get("model.rope")).replace("_", "-")),
-        (
-            "images",
-            f"up to {get('images.max_pixels')} pixels, no side over {get('images.max_side')}",
-        ),
-        (
-            "row",
-            f"{get('packing.und_tokens')} und + {get('packing.clean_tokens')} clean + "
-            f"{get('packing.noised_tokens')} noised tokens",
-        ),
-        ("batch", f"{rows} rows x {get('train.grad_accum_steps')} micro-steps"),
-        (
-            "optimizer",
-            f"{optimizer}, learning rate {get('optimizer.learning_rate')}, "
-            f"{get('optimizer.schedule')}, {get('optimizer.warmup_steps')} warm-up steps",
-        ),
-        ("seed", str(get("seed"))),
+    flat = dict(flatten(config))
+    sources = config.get("data", {}).get("sources", {})
+    mixture = [
+        f"{name} ({settings.get('weight', '?')})"
+        for name, settings in sources.items()
+        if isinstance(settings, Mapping)
     ]
+    fusion = flat.get("model.fusion", "?")
+    named = {
+        "sources": ", ".join(mixture) or "?",
+        "fusion": _FUSION.get(fusion, fusion),
+        "rope": flat.get("model.rope", "?").replace("_", "-"),
+        "optimizer": _optimizer(flat),
+    }
+    values = flat | named
+    return [
+        (title, re.sub(r"\{([\w.]+)\}", lambda found: values.get(found[1], "?"), text))
+        for title, text in _SETTINGS.items()
+    ]
+
+
+def _optimizer(flat: Mapping[str, str]) -> str:
+    kind = flat.get("optimizer.kind", "?")
+    muon = f"Muon (layers: {flat.get('optimizer.muon_on', '?')}) beside AdamW"
+    frozen = flat.get("optimizer.frozen", "nothing")
+    held = f" (frozen: {frozen})" if frozen != "nothing" else ""
+    return {"adamw": "AdamW", "muon": muon}.get(kind, kind) + held
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -181,5 +167,5 @@ def validation_table(run: Run) -> dict[str, Any]:
 
 def _metric_words(name: str) -> str:
     loss, _, part = name.partition("/")
-    words = {"ntp_loss": "text (NTP)", "flow_loss": "pictures (flow)"}.get(loss, loss)
+    words = {"ntp_loss": "text (NTP)", "flow_loss": "images (flow)"}.get(loss, loss)
     return f"{words}, {part}" if part else f"{words}, all"

@@ -18,19 +18,19 @@ def _pixels(height: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-PICTURES = [_pixels(32, 48, 1), _pixels(16, 32, 2), _pixels(32, 32, 3)]
+IMAGES = [_pixels(32, 48, 1), _pixels(16, 32, 2), _pixels(32, 32, 3)]
 STORY = Document(
     (
         Text("Once "),
-        Image(pixels=PICTURES[0]),
+        Image(pixels=IMAGES[0]),
         Text("then ünd"),
-        Image(pixels=PICTURES[1]),
+        Image(pixels=IMAGES[1]),
     ),
     id="story",
 )
 QUESTION = Document(
     (
-        Image(pixels=PICTURES[2], role="user", loss=False),
+        Image(pixels=IMAGES[2], role="user", loss=False),
         Text("What <b>is it?", role="user", loss=False),
         Text("A cat.", role="assistant"),
     ),

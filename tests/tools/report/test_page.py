@@ -17,7 +17,7 @@ from mogao_jax.config import default_config, from_config_dict, source, to_dict
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.sequence.document import Document, Text
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta, dense_mask
-from mogao_jax.tools.report import charts, curves, data_view, mask_picture, page, summary
+from mogao_jax.tools.report import charts, data_sample, data_section, page, summary
 from mogao_jax.tools.report import command as command
 from mogao_jax.tools.report.run_folder import load_run
 from mogao_jax.training import workdir as workdir_lib
@@ -65,7 +65,7 @@ def workdir(tmp_path):
     )
     evil = Document((Text(EVIL),), id="evil")
     row = pack([lay_out_document(evil, 0), *story_and_question()])
-    data_view.save_data_sample(row, TOKENIZER, tmp_path, sources=(EVIL, "qa"))
+    data_sample.save_data_sample(row, TOKENIZER, tmp_path, sources=(EVIL, "qa"))
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_page_shows_the_run(workdir):
     for expected in (
         "Finished: 60 steps",
         "1.5 k",  # parameters in all
-        "pictures (flow), all 0.5000 0.7500 2.2500",
+        "images (flow), all 0.5000 0.7500 2.2500",
         "96.0%",
         "3,050",  # median tokens per second
         "2 x cpu:0",
@@ -114,7 +114,7 @@ def test_page_shows_the_run(workdir):
         "data.sources.qa.task",
     ):
         assert expected in words
-    for chart in ("All losses", "Text, per data source", "Pictures, per timestep", "Speed"):
+    for chart in ("All losses", "Text, per data source", "Images, per timestep", "Speed"):
         assert chart in words
 
 
@@ -132,9 +132,9 @@ def test_page_is_self_contained(workdir):
     assert not re.search(r"""(src|href|url\()\s*=?\s*["']?(https?:)?//""", text)
 
 
-def test_pictures_are_embedded_as_they_are(workdir):
+def test_images_are_embedded_as_they_are(workdir):
     sources = _read(page.write_report(workdir).read_text(encoding="utf-8")).sources
-    _, arrays = data_view.load_data_sample(workdir)
+    _, arrays = data_sample.load_data_sample(workdir)
     embedded = {
         np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(s.split(",")[1])))).tobytes()
         for s in sources
@@ -227,7 +227,7 @@ def test_bins_are_told_from_sources():
 def test_smooth_is_a_centred_mean():
     values = np.arange(200.0) ** 2
     half = 200 // 40
-    got = curves.smooth(values)
+    got = charts.smooth(values)
     assert got[0] == values[0] and got[-1] == values[-1]
     np.testing.assert_allclose(got[100], values[100 - half : 101 + half].mean(), rtol=1e-12)
     np.testing.assert_allclose(got[2], values[0:5].mean(), rtol=1e-12)
@@ -235,23 +235,23 @@ def test_smooth_is_a_centred_mean():
 
 def test_smooth_steps_over_gaps():
     values = np.array([1.0, np.nan, 3.0] * 30)
-    assert np.isfinite(curves.smooth(values)).all()
+    assert np.isfinite(charts.smooth(values)).all()
 
 
 def test_thin_keeps_the_mean():
     steps, values = np.arange(1000.0), np.random.default_rng(0).normal(size=1000)
-    few_steps, few = curves.thin(steps, values, 100)
+    few_steps, few = charts.thin(steps, values, 100)
     assert len(few) == 100 and few_steps[0] == np.arange(10).mean()
     np.testing.assert_allclose(few.mean(), values.mean(), rtol=1e-9)
 
 
 def test_chart_of_nothing_is_none():
-    assert curves.chart([], "y") is None
-    assert curves.chart([curves.Line("a", [1, 2], [np.nan, np.nan])], "y") is None
+    assert charts.chart([], "y") is None
+    assert charts.chart([charts.Line("a", [1, 2], [np.nan, np.nan])], "y") is None
 
 
 def test_chart_labels_are_shown_as_they_are():
-    image = curves.chart([curves.Line("_a $x_1$ <b>", [1, 2], [1.0, 2.0])], "loss")
+    image = charts.chart([charts.Line("_a $x_1$ <b>", [1, 2], [1.0, 2.0])], "loss")
     svg = base64.b64decode(image.split(",")[1]).decode()
     assert "$x_1$ &lt;b&gt;" in svg and "_a" in svg
 
@@ -277,18 +277,18 @@ def test_short_numbers_and_durations():
     assert summary.duration(3725) == "1 h 2 min" and summary.duration(125) == "2 min 5 s"
 
 
-def test_mask_picture_is_the_mask():
-    """Every cell of the picture has the key's colour where the predicate says so."""
+def test_mask_image_is_the_mask():
+    """Every cell of the image has the key's colour where the predicate says so."""
     streams = {
         "und": TokenMeta(*np.array([[1, 1, 1, 2, 0], [0, 1, 2, 0, 0], [TEXT, VIT, TEXT, TEXT, 0]])),
         "clean": TokenMeta(*np.array([[1, 1], [1, 1], [VAE_CLEAN] * 2])),
         "noised": TokenMeta(*np.array([[1, 2], [3, 4], [VAE_NOISED] * 2])),
     }
-    chosen = mask_picture.select(streams, None, 100)
+    chosen = data_section.select(streams, None, 100)
     assert [len(m.segment) for m in chosen] == [4, 2, 2]  # padding left out
-    png, num = mask_picture.mask_png(chosen, min_side=80)
+    png = data_section.mask_png(chosen, min_side=80)
     image = np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-    assert num == 8 and image.shape == (80, 80, 3)
+    assert image.shape == (80, 80, 3)  # 8 tokens
     centres = image[5::10, 5::10]
     meta = TokenMeta(*(np.concatenate(parts) for parts in zip(*chosen, strict=True)))
     colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _colours(meta.kind)])
@@ -298,13 +298,13 @@ def test_mask_picture_is_the_mask():
 
 
 def _colours(kinds):
-    return [mask_picture.KIND_COLOURS[k] for k in kinds]
+    return [data_section.KIND_COLOURS[k] for k in kinds]
 
 
-def test_mask_picture_takes_whole_segments_up_to_a_limit():
+def test_mask_image_takes_whole_segments_up_to_a_limit():
     segments = np.repeat([1, 2, 3], 5)
     zeros = np.zeros(15, int)
     streams = {"und": TokenMeta(segments, zeros, zeros)}
-    assert set(mask_picture.select(streams, None, 11)[0].segment) == {1, 2}
-    assert set(mask_picture.select(streams, None, 1)[0].segment) == {1}
-    assert set(mask_picture.select(streams, [3], 0)[0].segment) == {3}
+    assert set(data_section.select(streams, None, 11)[0].segment) == {1, 2}
+    assert set(data_section.select(streams, None, 1)[0].segment) == {1}
+    assert set(data_section.select(streams, [3], 0)[0].segment) == {3}

@@ -14,8 +14,8 @@ import pytest
 from mogao_jax.gallery.folder import PAGE, Folder
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.tools.report import page
+from mogao_jax.tools.report.results_section import samples_section
 from mogao_jax.tools.report.run_folder import Run, load_run
-from mogao_jax.tools.report.samples_section import samples_section
 
 EVIL = "<script>alert(1)</script>"
 FACTS = {"checkpoint": EVIL, "step": 7, "weights": "ema", "num_steps": 50,
@@ -28,7 +28,7 @@ def run(tmp_path):
     return load_run(tmp_path)
 
 
-def picture(value, height=48, width=64):
+def image(value, height=48, width=64):
     return Image(pixels=np.full((height, width, 3), value, np.uint8), role="user")
 
 
@@ -43,8 +43,8 @@ def save(run: Run, documents, stop="end", **facts) -> Folder:
     return folder
 
 
-def test_documents_are_shown_in_order_with_their_pictures(run: Run):
-    told = Document((Text(EVIL, "user"), Text("first"), picture(9), picture(8, 16, 320)), id="tale")
+def test_documents_are_shown_in_order_with_their_images(run: Run):
+    told = Document((Text(EVIL, "user"), Text("first"), image(9), image(8, 16, 320)), id="tale")
     folder = save(run, [told, Document((Text("b"), Text("c")), id="two")])
     section = samples_section(run)
     first, second = section["documents"]
@@ -54,7 +54,7 @@ def test_documents_are_shown_in_order_with_their_pictures(run: Run):
     small, large = first["entries"][2:]
     assert (small["width"], small["size"]) == (128, "48 x 64")
     assert (large["width"], large["size"]) == (128, "16 x 320")
-    shown = PIL.Image.open(io.BytesIO(base64.b64decode(small["picture"].split(",")[1])))
+    shown = PIL.Image.open(io.BytesIO(base64.b64decode(small["image"].split(",")[1])))
     np.testing.assert_array_equal(np.asarray(shown), told.items[2].pixels)
     assert section["page"] is None
     folder.write_text(PAGE, "x")
@@ -93,8 +93,8 @@ def test_no_samples_no_section(run: Run, text):
 
 
 def test_broken_documents_are_left_out(run: Run):
-    good = Document((Text("a"), picture(3)), id="good")
-    folder = save(run, [good, Document((Text("b"), picture(4)), id="bad"), good])
+    good = Document((Text("a"), image(3)), id="good")
+    folder = save(run, [good, Document((Text("b"), image(4)), id="bad"), good])
     (folder.path / "002-1.png").write_bytes(b"no picture")
     assert [d["title"] for d in samples_section(run)["documents"]] == ["good", "good"]
     (folder.path / "001.json").write_text("{")
@@ -106,7 +106,7 @@ def test_broken_documents_are_left_out(run: Run):
 def test_only_files_of_the_folder_itself_are_read(run: Run, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
     PIL.Image.new("RGB", (4, 4)).save(outside / "secret.png")
-    folder = save(run, [Document((Text("a"), picture(3)), id="d")])
+    folder = save(run, [Document((Text("a"), image(3)), id="d")])
     (folder.path / "001-1.png").unlink()
     os.symlink(outside / "secret.png", folder.path / "001-1.png")
     assert samples_section(run) is None

@@ -10,8 +10,8 @@ import pytest
 
 from mogao_jax.evals.proportion import Proportion
 from mogao_jax.tools.report import page
+from mogao_jax.tools.report.results_section import scores_section
 from mogao_jax.tools.report.run_folder import Run, load_run
-from mogao_jax.tools.report.scores_section import scores_section
 from mogao_jax.worlds.shapes.evals import saving, scores
 from mogao_jax.worlds.shapes.evals.scores import OVERALL, Row, Scores
 

@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from report_rows import PICTURES, TOKENIZER, pack, story_and_question
+from report_rows import IMAGES, TOKENIZER, pack, story_and_question
 
 from mogao_jax.config.schema import PackingConfig
 from mogao_jax.errors import DataError
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.packing import budgets, pack_row, stack_rows
-from mogao_jax.tools.report import data_view
+from mogao_jax.tools.report import data_sample
 
 
 def row(context=FULL):
@@ -20,10 +20,10 @@ def row(context=FULL):
 
 
 def _save(tmp_path, batch, **options):
-    data_view.save_data_sample(
+    data_sample.save_data_sample(
         batch, TOKENIZER, tmp_path, sources=("stories", "questions"), **options
     )
-    return data_view.load_data_sample(tmp_path)
+    return data_sample.load_data_sample(tmp_path)
 
 
 def _text(document, trained=None):
@@ -31,7 +31,7 @@ def _text(document, trained=None):
     return "".join("".join(r["tokens"]) for r in runs if trained in (None, r["trained"]))
 
 
-def _pictures(document):
+def _images(document):
     return [i for i in document["items"] if i["type"] == "image"]
 
 
@@ -41,35 +41,35 @@ def test_documents_come_back(tmp_path):
     assert (story["source"], question["source"]) == ("stories", "questions")
     assert [story["segment"], question["segment"]] == [1, 2]
 
-    # Nothing predicts the first token; after a picture its end is given, not learned.
+    # Nothing predicts the first token; after an image its end is given, not learned.
     assert _text(story, trained=False) == "O<|vision_end|><|vision_end|>"
     learned = "nce <|vision_start|>then ünd<|vision_start|><|endoftext|>"
     assert _text(story, trained=True) == learned
-    first, second = _pictures(story)
+    first, second = _images(story)
     assert first["copies"] == {"clean": 6, "noised": 6, "ViT": first["copies"]["ViT"]}
     assert set(second["copies"]) == {"ViT", "noised"} and second["copies"]["noised"] == 2
     assert first["t"] < second["t"] and first["context"] == "full"
-    np.testing.assert_array_equal(arrays[f"image_{first['picture']}"], PICTURES[0])
-    np.testing.assert_array_equal(arrays[f"image_{second['picture']}"], PICTURES[1])
+    np.testing.assert_array_equal(arrays[f"image_{first['image']}"], IMAGES[0])
+    np.testing.assert_array_equal(arrays[f"image_{second['image']}"], IMAGES[1])
 
     assert "What <b>is it?" in _text(question, trained=False)
     assert _text(question, trained=True).startswith("A cat.")
-    (picture,) = _pictures(question)
-    assert set(picture["copies"]) == {"ViT"} and picture["context"] == ""
+    (image,) = _images(question)
+    assert set(image["copies"]) == {"ViT"} and image["context"] == ""
 
 
-def test_a_picture_with_vit_tokens_alone_is_put_together_from_patches(tmp_path):
+def test_an_image_with_vit_tokens_alone_is_put_together_from_patches(tmp_path):
     from mogao_jax import images
 
     record, arrays = _save(tmp_path, row())
-    (picture,) = _pictures(record["documents"][1])
-    shown = arrays[f"image_{picture['picture']}"]
+    (image,) = _images(record["documents"][1])
+    shown = arrays[f"image_{image['image']}"]
     height, width = images.vit_size(32, 32, mode="native", vit_max_pixels=1003520)
-    np.testing.assert_array_equal(shown, images.resize(PICTURES[2], height, width))
+    np.testing.assert_array_equal(shown, images.resize(IMAGES[2], height, width))
 
 
 def test_time_is_that_of_the_layout(tmp_path):
-    """T goes up by one for each text token and each picture (docs/method.md section 5)."""
+    """T goes up by one for each text token and each image (docs/method.md section 5)."""
     record, _ = _save(tmp_path, row())
     for document in record["documents"]:
         expected = 0
@@ -95,7 +95,7 @@ def test_reduced_contexts_are_segments_of_their_own(tmp_path, context, name):
     assert forms[0] == "full" and set(forms[1:]) == {name}
     reduced = [d for d in record["documents"] if d["context"] == name]
     assert all("Once" not in _text(d) for d in reduced)
-    noised = [p for d in reduced for p in _pictures(d) if "noised" in p["copies"]]
+    noised = [p for d in reduced for p in _images(d) if "noised" in p["copies"]]
     assert len(noised) == 2
 
 
@@ -107,7 +107,7 @@ def test_fill_counts_what_is_no_padding(tmp_path):
     assert fill["noised tokens"] == {"used": 8, "budget": 24}
     assert fill["clean tokens"] == {"used": 6, "budget": 16}
     assert fill["images"] == {"used": 2, "budget": 4}
-    streams = data_view.token_meta(arrays)
+    streams = data_sample.token_meta(arrays)
     for name, stream in (("und", batch.und), ("clean", batch.clean), ("noised", batch.noised)):
         for saved, given in zip(streams[name], stream.meta, strict=True):
             np.testing.assert_array_equal(saved, given)
@@ -122,7 +122,7 @@ def test_a_row_of_a_batch_is_taken(tmp_path):
 
 def test_characters_of_several_tokens_are_put_together():
     ids = TOKENIZER.encode("aü€😀") + [TOKENIZER.im_end] + [0xFF] * 5
-    tokens = data_view.split_tokens(ids, TOKENIZER)
+    tokens = data_sample.split_tokens(ids, TOKENIZER)
     assert tokens[:5] == ["a", "ü", "€", "😀", "<|im_end|>"]
     assert "".join(tokens[5:]).replace("\ufffd", "") == ""
 
@@ -135,13 +135,20 @@ def test_an_empty_row(tmp_path):
 
 def test_damaged_and_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError):
-        data_view.load_data_sample(tmp_path)
+        data_sample.load_data_sample(tmp_path)
     _save(tmp_path, row())
-    whole = (tmp_path / data_view.NPZ_NAME).read_bytes()
-    (tmp_path / data_view.NPZ_NAME).write_bytes(whole[: len(whole) // 2])
+    whole = (tmp_path / data_sample.NPZ_NAME).read_bytes()
+    (tmp_path / data_sample.NPZ_NAME).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="damaged"):
-        data_view.load_data_sample(tmp_path)
-    (tmp_path / data_view.NPZ_NAME).write_bytes(whole)
-    (tmp_path / data_view.JSON_NAME).write_text(json.dumps({"documents": []}))
+        data_sample.load_data_sample(tmp_path)
+    (tmp_path / data_sample.NPZ_NAME).write_bytes(whole)
+    (tmp_path / data_sample.JSON_NAME).write_text(json.dumps({"documents": []}))
     with pytest.raises(DataError, match="damaged"):
-        data_view.load_data_sample(tmp_path)
+        data_sample.load_data_sample(tmp_path)
+
+
+def test_samples_of_older_runs_are_read(tmp_path):
+    record, _ = _save(tmp_path, row())
+    text = json.dumps(record).replace('"t":', '"time":').replace('"image":', '"picture":')
+    (tmp_path / data_sample.JSON_NAME).write_text(text)
+    assert data_sample.load_data_sample(tmp_path)[0] == record

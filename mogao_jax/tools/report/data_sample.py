@@ -3,7 +3,7 @@
 `save_data_sample` is called once, with a batch of the run; the report shows what it wrote:
 
     data_sample.json   documents with their items, budgets and how full they are
-    data_sample.npz    pictures, and the three integers of every token (for the mask)
+    data_sample.npz    images, and the three integers of every token (for the mask)
 
 A document that is trained in several guidance contexts stands in the row as several segments;
 each is shown by itself, because that is what the model sees.
@@ -27,6 +27,7 @@ from mogao_jax.sequence.masking import PADDING_SEGMENT, TEXT, VIT, TokenMeta
 
 JSON_NAME, NPZ_NAME = "data_sample.json", "data_sample.npz"
 _STREAMS = ("und", "clean", "noised")
+_OLD_NAMES = {"time": "t", "picture": "image"}  # fields of items, as older runs call them
 _UNDECODED = "\ufffd"
 
 
@@ -52,18 +53,17 @@ def save_data_sample(
       sources: names of the data sources, in the order that the batch numbers them.
       text_reads_vae: the attention rule of VAE-only understanding.
     """
-    while np.ndim(batch.und.tokens) > 1:
-        last = np.ndim(batch.und.tokens) == 2
-        batch = _row(batch, row if last else 0)
+    while (axes := np.ndim(batch.und.tokens)) > 1:
+        batch = jax.tree.map(lambda x, i=row if axes == 2 else 0: np.asarray(x)[i], batch)
     folder = pathlib.Path(path)
-    pictures = _Pictures(batch)
+    images = _Images(batch)
     documents = [
-        _document(batch, segment, tokenizer, pictures, sources)
+        _document(batch, segment, tokenizer, images, sources)
         for segment in range(1, 1 + int(np.max(batch.und.meta.segment, initial=0)))
     ]
     record = {"documents": documents, "fill": fill(batch), "text_reads_vae": text_reads_vae}
     (folder / JSON_NAME).write_text(json.dumps(record), encoding="utf-8")
-    arrays: dict[str, Any] = {f"image_{i}": pixels for i, pixels in enumerate(pictures.pixels)}
+    arrays: dict[str, Any] = {f"image_{i}": pixels for i, pixels in enumerate(images.pixels)}
     for name in _STREAMS:
         meta = getattr(batch, name).meta
         arrays[f"meta_{name}"] = np.stack([np.asarray(m, np.int32) for m in meta])
@@ -82,7 +82,11 @@ def load_data_sample(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
         record = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
         with np.load(folder / NPZ_NAME, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        _ = record["documents"], record["fill"], record["text_reads_vae"], arrays["meta_und"]
+        _ = record["fill"], record["text_reads_vae"], arrays["meta_und"]
+        for document in record["documents"]:
+            document["items"] = [
+                {_OLD_NAMES.get(k, k): v for k, v in item.items()} for item in document["items"]
+            ]
     except FileNotFoundError:
         raise
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as e:
@@ -110,12 +114,8 @@ def fill(batch: PackedBatch) -> dict[str, dict[str, int]]:
     }
 
 
-def _row(tree: Any, row: int) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x)[row], tree)
-
-
-class _Pictures:
-    """Pictures of a row, each once, with a number for the report."""
+class _Images:
+    """Images of a row, each once, with a number for the report."""
 
     def __init__(self, batch: PackedBatch):
         self._batch = batch
@@ -147,14 +147,14 @@ class _Pictures:
 
 
 def _document(
-    batch: PackedBatch, segment: int, tokenizer, pictures: _Pictures, sources: Sequence[str]
+    batch: PackedBatch, segment: int, tokenizer, images: _Images, sources: Sequence[str]
 ) -> dict[str, Any]:
-    """One segment as items in reading order: runs of text and pictures, by their T position."""
+    """One segment as items in reading order: runs of text and images, by their T position."""
     und = batch.und
     mine = und.meta.segment == segment
     items = [
         *_texts(batch, np.flatnonzero(mine & (und.meta.kind == TEXT)), tokenizer),
-        *_images(batch, segment, pictures),
+        *_images(batch, segment, images),
     ]
     items.sort(key=lambda item: item["t"])
     contexts = {item["context"] for item in items if item["type"] == "image" and item["context"]}
@@ -177,30 +177,23 @@ def _texts(batch: PackedBatch, where: np.ndarray, tokenizer) -> list[dict[str, A
     as its target.
     """
     und = batch.und
-    t_ids = und.positions[:, 0]
-    runs: list[dict[str, Any]] = []
-    for i in where.tolist():
-        before = i - 1
-        trained = (
-            i > 0
-            and und.meta.segment[before] == und.meta.segment[i]
-            and und.loss_weights[before] > 0
-            and int(und.targets[before]) == int(und.tokens[i])
-        )
-        last = runs[-1] if runs else None
-        unbroken = last is not None and t_ids[i] == last["t"] + len(last["ids"])
-        if last is None or not unbroken or last["trained"] != bool(trained):
-            last = {"t": float(t_ids[i]), "trained": bool(trained), "ids": []}
-            runs.append(last)
-        last["ids"].append(int(und.tokens[i]))
+    before, t = np.maximum(where - 1, 0), und.positions[where, 0]
+    trained = (
+        (where > 0)
+        & (und.meta.segment[before] == und.meta.segment[where])
+        & (und.loss_weights[before] > 0)
+        & (und.targets[before] == und.tokens[where])
+    )
+    breaks = 1 + np.flatnonzero((np.diff(t) != 1) | (trained[1:] != trained[:-1]))
     return [
         {
             "type": "text",
-            "t": run["t"],
-            "trained": run["trained"],
-            "tokens": split_tokens(run["ids"], tokenizer),
+            "t": float(t[run[0]]),
+            "trained": bool(trained[run[0]]),
+            "tokens": split_tokens(und.tokens[where[run]].tolist(), tokenizer),
         }
-        for run in runs
+        for run in np.split(np.arange(len(where)), breaks)
+        if len(run)
     ]
 
 
@@ -217,14 +210,14 @@ def split_tokens(ids: Sequence[int], tokenizer: _Decoder) -> list[str]:
     return texts + ([tokenizer.decode(held, keep_special=True)] if held else [])
 
 
-def _images(batch: PackedBatch, segment: int, pictures: _Pictures) -> list[dict[str, Any]]:
-    """The segment's pictures by T, with the copies that stand in the streams."""
+def _images(batch: PackedBatch, segment: int, images: _Images) -> list[dict[str, Any]]:
+    """The segment's images by T, with the copies that stand in the streams."""
     und = batch.und
     is_vit = (und.meta.segment == segment) & (und.meta.kind == VIT)
     found: dict[float, dict[str, Any]] = {}
 
     def at(t: float) -> dict[str, Any]:
-        empty = {"type": "image", "t": t, "copies": {}, "context": "", "picture": None}
+        empty = {"type": "image", "t": t, "copies": {}, "context": "", "image": None}
         return found.setdefault(t, empty)
 
     for name, stream in (("clean", batch.clean), ("noised", batch.noised)):
@@ -232,7 +225,7 @@ def _images(batch: PackedBatch, segment: int, pictures: _Pictures) -> list[dict[
             image = at(t)
             image["copies"][name] = len(rows)
             table_row = int(stream.image[rows[0]])
-            image["picture"] = pictures.of_table(table_row)
+            image["image"] = images.of_table(table_row)
             if name == "noised":
                 image["context"] = CONTEXTS[int(batch.images.context[table_row])]
     merge = max(1, _patches_per_token(batch))
@@ -240,9 +233,9 @@ def _images(batch: PackedBatch, segment: int, pictures: _Pictures) -> list[dict[
         rows = np.flatnonzero(is_vit & (und.positions[:, 0] == t))
         image = at(t)
         image["copies"]["ViT"] = len(rows)
-        if image["picture"] is None:
+        if image["image"] is None:
             number = int(batch.vit.segment[int(und.vit_index[rows[0]]) * merge])
-            image["picture"] = pictures.of_vit(number)
+            image["image"] = images.of_vit(number)
     return list(found.values())
 
 
@@ -254,6 +247,6 @@ def _by_t(stream: GenStream, segment: int) -> list[tuple[float, np.ndarray]]:
 
 def _patches_per_token(batch: PackedBatch) -> int:
     """ViT patches that are merged into one ViT token (4 for Qwen2-VL), counted in the row."""
-    used = np.unique(batch.und.vit_index)  # a picture's ViT tokens may stand in several segments
+    used = np.unique(batch.und.vit_index)  # an image's ViT tokens may stand in several segments
     tokens = int(np.count_nonzero(used >= 0))
     return int(np.count_nonzero(batch.vit.segment)) // tokens if tokens else 0

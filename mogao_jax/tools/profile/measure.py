@@ -19,13 +19,13 @@ from mogao_jax.assembly import assemble, training_mesh
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.pipeline import BATCHES_AHEAD, make_train_iterator
 from mogao_jax.models.modules import count_parameters
+from mogao_jax.process_memory import peak_bytes
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.tokenizer import load_tokenizer
-from mogao_jax.tools.profile import encoder_flops, flops, memory, timing
-from mogao_jax.tools.profile.groups import op_names
-from mogao_jax.tools.profile.parts import PartTime, time_parts
-from mogao_jax.tools.profile.trace import OperationTimes, operation_times, record
+from mogao_jax.tools.profile import flops, timing
+from mogao_jax.tools.profile.timing import PartTime, time_parts
+from mogao_jax.tools.profile.trace import OperationTimes, op_names, operation_times, record
 from mogao_jax.training.state import num_bytes
 
 NUM_BATCHES = 4  # different batches that the steps go through in turn
@@ -132,7 +132,7 @@ def measure(
             return state, metrics
 
         times = timing.time_calls(run_step, num_steps)
-        use = memory.memory(compiled)
+        use = _memory(compiled)
 
         say(f"tracing {TRACED_STEPS} steps")
         operations, traced_step, no_trace = _trace(run_step, compiled)
@@ -143,7 +143,7 @@ def measure(
             *time_parts(modules, encoders, state, batches[0], mesh, assembly.optimizer.transform),
         ]
     head = config.model.vocab_size or tokenizer.vocab_size
-    encoder = [encoder_flops.encoder_flops(modules, encoders, b) for b in batches]
+    encoder = [flops.encoder_flops(modules, encoders, b) for b in batches]
     return Profile(
         name=config.name,
         mesh={a: n for a, n in mesh.shape.items()},
@@ -205,3 +205,24 @@ def _trace(run_step: Callable[[], Any], compiled: Any) -> tuple[OperationTimes |
     operations = operation_times(events, op_names(compiled.as_text()), TRACED_STEPS)
     why = "" if operations else "the trace names no instruction of the step on this platform"
     return operations, float(np.mean(seconds)), why
+
+
+def _memory(compiled: Any) -> dict[str, float]:
+    """Bytes, by what they are; what the platform does not tell is left out.
+
+    Args:
+      compiled: the compiled training step.
+    """
+    use = {"process peak": float(peak_bytes())}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        use["device peak"] = float(stats["peak_bytes_in_use"])
+    analysis = compiled.memory_analysis()
+    for name, field in (
+        ("step arguments", "argument_size_in_bytes"),
+        ("step temporaries", "temp_size_in_bytes"),
+    ):
+        value = getattr(analysis, field, None)
+        if value is not None:
+            use[name] = float(value)
+    return use

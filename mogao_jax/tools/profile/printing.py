@@ -174,12 +174,12 @@ def _operations(profile: Profile) -> list[str]:
         "counts where its last part belongs. Longest instructions:",
     ]
     return lines + [
-        f"  {_seconds(seconds)}  {name}  {_first_path(path)}"
+        f"  {_seconds(seconds)}  {name}  {first_path(path)}"
         for seconds, name, path in operations.top
     ]
 
 
-def _first_path(joined: str) -> str:
+def first_path(joined: str) -> str:
     """The first path of an instruction that the compiler joined from many ("a:b:c")."""
     first, *others = joined.split(":")
     return f"{first} and {len(others)} more" if others else first

@@ -1,4 +1,9 @@
-"""Where a compiled program spends its time, instruction by instruction, from a profiler trace."""
+"""Where a compiled program spends its time, instruction by instruction, from a profiler trace.
+
+An instruction belongs to a part of the model by the path of names under which JAX traced it, which
+XLA keeps in its metadata ("jit(train_step)/transpose(jvp(Mogao))/layers_0/und.finish/gate/
+dot_general"). A fusion bears the name of its last operation: what was fused into it counts there.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,57 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
-from mogao_jax.tools.profile.groups import GROUPS, OTHER, group_of
-
 Event = Mapping[str, Any]
 MARKER = "end: "  # XLA's CPU backend marks the end of every instruction by an event of its own
+
+
+ATTENTION = "attention"
+UND = "und branch: matmuls"
+GEN = "gen branch: matmuls"
+ADALN = "AdaLN, timesteps, modulation"
+ELEMENTWISE = "norms, residuals, elementwise"
+ROPE = "rotary embedding"
+CONNECTORS = "embedding, connectors, velocity head"
+CROSS_ENTROPY = "language head, cross-entropy"
+VAE = "VAE (frozen)"
+VIT = "ViT (frozen)"
+NOISE = "noise and timesteps: drawing"
+OPTIMIZER = "optimizer, EMA, gradient norm"
+COMMUNICATION = "communication between devices"
+OTHER = "other (losses, gathers, copies without a name)"
+
+GROUPS = (
+    UND, GEN, ATTENTION, CROSS_ENTROPY, ADALN, ELEMENTWISE, ROPE, CONNECTORS, VAE, VIT, NOISE,
+    OPTIMIZER, COMMUNICATION, OTHER,
+)  # fmt: skip
+
+_PROJECTIONS = {"query", "key", "value", "output", "gate", "up", "down"}
+_ADALN = {"adaln", "final_adaln", "modulation", "timestep_embedder", "Mogao._conditioning"}
+_CONNECTORS = {"vit_merger", "vit_linear", "latent_in", "velocity_head", "Mogao._embed"}
+# The first row wins that has one of its names on the path (and, if it has more, one of those too).
+_BY_NAME: tuple[tuple[str, set[str], set[str]], ...] = (
+    (VIT, {"VisionTower"}, set()),  # before attention: the tower calls the same one
+    (VAE, {"FluxVae", "Taef1"}, set()),
+    (ATTENTION, {"attention"}, set()),
+    (CROSS_ENTROPY, {"cross_entropy"}, set()),
+    (ROPE, {"rope"}, set()),
+    (ADALN, _ADALN, set()),
+    (UND, {"und"}, _PROJECTIONS),
+    (GEN, {"gen"}, _PROJECTIONS),
+    (CONNECTORS, _CONNECTORS, set()),
+    (ELEMENTWISE, {"Mogao"}, set()),
+)
+_RANDOM = re.compile(r"random|threefry|_normal|_uniform|erf_inv|fold_in")
+_COLLECTIVE = re.compile(
+    r"^(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +172,7 @@ def operation_times(
 
     Args:
       events: of `record`.
-      names: {instruction: path of names} of the program (`groups.op_names`).
+      names: {instruction: path of names} of the program (`op_names`).
     """
     events = instruction_events(events, names)
     if not events:
@@ -144,3 +190,69 @@ def operation_times(
     longest = sorted(instructions, key=lambda name: -instructions[name])[:num_top]
     top = [(instructions[name], name, names[name]) for name in longest]
     return OperationTimes(groups, top, covered(events) * scale)
+
+
+# ------------------------------------------------------------------- from instruction to group
+
+
+def group_of(op_name: str, instruction: str = "") -> str:
+    """The group of an instruction by its path of names ("" where XLA kept none)."""
+    if _COLLECTIVE.match(instruction):
+        return COMMUNICATION
+    if not op_name:
+        return OTHER
+    # transpose(jvp(Mogao)) -> transpose, jvp, Mogao: wrappers and names alike.
+    names = {n for n in re.split(r"[/()]+", op_name) if n}
+    names |= {n.split(".")[0] for n in names}
+    for group, wanted, also in _BY_NAME:
+        if names & wanted and (not also or names & also):
+            return group
+    if _RANDOM.search(op_name):
+        return NOISE
+    if "jvp" not in names and "train_step" in names:  # outside of what is differentiated
+        return OPTIMIZER
+    return OTHER
+
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_CALLS = re.compile(r"calls=%?([\w.\-]+)")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+
+
+def op_names(hlo: str) -> dict[str, str]:
+    """{instruction: path of names} of a compiled program's text (`compiled.as_text()`).
+
+    An instruction without a path takes that of the root of the computation that it calls, else
+    that of its first operand that has one (copies, mostly): "" where that fails too.
+    """
+    names: dict[str, str] = {}
+    sources: dict[str, list[str]] = {}
+    roots: dict[str, str] = {}
+    computation = ""
+    for line in hlo.splitlines():
+        opening = _COMPUTATION.match(line)
+        if opening:
+            computation = opening[1]
+            continue
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, rest = match.groups()
+        if line.lstrip().startswith("ROOT "):
+            roots[computation] = name
+        found = _OP_NAME.search(rest)
+        # A name without a path ("reduce_sum") is that of some inner function.
+        names[name] = found[1] if found and "/" in found[1] else ""
+        called = _CALLS.search(rest)
+        body = rest.split(", metadata=", 1)[0]
+        sources[name] = ([f"root:{called[1]}"] if called else []) + _OPERAND.findall(body)
+
+    def resolve(name: str, depth: int) -> str:
+        name = roots.get(name[5:], "") if name.startswith("root:") else name
+        if names.get(name) or depth == 0:
+            return names.get(name, "")
+        return next((r for s in sources.get(name, []) if (r := resolve(s, depth - 1))), "")
+
+    return {name: path or resolve(name, 3) for name, path in names.items()}

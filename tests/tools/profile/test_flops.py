@@ -14,7 +14,7 @@ import tiny_system as tiny
 from mogao_jax.models.mogao import example_inputs, vit_feature_shape
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.masking import can_attend
-from mogao_jax.tools.profile import encoder_flops, flops
+from mogao_jax.tools.profile import flops
 from mogao_jax.training.optimizer import without_gradients
 
 
@@ -131,10 +131,10 @@ def test_flops_by_hand():
 
 def test_vit_flops_are_the_matmuls_of_the_tower():
     vit = tiny.CONFIG.vit
-    assert encoder_flops.vit_flops(vit, np.zeros((2, 8), np.int32)) == 0
+    assert flops.vit_flops(vit, np.zeros((2, 8), np.int32)) == 0
     # Dense layers alone: 8 patches of one image, less the pairs.
     segment = np.asarray([[1] * 8, [0] * 8])
-    flops_of_dense = encoder_flops.vit_flops(vit, segment) - 4 * vit.depth * vit.embed_dim * 64
+    flops_of_dense = flops.vit_flops(vit, segment) - 4 * vit.depth * vit.embed_dim * 64
     arguments = (jnp.zeros((1, 8, 588), jnp.uint8), jnp.zeros((1, 8, 2), jnp.int32))
     tower = VisionTower(vit)
     shapes = jax.eval_shape(tower.init, jax.random.key(0), *arguments, jnp.ones((1, 8), jnp.int32))
@@ -143,7 +143,7 @@ def test_vit_flops_are_the_matmuls_of_the_tower():
     # Attention stays within an image.
     halves = np.asarray([[1] * 4 + [2] * 4])
     pairs = 4 * vit.depth * vit.embed_dim * 2 * 16
-    assert encoder_flops.vit_flops(vit, halves) == flops_of_dense + pairs
+    assert flops.vit_flops(vit, halves) == flops_of_dense + pairs
 
 
 def test_convolutions_are_counted_by_their_shapes():
@@ -152,7 +152,7 @@ def test_convolutions_are_counted_by_their_shapes():
             x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))(x)  # fmt: skip
 
     jaxpr = jax.make_jaxpr(f)(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5)))
-    assert encoder_flops.convolution_flops(jaxpr.jaxpr) == 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
+    assert flops.convolution_flops(jaxpr.jaxpr) == 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
 
 
 def test_vae_flops_follow_real_pixels():
@@ -161,7 +161,7 @@ def test_vae_flops_follow_real_pixels():
     params = jax.eval_shape(modules.vae.init, jax.random.key(0), pixels, jnp.asarray(one))["params"]
 
     def count(size):
-        return encoder_flops.vae_flops(modules.vae, params, tiny.CONFIG.vae, size, (48, 48, 3))
+        return flops.vae_flops(modules.vae, params, tiny.CONFIG.vae, size, (48, 48, 3))
 
     # The first convolution alone: 3x3, 3 to 4 channels, at every pixel.
     assert count(one) > 2 * 48 * 48 * 27 * 4

@@ -16,7 +16,7 @@ from mogao_jax.models.encoder_weights import save_weights
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sharding.mesh import make_mesh
-from mogao_jax.tools.profile import command, groups
+from mogao_jax.tools.profile import command, trace
 
 CONFIG = """
 from mogao_jax.config.convert import default_config, source
@@ -95,8 +95,8 @@ def test_all_sections_are_printed_and_shares_add_up(tmp_path, capsys, monkeypatc
 
     operations = record["operations"]
     assert sum(operations["shares"].values()) == pytest.approx(1)
-    assert set(operations["groups"]) == set(groups.GROUPS)
-    expected_groups = set(groups.GROUPS) - {groups.OTHER}
+    assert set(operations["groups"]) == set(trace.GROUPS)
+    expected_groups = set(trace.GROUPS) - {trace.OTHER}
     missing = {g for g in expected_groups if not operations["groups"][g]}
     assert not missing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mogao_jax.tools.profile import groups, printing
+from mogao_jax.tools.profile import printing, trace
 from mogao_jax.tools.profile.trace import covered, instruction_events, operation_times, self_times
 
 
@@ -58,37 +58,37 @@ T = "jit(train_step)/transpose(jvp(Mogao))/"
 @pytest.mark.parametrize(
     ("name", "group"),
     [
-        (M + "layers_0/und.qkv/query/dot_general", groups.UND),
-        (T + "layers_11/und.finish/gate/transpose", groups.UND),
-        (T + "layers/block/gen.finish/down/dot_general", groups.GEN),
-        (M + "layers_0/attention/while/body/dot_general", groups.ATTENTION),
-        (T + "layers_0/attention/transpose", groups.ATTENTION),
-        (M + "layers_0/und.qkv/attention_norm/mul", groups.ELEMENTWISE),
-        (T + "layers_3/gen.finish/jit(silu)/mul", groups.ELEMENTWISE),
-        (M + "layers_3/gen.qkv/modulation/mul", groups.ADALN),
-        (M + "layers_3/adaln/dot_general", groups.ADALN),
-        (M + "Mogao._conditioning/timestep_embedder/in/dot_general", groups.ADALN),
-        (M + "layers_3/gen.qkv/rope/concatenate", groups.ROPE),
-        (M + "Mogao._embed/vit_merger/in/dot_general", groups.CONNECTORS),
-        (T + "velocity_head/out/dot_general", groups.CONNECTORS),
-        ("jit(train_step)/jvp(cross_entropy)/while/body/dot_general", groups.CROSS_ENTROPY),
-        ("jit(train_step)/transpose(jvp(cross_entropy))/while", groups.CROSS_ENTROPY),
-        ("jit(train_step)/jvp(FluxVae.encode_latents)/encoder/conv_in/add", groups.VAE),
-        ("jit(train_step)/VisionTower/blocks_0/attention/while/body/exp", groups.VIT),
-        ("jit(train_step)/jvp()/vmap(vmap(jit(_normal)))/erf_inv", groups.NOISE),
-        ("jit(train_step)/mul", groups.OPTIMIZER),
-        ("jit(train_step)/jvp()/gather", groups.OTHER),
-        ("", groups.OTHER),
+        (M + "layers_0/und.qkv/query/dot_general", trace.UND),
+        (T + "layers_11/und.finish/gate/transpose", trace.UND),
+        (T + "layers/block/gen.finish/down/dot_general", trace.GEN),
+        (M + "layers_0/attention/while/body/dot_general", trace.ATTENTION),
+        (T + "layers_0/attention/transpose", trace.ATTENTION),
+        (M + "layers_0/und.qkv/attention_norm/mul", trace.ELEMENTWISE),
+        (T + "layers_3/gen.finish/jit(silu)/mul", trace.ELEMENTWISE),
+        (M + "layers_3/gen.qkv/modulation/mul", trace.ADALN),
+        (M + "layers_3/adaln/dot_general", trace.ADALN),
+        (M + "Mogao._conditioning/timestep_embedder/in/dot_general", trace.ADALN),
+        (M + "layers_3/gen.qkv/rope/concatenate", trace.ROPE),
+        (M + "Mogao._embed/vit_merger/in/dot_general", trace.CONNECTORS),
+        (T + "velocity_head/out/dot_general", trace.CONNECTORS),
+        ("jit(train_step)/jvp(cross_entropy)/while/body/dot_general", trace.CROSS_ENTROPY),
+        ("jit(train_step)/transpose(jvp(cross_entropy))/while", trace.CROSS_ENTROPY),
+        ("jit(train_step)/jvp(FluxVae.encode_latents)/encoder/conv_in/add", trace.VAE),
+        ("jit(train_step)/VisionTower/blocks_0/attention/while/body/exp", trace.VIT),
+        ("jit(train_step)/jvp()/vmap(vmap(jit(_normal)))/erf_inv", trace.NOISE),
+        ("jit(train_step)/mul", trace.OPTIMIZER),
+        ("jit(train_step)/jvp()/gather", trace.OTHER),
+        ("", trace.OTHER),
     ],
 )
 def test_groups_by_path_of_names(name, group):
-    assert groups.group_of(name) == group
-    assert group in groups.GROUPS
+    assert trace.group_of(name) == group
+    assert group in trace.GROUPS
 
 
 def test_collectives_are_communication_whatever_their_path():
-    assert groups.group_of(M + "layers_0/und.qkv/query/dot_general", "all-gather-start.3") == (
-        groups.COMMUNICATION
+    assert trace.group_of(M + "layers_0/und.qkv/query/dot_general", "all-gather-start.3") == (
+        trace.COMMUNICATION
     )
 
 
@@ -110,7 +110,7 @@ ENTRY %main (a: f32[2]) -> f32[2] {
 
 
 def test_op_names_are_read_and_passed_on_to_instructions_without():
-    names = groups.op_names(HLO)
+    names = trace.op_names(HLO)
     adaln = "jit(train_step)/jvp(Mogao)/adaln/dot_general"
     assert names["dot.2"] == names["copy.3"] == names["reduce.4"] == adaln
     assert names["fusion.5"] == names["mul.9"] == "jit(train_step)/mul"
@@ -129,8 +129,8 @@ def test_operation_times_add_up():
         op("dot.2", 10e6, 6e6), op("dot.2", 2e6, 2e6, tid=2),
     ]  # fmt: skip
     times = operation_times(events, names, num_steps=2)
-    assert times.groups[groups.ATTENTION] == pytest.approx(5)  # the nameless helper is the loop's
-    assert times.groups[groups.GEN] == pytest.approx(4)
+    assert times.groups[trace.ATTENTION] == pytest.approx(5)  # the nameless helper is the loop's
+    assert times.groups[trace.GEN] == pytest.approx(4)
     assert sum(times.groups.values()) == pytest.approx(9)
     assert times.covered == pytest.approx(8)
     assert times.top[0] == (pytest.approx(4), "dot.2", names["dot.2"])
@@ -138,5 +138,5 @@ def test_operation_times_add_up():
 
 
 def test_an_instruction_joined_from_many_is_named_by_its_first_path():
-    assert printing._first_path("step/dot") == "step/dot"
-    assert printing._first_path("step/dot:step/add:step/sum") == "step/dot and 2 more"
+    assert printing.first_path("step/dot") == "step/dot"
+    assert printing.first_path("step/dot:step/add:step/sum") == "step/dot and 2 more"

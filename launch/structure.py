@@ -23,6 +23,7 @@ import inspect
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,29 @@ def complexity(function: Function) -> int:
             total += len(node.cases)
         waiting += ast.iter_child_nodes(node)
     return total
+
+
+def cursor_files() -> list[str]:
+    """Files that say which order or position comes next: they add to one, or subtract from it."""
+    found = []
+    for room in ("sequence", "sampling", "models", "training", "data"):
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            if any(map(_advances, ast.walk(ast.parse(path.read_text("utf-8"))))):
+                found.append(str(path.relative_to(PACKAGE)))
+    return found
+
+
+_ORDER = re.compile(r"(next_|first_|last_)?(orders?|times?|positions?|t_ids?)|next_t")
+
+
+def _advances(node: ast.AST) -> bool:
+    operands: list[ast.expr] = []
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+        operands = [node.left, node.right]
+    elif isinstance(node, ast.AugAssign):
+        operands = [node.target]
+    names = [getattr(x, "attr", getattr(x, "id", "")) for x in operands]
+    return any(_ORDER.fullmatch(name) for name in names)
 
 
 # ------------------------------------------------------------------------------------- tracing
@@ -335,6 +359,9 @@ def report(listed: bool, traced: bool) -> None:
     say("imports from core to world or tools", len(wrong), wrong, always=True)
     loops = [" <-> ".join(loop) for loop in cycles(edges)]
     say("import cycles", len(loops), loops, always=True)
+
+    places = cursor_files()
+    say("files that define a token's order or position", len(places), places)
 
     found = {
         f"{path.relative_to(PACKAGE)}:{f.lineno} {f.name}": f

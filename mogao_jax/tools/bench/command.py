@@ -37,13 +37,7 @@ _PEERS_EXAMPLES = """examples (in an environment that has torch beside this pack
 
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status (1: a bar is not met, or a soak found a fault)."""
-    name = next((a for a in argv if not a.startswith("-")), "")
-    takes_config = name in BENCHMARKS and "--config" in BENCHMARKS[name].flags
-    is_bar = takes_config and BENCHMARKS[name].run is run_bars
-    config = None
-    if is_bar or (takes_config and any(a.startswith("--config") for a in argv)):
-        default = BARS_CONFIG if is_bar else None
-        config, argv = parse_config_args(argv, default=default, checked=not is_bar)
+    config, argv = _config(argv)
     arguments = _parser().parse_args(argv)
     for field in ("rounds", "steps", "tokens", "num", "batch_size"):
         value = getattr(arguments, field, 1)
@@ -52,6 +46,17 @@ def main(argv: list[str]) -> int:
     require_writable_json(arguments.json)
     configure_logging()
     return BENCHMARKS[arguments.benchmark].run(config, arguments)
+
+
+def _config(argv: list[str]) -> tuple[MogaoConfig | None, list[str]]:
+    """The config of a benchmark that takes one, where it is given; and the other arguments."""
+    benchmark = BENCHMARKS.get(next((a for a in argv if not a.startswith("-")), ""))
+    if benchmark and benchmark.run is run_bars:
+        return parse_config_args(argv, default=BARS_CONFIG, checked=False)
+    is_given = any(a.startswith("--config") for a in argv)
+    if benchmark and "--config" in benchmark.flags and is_given:
+        return parse_config_args(argv)
+    return None, argv
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.process_memory import held_bytes
 from mogao_jax.sampling.loading import Model
+from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Image, Text
@@ -131,29 +132,33 @@ def _parts(requests: Sequence[Request], count: int) -> Iterator[Sequence[Request
 
 def faults(request: Request, result: Result, model: Model) -> list[str]:
     """What is wrong with the form of a result."""
-    options, items = request.options, result.items
-    images = [item for item in items if isinstance(item, Image)]
-    given = len(request.document.items)
+    images = [item for item in result.items if isinstance(item, Image)]
+    given, document = len(request.document.items), result.document
     checks = {
         "an unknown stop": result.stop in _STOPS,
-        "two texts in a row": not any(
-            isinstance(a, Text) and isinstance(b, Text) for a, b in itertools.pairwise(items)
-        ),
-        "an empty text": all(item.text for item in items if isinstance(item, Text)),
-        "no image first": not options.draw_first or isinstance(items[0], Image),
-        "a forbidden image": options.allow_images or not images,
-        "too many images": len(images) <= options.max_images,
-        "stopped by images that are not there": result.stop != "max_images"
-        or len(images) == options.max_images,
-        "another prompt": tuple(result.document.items[:given]) == tuple(request.document.items),
-        "lost items": tuple(result.document.items[given:]) == items,
-        "a wrong end": result.document.complete == (result.stop == "end"),
+        "another prompt": tuple(document.items[:given]) == tuple(request.document.items),
+        "lost items": tuple(document.items[given:]) == result.items,
+        "a wrong end": document.complete == (result.stop == "end"),
         "a document that cannot be fed back in": bool(
-            apply_chat_template(result.document, model.tokenizer, add_generation_prompt=True)
+            apply_chat_template(document, model.tokenizer, add_generation_prompt=True)
         ),
+        **_item_checks(request.options, result, len(images)),
     }
     found = [what for what, is_right in checks.items() if not is_right]
     return found + [x for image in images for x in _size_faults(image, request, model.config)]
+
+
+def _item_checks(options: SamplingOptions, result: Result, num_images: int) -> dict[str, bool]:
+    is_text = [isinstance(item, Text) for item in result.items]
+    at_limit = num_images == options.max_images
+    return {
+        "two texts in a row": not any(a and b for a, b in itertools.pairwise(is_text)),
+        "an empty text": all(item.text for item in result.items if isinstance(item, Text)),
+        "no image first": not (options.draw_first and is_text[0]),
+        "a forbidden image": options.allow_images or not num_images,
+        "too many images": num_images <= options.max_images,
+        "stopped by images that are not there": result.stop != "max_images" or at_limit,
+    }
 
 
 def _size_faults(image: Image, request: Request, config: MogaoConfig) -> list[str]:

@@ -22,13 +22,15 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 _SHAPE = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\n([\s\S]*?)^\}", re.MULTILINE)
 _INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) (" + "|".join(KINDS) + r")(-start)?\("
+    r"^ +(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) (" + "|".join(KINDS) + r")(-start)?\((.*)$",
+    re.MULTILINE,
 )
 _CALLED = re.compile(
     r"\b(body|condition|to_apply|calls|branch_computations|true_computation|false_computation)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _NAMED = re.compile(
     r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]*)\](?:T\(([\d,]*)\))?\))? ?\{([^}]*)\}"
@@ -81,14 +83,13 @@ def collectives(hlo: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
       hlo: `compiled.as_text()`.
       mesh_shape: devices per mesh axis, in the mesh's order.
     """
-    bodies = {m[1]: m[2].splitlines() for m in _COMPUTATION.finditer(hlo)}
+    bodies = {m[1]: m[2] for m in _COMPUTATION.finditer(hlo)}
     runs = _runs(bodies)
     found = [
         # A fusion of this name is TPUs' reduce-scatter: each device keeps its part of the sum.
         _collective(match, runs[name], mesh_shape, scatters="all-reduce-scatter" in name)
-        for name, lines in bodies.items()
-        for match in map(_INSTRUCTION.match, lines)
-        if match
+        for name, body in bodies.items()
+        for match in _INSTRUCTION.finditer(body)
     ]
     return [c for c in found if c.group_size != 1]
 
@@ -96,40 +97,35 @@ def collectives(hlo: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
 def _collective(
     match: re.Match[str], runs: int, mesh_shape: Mapping[str, int], scatters: bool
 ) -> Collective:
-    line, kind = match.string, match[3]
+    results, kind, is_start, attributes = match.groups()
     shapes = [
-        (dtype, tuple(int(n) for n in dims.split(",") if n))
-        for dtype, dims in _SHAPE.findall(match[2])
+        (dtype, tuple(map(int, re.findall(r"\d+", dims))))
+        for dtype, dims in _SHAPE.findall(results)
     ]
-    if match[4] and kind in ("all-gather", "collective-permute") and len(shapes) > 1:
+    if is_start and kind in ("all-gather", "collective-permute") and len(shapes) > 1:
         # The asynchronous form's result holds the operand too, then the output.
         shapes = shapes[len(shapes) // 2 :][:1]
-    groups = "source_target_pairs" if kind == "collective-permute" else "replica_groups"
-    axes, size = _axes(line.partition(f"{groups}=")[2], mesh_shape)
+    groups = "source_target_pairs=" if kind == "collective-permute" else "replica_groups="
+    axes, size = _axes(attributes.partition(groups)[2], mesh_shape)
     size_in_bytes = sum(_BYTES[d] * math.prod(s) for d, s in shapes)
     if scatters and kind == "all-reduce":
         kind, size_in_bytes = "reduce-scatter", size_in_bytes // max(size, 1)
-    where = re.search(r'op_name="([^"]*)"', line)
-    return Collective(
-        kind, tuple(shapes), size_in_bytes, runs, axes, size, where[1] if where else ""
-    )
+    where = (_OP_NAME.findall(attributes) or [""])[0]
+    return Collective(kind, tuple(shapes), size_in_bytes, runs, axes, size, where)
 
 
-def _runs(bodies: Mapping[str, list[str]]) -> dict[str, int]:
+def _runs(bodies: Mapping[str, str]) -> dict[str, int]:
     """How often each computation runs: the product of the trip counts around it."""
     callers: dict[str, list[tuple[str, int]]] = {}
-    for name, lines in bodies.items():
-        for line in lines:
-            called = [
-                (kind, computation.strip().lstrip("%"))
+    for name, body in bodies.items():
+        for line in body.splitlines():
+            called = {
+                computation.strip().lstrip("%"): kind
                 for kind, group in _CALLED.findall(line.split(", metadata=")[0])
                 for computation in group.strip("{}").split(",")
-            ]
-            count = 1
-            if " while(" in line:
-                trips = _TRIPS.search(line)
-                count = int(trips[1]) if trips else _limit(bodies, dict(called).get("condition"))
-            for _, computation in called:
+            }
+            count = _trip_count(bodies, line, called) if " while(" in line else 1
+            for computation in called:
                 callers.setdefault(computation, []).append((name, count))
 
     @functools.cache
@@ -141,19 +137,15 @@ def _runs(bodies: Mapping[str, list[str]]) -> dict[str, int]:
     return {name: runs(name) for name in bodies}
 
 
-def _limit(bodies: Mapping[str, list[str]], condition: str | None) -> int:
-    """The one constant that a loop's condition compares with; 1 where there is none, or more."""
-    lines = bodies.get(condition or "", [])
-    fused = [
-        group.strip().lstrip("%")
-        for line in lines
-        for kind, group in _CALLED.findall(line)
-        if kind == "calls"
-    ]
-    lines = sum((bodies.get(name, []) for name in fused), lines)
-    constants = {int(n) for line in lines for n in _CONSTANT.findall(line)}
-    is_less = any("direction=LT" in line for line in lines)
-    return constants.pop() if len(constants) == 1 and is_less else 1
+def _trip_count(bodies: Mapping[str, str], loop: str, called: Mapping[str, str]) -> int:
+    """What XLA writes down, else the one constant that the condition compares with, else 1."""
+    if known := _TRIPS.search(loop):
+        return int(known[1])
+    text = "".join(bodies.get(name, "") for name, kind in called.items() if kind == "condition")
+    # The comparison may be fused.
+    text += "".join(bodies.get(name, "") for name in re.findall(r"\bcalls=%?([\w.\-]+)", text))
+    constants = set(_CONSTANT.findall(text))
+    return int(constants.pop()) if len(constants) == 1 and "direction=LT" in text else 1
 
 
 def traffic(found: list[Collective]) -> dict[tuple[str, str], dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,25 +131,17 @@ def activation_collectives(
       params: the parameters or their shapes, unboxed.
     """
     lengths = _token_lengths(config, mesh_shape)
-    shapes = {  # of parameters, and of one layer of those that are stacked
-        _without_ones(dims) for x in jax.tree.leaves(params) for dims in (x.shape, x.shape[1:])
-    }
-    shards = {1}  # how many shards an axis may have
-    for size in mesh_shape.values():
-        shards |= {size * n for n in shards}
-
-    def is_weight(dims: tuple[int, ...]) -> bool:
-        mine = _without_ones(dims)
-        return any(
-            len(s) == len(mine)
-            and all(b % a == 0 and b // a in shards for a, b in zip(mine, s, strict=True))
-            for s in shapes
-        )
+    leaves = jax.tree.leaves(params)
+    whole = {_without_ones(x.shape) for x in leaves}
+    whole |= {_without_ones(x.shape[1:]) for x in leaves}  # one layer of those that are stacked
+    sizes = itertools.product(*((1, n) for n in mesh_shape.values()))
+    shards = set(map(math.prod, sizes))  # how many shards an axis may have
 
     def is_activation(dtype: str, dims: tuple[int, ...]) -> bool:
-        if dtype not in ("bf16", "f32", "f16") or len(_without_ones(dims)) < 2:
+        if dtype not in ("bf16", "f32", "f16") or not set(dims) & lengths:
             return False
-        return bool(set(dims) & lengths) and not is_weight(dims)
+        mine = _without_ones(dims)
+        return len(mine) > 1 and not any(_is_shard(mine, shape, shards) for shape in whole)
 
     return [
         c
@@ -160,6 +153,16 @@ def activation_collectives(
     ]
 
 
+def _without_ones(dims: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(n for n in dims if n > 1))
+
+
+def _is_shard(part: tuple[int, ...], whole: tuple[int, ...], shards: set[int]) -> bool:
+    return len(part) == len(whole) and all(
+        b % a == 0 and b // a in shards for a, b in zip(part, whole, strict=True)
+    )
+
+
 def _token_lengths(config: MogaoConfig, mesh_shape: Mapping[str, int]) -> set[int]:
     """Lengths of axes of tokens: of a stream or of streams together, of a row, a chip, a batch."""
     p, whole = config.packing, config.train.global_batch_rows
@@ -168,10 +171,6 @@ def _token_lengths(config: MogaoConfig, mesh_shape: Mapping[str, int]) -> set[in
     streams |= {n // mesh_shape["context"] for n in streams}
     rows = {1, whole // (mesh_shape["data"] * mesh_shape["fsdp"]), whole}
     return {n * r for n in streams if n >= 128 for r in rows}
-
-
-def _without_ones(dims: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(n for n in dims if n > 1))
 
 
 def all_reduced_weights(found: Iterable[Collective]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +134,14 @@ class Workload:
     row_work: flops.TokenCounts  # of SAMPLE_ROWS rows
     encoders: dict[str, dict[str, float]]  # FLOPs for as many
 
+    def of_rows(self, num_rows: int) -> tuple[flops.TokenCounts, dict[str, dict[str, float]]]:
+        """The work and the encoders' FLOPs of so many rows."""
+        factor = num_rows / SAMPLE_ROWS
+        encoders = {
+            name: {kind: factor * n for kind, n in e.items()} for name, e in self.encoders.items()
+        }
+        return executed.scaled(self.row_work, factor), encoders
+
 
 def make_workload(
     config: MogaoConfig, topology: Topology, say: Callable[[str], None] = lambda _: None
@@ -223,17 +230,10 @@ def make_plan(
         compiled, found, problems = _compile(config, known, topology, say)
 
     rows = config.train.global_batch_rows * config.train.grad_accum_steps
-    factor = rows / SAMPLE_ROWS
-    work = executed.scaled(known.row_work, factor)
+    work, encoders = known.of_rows(rows)
     run = executed.executed_flops(config, known.vocab_size, work, rows)
-    encoders = {
-        name: {kind: factor * n for kind, n in e.items()} for name, e in known.encoders.items()
-    }
     shape = dict(mesh.shape)
     sent = _sent(config, shape, known.vocab_size, found)
-    per_axes: dict[tuple[str, ...], float] = defaultdict(float)
-    for _, axes, _, _, size in sent:
-        per_axes[tuple(axes.split("+"))] += size
     attention = known.modules.model.config.attention
     return Plan(
         name=config.name,
@@ -260,7 +260,7 @@ def make_plan(
             topology,
             run,
             sum(e["executed"] for e in encoders.values()),
-            by_link(per_axes, topology, shape),
+            by_link([(tuple(axes.split("+")), n) for _, axes, _, _, n in sent], topology, shape),
             sum(held.values()),
             shape["tensor"],
         ),
@@ -287,8 +287,8 @@ def _sent(
             (kind, axes, row["runs"], row["bytes"], row["sent"])
             for (kind, axes), row in traffic(found).items()
         ]
-    by_axis = sent_by_formula(config, shape, vocab_size)
-    return [(row["what"], axis, 0.0, 0.0, row["sent"]) for axis, row in by_axis.items()]
+    by_axes = sent_by_formula(config, shape, vocab_size)
+    return [(row["what"], axes, 0.0, 0.0, row["sent"]) for axes, row in by_axes.items()]
 
 
 def _compile(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
 
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
 from mogao_jax.sharding.rules import MESH_AXES
@@ -132,8 +134,8 @@ def sent_by_formula(
     weights = _branches(m) * branch_weights(m) + adaln + vocab_size * m.embed_dim
     llm = branch_weights(m) + vocab_size * m.embed_dim
     trained = weights - (llm if config.optimizer.frozen == "llm" else 0)
-    width = 2 if m.dtype == "bfloat16" else 4
-    gradient = trained / tensor * (4 if m.param_dtype == "float32" else 2)
+    width = jnp.dtype(m.dtype).itemsize
+    gradient = trained / tensor * jnp.dtype(m.param_dtype).itemsize
     row = p.und_tokens + p.clean_tokens + p.noised_tokens
     tokens = (
         row * config.train.global_batch_rows / (data * fsdp)
@@ -150,28 +152,26 @@ def sent_by_formula(
     def all_reduced(axis: str) -> float:  # gradients' shards, unless they are sharded over it
         return 0.0 if axis in sharded else 2 * part(mesh_shape[axis]) * gradient / ways
 
-    found: dict[str, dict] = {}
-    for axis, size, sent, what in (
-        ("+".join(sharded), ways, part(ways) * (weights / tensor * 2 * width + gradient),
+    transfers = (  # nothing is sent along axes of one device
+        ("+".join(sharded), part(ways) * (weights / tensor * 2 * width + gradient),
          "weights gathered twice, gradients scattered"),
-        ("data", data, all_reduced("data"), "gradients summed"),
-        ("tensor", tensor, 2 * part(tensor) * hidden * 4 * m.num_layers,
+        ("data", all_reduced("data"), "gradients summed"),
+        ("tensor", 2 * part(tensor) * hidden * 4 * m.num_layers,
          "activations summed after attention and FFN"),
-        ("context", context,
-         part(context) * kv * m.num_layers * (2 * width + 4) + all_reduced("context"),
+        ("context", part(context) * kv * m.num_layers * (2 * width + 4) + all_reduced("context"),
          "keys and values gathered, gradients of these and of weights summed"),
-    ):  # fmt: skip
-        if size > 1 and sent:
-            before = found.get(axis)  # weights sharded over context alone
-            found[axis] = {
-                "sent": config.train.grad_accum_steps * sent + (before["sent"] if before else 0.0),
-                "what": f"{before['what']}; {what}" if before else what,
-            }
-    return found
+    )  # fmt: skip
+    found: dict[str, dict] = {}
+    for axes, sent, what in transfers:
+        if sent:
+            so_far = found.setdefault(axes, {"sent": 0.0, "what": []})
+            so_far["sent"] += config.train.grad_accum_steps * sent
+            so_far["what"].append(what)
+    return {axes: row | {"what": "; ".join(row["what"])} for axes, row in found.items()}
 
 
 def by_link(
-    sent_per_axes: Mapping[tuple[str, ...], float],
+    sent: Iterable[tuple[tuple[str, ...], float]],
     topology: Topology,
     mesh_shape: Mapping[str, int],
 ) -> dict[str, float]:
@@ -183,7 +183,7 @@ def by_link(
     sums cross, of what each slice has summed already; a chip sends its share of them.)
 
     Args:
-      sent_per_axes: bytes per chip by the axes of a collective; "?" where they are not known.
+      sent: (axes of a collective, bytes that each chip sends); "?" where they are not known.
       mesh_shape: devices per axis.
     """
     several, each = topology.num_slices > 1, topology.num_chips // topology.num_slices
@@ -193,5 +193,10 @@ def by_link(
         span *= mesh_shape[axis]
         if several and mesh_shape[axis] > 1 and each % span:
             crossing.add(axis)
-    network = sum((x for axes, x in sent_per_axes.items() if crossing & set(axes)), 0.0)
-    return {"links": sum(sent_per_axes.values(), 0.0) - network, "network": network}
+    links = network = 0.0
+    for axes, size in sent:
+        if crossing & set(axes):
+            network += size
+        else:
+            links += size
+    return {"links": links, "network": network}

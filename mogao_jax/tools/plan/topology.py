@@ -119,11 +119,10 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     Raises:
       EnvironmentProblem: no such chip, or no shape; with names that exist.
     """
+    gpus = {c.lower(): chip for c, chip in CHIPS.items() if chip.platform == "gpu"}
     gpu = re.fullmatch(r"(?:(\d+)x)?([A-Za-z]+\d+)", name)
-    by_name = {c.lower(): chip for c, chip in CHIPS.items()}
-    chip = by_name.get(gpu[2].lower()) if gpu else None
-    if gpu and chip and chip.platform == "gpu":
-        return _gpus(name, int(gpu[1] or 1), chip, num_slices)
+    if gpu and gpu[2].lower() in gpus:
+        return _gpus(name, int(gpu[1] or 1), gpus[gpu[2].lower()], num_slices)
     full = _ALIASES.get(name, name)
     tpu = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", full)
     if not tpu or tpu[1] not in _EXAMPLES:
@@ -215,7 +214,7 @@ def check_compiler() -> None:
         found = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         if os.environ.get("TPU_LIBRARY_PATH"):
-            return  # whose version nothing tells
+            return  # its version is not known
         raise EnvironmentProblem(f"the TPU compiler, libtpu, is not installed: {hint}.") from None
     if wanted.endswith(".*") and not f"{found}.".startswith(wanted[:-1]):
         jax_version = importlib.metadata.version("jax")

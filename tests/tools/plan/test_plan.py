@@ -336,18 +336,18 @@ def test_the_roofline_by_hand():
 def test_the_data_axis_goes_over_the_network_between_slices():
     sent = {("fsdp",): 10.0, ("data",): 3.0, ("tensor",): 1.0}
     shape = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
-    assert roofline.by_link(sent, GPUS, shape) == {"links": 14.0, "network": 0.0}
+    assert roofline.by_link(sent.items(), GPUS, shape) == {"links": 14.0, "network": 0.0}
     nodes = parse("64xH100")
     shape = {"data": 8, "fsdp": 8, "tensor": 1, "context": 1}
-    assert roofline.by_link(sent, nodes, shape) == {"links": 11.0, "network": 3.0}
+    assert roofline.by_link(sent.items(), nodes, shape) == {"links": 11.0, "network": 3.0}
     across = {"data": 1, "fsdp": 64, "tensor": 1, "context": 1}
-    assert roofline.by_link({("fsdp",): 10.0}, nodes, across) == {"links": 0.0, "network": 10.0}
+    assert roofline.by_link([(("fsdp",), 10.0)], nodes, across) == {"links": 0.0, "network": 10.0}
     # What lies inside a node stays there, wherever another axis goes.
     inside = {"data": 1, "fsdp": 8, "tensor": 4, "context": 2}
     sent = {("tensor",): 100.0, ("context",): 30.0, ("fsdp",): 10.0, ("fsdp", "tensor"): 1.0}
-    assert roofline.by_link(sent, nodes, inside) == {"links": 130.0, "network": 11.0}
+    assert roofline.by_link(sent.items(), nodes, inside) == {"links": 130.0, "network": 11.0}
     beyond = {"data": 1, "fsdp": 4, "tensor": 4, "context": 4}
-    assert roofline.by_link({("tensor",): 1.0}, nodes, beyond)["network"] == 1.0
+    assert roofline.by_link([(("tensor",), 1.0)], nodes, beyond)["network"] == 1.0
 
 
 def _sent(cfg, vocab_size=300, **axes):
@@ -361,7 +361,7 @@ def test_weights_cut_over_data_are_sent_over_data():
     assert sent == {"data+fsdp": _sent(config(fsdp=8), fsdp=8)["fsdp"]}
     slices = parse("v5p:2x2x1", 2)
     shape = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
-    assert roofline.by_link({("data", "fsdp"): 5.0}, slices, shape)["network"] == 5.0
+    assert roofline.by_link([(("data", "fsdp"), 5.0)], slices, shape)["network"] == 5.0
 
 
 def test_weights_cut_over_context_are_sent_over_context():

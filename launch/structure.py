@@ -264,34 +264,22 @@ def trace_loss() -> Trace:
     import jax
     import jax.numpy as jnp
 
+    from mogao_jax.assembly import assemble, training_mesh
     from mogao_jax.data.pipeline import make_train_iterator
-    from mogao_jax.models.modules import init_params, load_modules
-    from mogao_jax.sharding import rules
-    from mogao_jax.sharding.mesh import global_batch, make_mesh
+    from mogao_jax.sharding.mesh import global_batch
     from mogao_jax.tokenizer import load_tokenizer
-    from mogao_jax.training.optimizer import make_optimizer
-    from mogao_jax.training.state import abstract_state
-    from mogao_jax.training.step import make_train_step
 
     trace = Trace()
     with tempfile.TemporaryDirectory() as folder:
         config = _tiny_config(pathlib.Path(folder))
         tokenizer = load_tokenizer(config.tokenizer)
-        mesh = make_mesh(config.mesh)
-        modules_, encoders = load_modules(config, tokenizer.vocab_size)
-        optimizer = make_optimizer(config.optimizer, config.train.num_steps).transform
-
-        def init() -> Any:
-            return init_params(config, modules_.model, jax.random.key(0))
-
-        with rules.on_mesh(mesh, config.mesh.param_axes):
-            state = abstract_state(init, optimizer, mesh, 0.9, config.mesh.param_axes)
-            step = make_train_step(modules_, optimizer)
-            data = make_train_iterator(config, tokenizer=tokenizer)
-            with trace:
-                batch = global_batch(mesh, next(data), batch_axis=1)
-                jax.eval_shape(step, state, encoders, batch, jnp.float32(0))
-            data.close()
+        mesh = training_mesh(config)
+        run = assemble(config, tokenizer.vocab_size, mesh, load_weights=False)
+        data = make_train_iterator(config, tokenizer=tokenizer)
+        with run.on_mesh(), trace:
+            batch = global_batch(mesh, next(data), batch_axis=1)
+            jax.eval_shape(run.train_step, run.state, run.encoders, batch, jnp.float32(0))
+        data.close()
     last = max(i for i, file in enumerate(trace.calls) if file == "losses.py")
     trace.calls = trace.calls[: last + 1]
     return trace

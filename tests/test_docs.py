@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import importlib
 import pathlib
 import re
 
 import pytest
 
+import mogao_jax
 from mogao_jax.cli.main import COMMANDS
 from mogao_jax.config.renamed import RENAMED
 from mogao_jax.config.schema import MogaoConfig
@@ -139,3 +142,14 @@ def test_named_fields_and_files_exist(page):
             assert any(path.endswith("/" + file[1]) for path in _files()), (
                 f"{_name(page)}: no {code}"
             )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_python_examples_import_what_exists(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), block
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "mogao_jax":
+                assert hasattr(mogao_jax, node.attr), block

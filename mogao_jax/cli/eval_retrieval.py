@@ -1,4 +1,4 @@
-"""`mogao eval pictures`: are drawn pictures recognised among those of the data?"""
+"""`mogao eval retrieval`: are drawn images recognised among those of the data?"""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mogao_jax.atomic import atomic_file, require_writable, write_file
-from mogao_jax.console.image_options import add_picture_flags, picture_options
-from mogao_jax.console.logs import configure_logging
+from mogao_jax.console import eval_options
+from mogao_jax.console.image_options import picture_options
+from mogao_jax.console.logs import configure_logging, progress
 from mogao_jax.console.parser import Parser
-from mogao_jax.console.sample_options import check_seed
-from mogao_jax.errors import DataError, DocumentError
+from mogao_jax.errors import DocumentError
 
-_NAMED = 20  # of what is left out, before the rest is only counted
+_MAX_LISTED = 20  # maximum number listed in messages
+_CARDS = 24  # in the image grid
 _EXAMPLES = """examples:
-  mogao eval pictures --checkpoint runs/emoji --documents data/emoji/captions.jsonl
-  mogao eval pictures --checkpoint runs/emoji --documents data/emoji/edits.jsonl \\
+  mogao eval retrieval --checkpoint runs/emoji --documents data/emoji/captions.jsonl
+  mogao eval retrieval --checkpoint runs/emoji --documents data/emoji/edits.jsonl \\
       --split validation --guidance 2 --out runs/emoji/edits
 """
 
@@ -27,11 +29,7 @@ _EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    for name in ("num", "batch_size"):
-        if getattr(arguments, name) < 1:
-            flag = "--" + name.replace("_", "-")
-            raise DataError(f"{flag} must be 1 or more, got {getattr(arguments, name)}.")
-    check_seed(arguments.seed)
+    eval_options.check_numbers(arguments, ("num", "batch_size"))
     configure_logging()
     if arguments.out:
         arguments.out = require_writable(arguments.out)
@@ -39,19 +37,15 @@ def main(argv: list[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from mogao_jax.console.compile_cache import keep_compiled_programs
     from mogao_jax.data.sources import DocumentsSource
     from mogao_jax.evals import retrieval
     from mogao_jax.sampling import lengths
-    from mogao_jax.sampling.loading import load_model
-    from mogao_jax.sampling.pipeline import make_sampler
 
     asked = DocumentsSource(arguments.documents, arguments.split)
-    keep_compiled_programs()
-    model = load_model(arguments.checkpoint, weights=arguments.weights)
+    model = eval_options.load(arguments)
     options = picture_options(arguments, model.config)
     images = model.config.images
-    # Evenly over the file: neighbours are often about the same picture.
+    # Evenly over the file: neighbours are often about the same image.
     step = max(1, len(asked) // arguments.num)
     left_out = _LeftOut("document", "documents", "what is asked for")
     limits = lengths.context_limits(model.config)
@@ -64,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     left_out.say()
     everything = [DocumentsSource(arguments.documents, s) for s in ("train", "validation")]
-    missing = _LeftOut("entry", "entries", "the pictures that are compared with")
+    missing = _LeftOut("entry", "entries", "the images that are compared with")
     gallery = retrieval.gallery_of(
         (d for source in everything for d in _readable(source, range(len(source)), missing)),
         images,
@@ -72,13 +66,13 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     missing.say()
     found = retrieval.run(
-        make_sampler(model, arguments.batch_size),
+        eval_options.make_sampler(model, arguments),
         tasks,
         gallery,
         options=options,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
-        say=lambda message: print(f"... {message}", file=sys.stderr, flush=True),
+        say=progress,
     )
     print(_as_text(found, model, arguments))
     if arguments.out:
@@ -95,7 +89,7 @@ class _LeftOut:
 
     def __call__(self, error: DocumentError) -> None:
         self.count += 1
-        if self.count <= _NAMED:
+        if self.count <= _MAX_LISTED:
             print(f"left out: {error}", file=sys.stderr)
 
     def say(self) -> None:
@@ -104,7 +98,7 @@ class _LeftOut:
             print(f"{self.count} {noun} left out of {self._of}.", file=sys.stderr)
 
 
-def _readable(source: Any, indices: Any, leave_out: _LeftOut) -> Any:
+def _readable(source: Any, indices: Iterable[int], leave_out: _LeftOut) -> Iterator[Any]:
     """Documents at these places; broken ones are left out, as in training."""
     for index in indices:
         try:
@@ -118,28 +112,20 @@ def _as_text(found: Any, model: Any, arguments: argparse.Namespace) -> str:
 
     lines = [
         f"{model.name}, {model.weights} parameters after {model.step} steps: "
-        f"{len(found.judged)} pictures of {arguments.documents} ({arguments.split}), "
+        f"{len(found.judged)} images of {arguments.documents} ({arguments.split}), "
         f"among {found.size}",
     ]
     for rank in NEAR:
-        name = "the nearest picture is the one asked for" if rank == 1 else f"among the {rank}"
-        share = _share(found.within(rank))
-        lines.append(f"  {name:44} {share}   chance {found.chance(rank):.2%}")
+        name = "the nearest image is the one asked for" if rank == 1 else f"among the {rank}"
+        lines.append(f"  {name:44} {found.within(rank)}   chance {found.chance(rank):.2%}")
     if found.changed.total:
-        lines.append(f"  {'nearer to it than to the given picture':44} {_share(found.changed)}")
-    lines.append(f"  {'PSNR to the picture asked for':44} {found.psnr:.1f} dB")
+        lines.append(f"  {'nearer to it than to the given image':44} {found.changed}")
+    lines.append(f"  {'PSNR to the image asked for':44} {found.psnr:.1f} dB")
     return "\n".join(lines)
 
 
-def _share(share: Any) -> str:
-    low, high = share.interval
-    return f"{share.value:.1%} [{low:.1%}, {high:.1%}] of {share.total}"
-
-
 def _save(found: Any, folder: pathlib.Path, name: str) -> None:
-    from mogao_jax.evals import retrieval
-    from mogao_jax.worlds.shapes.evals import grid
-    from mogao_jax.worlds.shapes.evals.cards import Section
+    from mogao_jax.evals import cards, retrieval
 
     record = {
         "gallery": found.size,
@@ -148,31 +134,28 @@ def _save(found: Any, folder: pathlib.Path, name: str) -> None:
         "psnr": found.psnr,
         "ranks": {j.task.prompt.id: j.rank for j in found.judged},
     }
-    cards = tuple(retrieval.card(j) for j in found.judged[:24])
-    write_file(folder / "pictures.json", json.dumps(record, indent=1) + "\n")
-    image = grid.png(f"Pictures of {name}", [Section("t2i", "the first ones, as they came", cards)])
-    with atomic_file(folder / "pictures.png") as partial:
-        image.save(partial, "PNG", optimize=True)
-    print(f"Written: {folder / 'pictures.json'}, {folder / 'pictures.png'}", file=sys.stderr)
+    write_file(folder / "retrieval.json", json.dumps(record, indent=1) + "\n")
+    shown = tuple(retrieval.card(j) for j in found.judged[:_CARDS])
+    grid = cards.png(f"Images of {name}", [cards.Section("the first ones, as they came", shown)])
+    with atomic_file(folder / "retrieval.png") as partial:
+        grid.save(partial, "PNG", optimize=True)
+    print(f"Written: {folder / 'retrieval.json'}, {folder / 'retrieval.png'}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="mogao eval pictures",
-        description="Draws pictures that documents ask for, and tells how often the nearest of "
-        "all the documents' pictures is the one that was asked for.",
+        prog="mogao eval retrieval",
+        description="Draws images that documents ask for, and tells how often the nearest of all "
+        "the documents' images is the one that was asked for (retrieval top-1 and top-5).",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--documents", type=pathlib.Path, required=True, metavar="PATH",
-        help="documents as for training; the picture with loss true is asked for")  # fmt: skip
+        help="documents as for training; the image with loss true is asked for")  # fmt: skip
     add("--split", choices=("train", "validation"), default="train")
-    add("--num", type=int, default=200, metavar="N", help="pictures to draw (200)")
-    add("--out", type=pathlib.Path, metavar="DIR", help="writes pictures.json and pictures.png")
-    add("--checkpoint", required=True, help="an exported file, a run's folder, or one checkpoint")
-    add("--weights", choices=("best", "ema", "raw"), default="best")
-    add_picture_flags(add)
-    add("--seed", type=int, default=0, help="of sampling")
-    add("--batch-size", type=int, default=32, metavar="N", help="requests at a time (32)")
+    add("--num", type=int, default=200, metavar="N", help="images to draw (200)")
+    add("--out", type=pathlib.Path, metavar="DIR", help="writes retrieval.json and retrieval.png")
+    eval_options.add_model_flags(parser)
+    eval_options.add_sampling_flags(parser)
     return parser

@@ -1,4 +1,4 @@
-"""Shares of successes, with the interval that their number allows."""
+"""Proportions of successes, with the interval that the number of trials allows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ _Z = 1.959963984540054  # of a two-sided 95% interval
 class Proportion:
     """`right` of `total`. Adding a bool counts one trial more; adding a Proportion pools both."""
 
-    right: int
-    total: int
+    right: int = 0
+    total: int = 0
 
     def __add__(self, other: bool | Proportion) -> Proportion:
         if isinstance(other, Proportion):
             return Proportion(self.right + other.right, self.total + other.total)
         return Proportion(self.right + bool(other), self.total + 1)
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} [{low:.1%}, {high:.1%}] of {self.total}"
+
     @property
     def value(self) -> float:
-        """The share; NaN of no trials."""
+        """The proportion; NaN of no trials."""
         return self.right / self.total if self.total else math.nan
 
     @property
@@ -39,6 +43,6 @@ class Proportion:
 
 
 def count(trials: Iterable[bool]) -> Proportion:
-    """The share of True."""
+    """The proportion of True."""
     flags = list(trials)
     return Proportion(sum(map(bool, flags)), len(flags))

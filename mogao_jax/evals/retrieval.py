@@ -1,11 +1,11 @@
-"""Pictures of one's own data, judged by which known picture they are nearest to.
+"""Images of one's own data, judged by which known image they are nearest to.
 
-A model goes on with a document up to one of its pictures; what it draws is compared with every
-picture that the documents show (the gallery). It is recognised if the nearest one is the one that
+A model goes on with a document up to one of its images; what it draws is compared with every
+image that the documents show (the gallery). It is recognised if the nearest one is the one that
 was asked for: the right thing, and, where the gallery holds variants of it, the right variant.
 
-Distance is the root mean square of what remains between the pictures' means over blocks of
-`BLOCK` x `BLOCK` pixels, so that what a picture shows counts and not how sharp it is.
+Distance is the root mean square of what remains between the images' means over blocks of
+`BLOCK` x `BLOCK` pixels, so that what an image shows counts and not how sharp it is.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ import numpy as np
 from mogao_jax import images as image_ops
 from mogao_jax.config.schema import ImageConfig
 from mogao_jax.errors import DataError, DocumentError
+from mogao_jax.evals.cards import Card, CardImage
 from mogao_jax.evals.proportion import Proportion, count
 from mogao_jax.images import native_pixels
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sequence.document import Document, Image, Item, Text
-from mogao_jax.worlds.shapes.evals.cards import Card, CardImage
 
 BLOCK = 4
 NEAR = (1, 5)  # ranks that are reported
 
 
 class Samples(Protocol):
-    """What is asked of a sampler."""
+    """A sampler, or a loaded model."""
 
-    def sample(self, requests: Sequence[Request]) -> list[Result]: ...
+    def sample(self, requests: Sequence[Request], /) -> list[Result]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """A picture that a document asks for.
+    """An image that a document asks for.
 
     Attributes:
-      prompt: the document up to the picture.
-      wanted: the picture, uint8[H, W, 3] as the model would see it.
-      given: the last picture before it, or None.
+      prompt: the document up to the image.
+      wanted: the image, uint8[H, W, 3] as the model would see it.
+      given: the last image before it, or None.
     """
 
     prompt: Document
@@ -59,11 +59,11 @@ class Judged:
 
     Attributes:
       drawn: uint8[H, W, 3]; None if the model drew nothing.
-      rank: pictures of the gallery that are nearer to it than the wanted one, plus 1; 0 if
+      rank: images of the gallery that are nearer to it than the wanted one, plus 1; 0 if
         nothing was drawn.
-      psnr: of the drawn picture against the wanted one in dB; NaN if nothing was drawn.
-      changed: whether it is nearer to the wanted picture than to the given one; None if no
-        picture was given, or the two are the same.
+      psnr: of the drawn image against the wanted one in dB; NaN if nothing was drawn.
+      changed: whether it is nearer to the wanted image than to the given one; None if no
+        image was given, or the two are the same.
     """
 
     task: Task
@@ -75,22 +75,22 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Retrieval:
-    """All that was judged, against a gallery of `size` different pictures."""
+    """All that was judged, against a gallery of `size` different images."""
 
     judged: tuple[Judged, ...]
     size: int
 
     def within(self, rank: int) -> Proportion:
-        """How often the wanted picture is among the `rank` nearest."""
+        """How often the wanted image is among the `rank` nearest."""
         return count(0 < j.rank <= rank for j in self.judged)
 
     def chance(self, rank: int) -> float:
-        """The same of pictures drawn from the gallery by lot."""
+        """The same of images drawn from the gallery by lot."""
         return min(1.0, rank / self.size)
 
     @property
     def changed(self) -> Proportion:
-        """Of edits: how often the picture is nearer to the wanted one than to the given one."""
+        """Of edits: how often the image is nearer to the wanted one than to the given one."""
         return count(bool(j.changed) for j in self.judged if j.changed is not None)
 
     @property
@@ -105,47 +105,41 @@ def tasks_of(
     images: ImageConfig,
     number: int,
     *,
-    check: Callable[[Document], object] | None = None,
-    leave_out: Callable[[DocumentError], object] | None = None,
+    check: Callable[[Document], object] = lambda prompt: None,
+    leave_out: Callable[[DocumentError], object] = lambda error: None,
 ) -> list[Task]:
-    """The first `number` documents that ask for a picture, each up to its last such picture.
-
-    Documents with a picture that cannot be read are left out (training skips them too), and so
-    are those whose prompt `check` refuses.
+    """The last image with a loss of each document that has one, until there are `number`.
 
     Args:
-      check: is given every prompt, with pixels in place of files; raises DocumentError for one
-        that cannot be served.
+      images: how the model sees images.
+      check: is given each prompt, its images read; raises DocumentError for one that cannot be
+        served.
       leave_out: is told why a document is left out.
     Raises:
-      DataError: none of them asks for a picture.
+      DataError: none of them asks for an image.
     """
     tasks: list[Task] = []
     for document in documents:
         if len(tasks) == number:
             break
         places = [i for i, x in enumerate(document.items) if isinstance(x, Image) and x.loss]
-        if not places or not places[-1]:
-            continue
-        try:
-            task = _task(document, places[-1], images)
-            if check:
+        if places and places[-1]:
+            try:
+                task = _task(document, places[-1], images)
                 check(task.prompt)
-        except DocumentError as e:
-            if leave_out:
+                tasks.append(task)
+            except DocumentError as e:
                 leave_out(e)
-        else:
-            tasks.append(task)
     if not tasks:
         raise DataError(
-            "no document asks for a picture that can be read: one with loss true, after something "
+            "no document asks for an image that can be read: one with loss true, after something "
             "else."
         )
     return tasks
 
 
 def _task(document: Document, place: int, images: ImageConfig) -> Task:
-    """The task of drawing the item at `place`; raises DocumentError for unreadable pictures."""
+    """The task of drawing the item at `place`; raises DocumentError for unreadable images."""
     items: list[Item] = []
     given = None
     for item in document.items[:place]:
@@ -162,30 +156,28 @@ def gallery_of(
     documents: Iterable[Document],
     images: ImageConfig,
     *,
-    leave_out: Callable[[DocumentError], object] | None = None,
+    leave_out: Callable[[DocumentError], object] = lambda error: None,
 ) -> list[np.ndarray]:
-    """All different pictures of the documents, uint8[H, W, 3] as the model would see them.
+    """All different images of the documents, uint8[H, W, 3] as the model would see them.
 
-    Pictures that cannot be read are left out (training skips their documents too).
+    Images that cannot be read are left out (training skips their documents too).
 
     Args:
-      leave_out: is told why a picture is left out.
+      leave_out: is told why an image is left out.
     """
     by_path: set[object] = set()
     found: dict[str, np.ndarray] = {}
-    for document in documents:
-        for item in document.items:
-            if not isinstance(item, Image) or (item.path is not None and item.path in by_path):
-                continue
-            by_path.add(item.path)
-            try:
-                pixels = native_pixels(item, images)
-            except DocumentError as e:
-                if leave_out:
-                    leave_out(e)
-                continue
-            name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-            found.setdefault(name, pixels)
+    for item in (x for document in documents for x in document.items if isinstance(x, Image)):
+        if item.path is not None and item.path in by_path:
+            continue
+        by_path.add(item.path)
+        try:
+            pixels = native_pixels(item, images)
+        except DocumentError as e:
+            leave_out(e)
+            continue
+        name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        found.setdefault(name, pixels)
     return list(found.values())
 
 
@@ -197,16 +189,15 @@ def run(
     options: SamplingOptions,
     seed: int = 0,
     batch_size: int = 32,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Retrieval:
-    """Draws every task's picture, in its own size, and ranks the gallery by nearness to it.
+    """Draws every task's image, in its own size, and ranks the gallery by nearness to it.
 
     Args:
-      options: steps and guidance; the picture is drawn at once, and only one.
+      options: steps and guidance; the image is drawn at once, and only one.
       seed: task number n has the seed `seed` * 2**20 + n.
       say: is told about progress.
     """
-    tell = say or (lambda message: None)
     options = dataclasses.replace(options, draw_first=True, max_images=1, max_tokens=0)
     side = max(max(p.shape[:2]) for p in [*gallery, *(t.wanted for t in tasks)])
     known = np.stack([_signature(p, side) for p in gallery])
@@ -220,12 +211,12 @@ def run(
         for task, result in zip(tasks[start : start + batch_size], results, strict=True):
             judged.append(judge(task, result, known, side))
         near = count(j.rank == 1 for j in judged).value
-        tell(f"{len(judged)} of {len(tasks)} pictures, {near:.0%} nearest to the one asked for")
+        say(f"{len(judged)} of {len(tasks)} images, {near:.0%} nearest to the one asked for")
     return Retrieval(tuple(judged), len(gallery))
 
 
 def judge(task: Task, result: Result, known: np.ndarray, side: int) -> Judged:
-    """Ranks one drawn picture.
+    """Ranks one drawn image.
 
     Args:
       known: signatures of the gallery, float32[N, S], of canvases of `side` pixels.
@@ -235,7 +226,7 @@ def judge(task: Task, result: Result, known: np.ndarray, side: int) -> Judged:
         return Judged(task, None, 0, math.nan, None if task.given is None else False)
     here, wanted = _signature(drawn, side), _signature(task.wanted, side)
     reach = _distance(here, wanted)
-    # Strictly nearer: the wanted picture itself is in the gallery at exactly this distance.
+    # Strictly nearer: the wanted image itself is in the gallery at exactly this distance.
     nearer = int((np.sqrt(((known - here) ** 2).mean(1)) < reach * (1 - 1e-6)).sum())
     changed = None
     if task.given is not None:
@@ -268,9 +259,9 @@ def _psnr(drawn: np.ndarray, wanted: np.ndarray) -> float:
 def card(judged: Judged) -> Card:
     """A case as people look at it: what was given, what was drawn, what was asked for."""
     words = " / ".join(x.text for x in judged.task.prompt.items if isinstance(x, Text))
-    pictures = [] if judged.task.given is None else [CardImage(judged.task.given, "given")]
+    images = [] if judged.task.given is None else [CardImage(judged.task.given, "given")]
     if judged.drawn is not None:
-        pictures.append(CardImage(judged.drawn, "drawn", judged.rank == 1))
-    pictures.append(CardImage(judged.task.wanted, "asked for"))
+        images.append(CardImage(judged.drawn, "drawn", judged.rank == 1))
+    images.append(CardImage(judged.task.wanted, "asked for"))
     reason = f"the asked one is number {judged.rank}" if judged.rank else "nothing was drawn"
-    return Card(words, tuple(pictures), "", judged.rank == 1, reason)
+    return Card(words, tuple(images), "", judged.rank == 1, reason)

@@ -244,15 +244,15 @@ def test_unreadable_pictures_and_long_prompts_are_left_out(loaded, tmp_path, cap
                  {"type": "image", "path": path, "role": "assistant"}]  # fmt: skip
         lines.append(json.dumps({"id": str(number), "items": items}))
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
-    command = ["eval", "pictures", "--documents", str(tmp_path / "d.jsonl"), "--checkpoint", "x",
+    command = ["eval", "retrieval", "--documents", str(tmp_path / "d.jsonl"), "--checkpoint", "x",
                "--num", "400"]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr()
     counted = int(said.err.split(" documents left out of what is asked for")[0].split()[-1])
-    served = int(said.out.split(" pictures of ")[0].split()[-1])
+    served = int(said.out.split(" images of ")[0].split()[-1])
     assert counted > 10 and served > 10 and counted + served <= 40
     assert "gone.png" in said.err and "--max-context" in said.err
-    assert "1 entry left out of the pictures that are compared with" in said.err
+    assert "1 entry left out of the images that are compared with" in said.err
     assert main([*command, "--seed", "-1"]) == 2
     assert "--seed is -1" in capsys.readouterr().err
 
@@ -263,4 +263,6 @@ def test_benchmarks_are_shown_and_unknown_ones_named(capsys):
     assert capsys.readouterr().out.count("usage: mogao eval BENCHMARK") == 2
     assert main(["eval", "geneval"]) == 2
     said = capsys.readouterr().err
-    assert "'geneval'" in said and "shapes" in said and "pictures" in said
+    assert "'geneval'" in said and "shapes" in said and "retrieval" in said
+    assert main(["eval", "pictures", "--documents", "x"]) == 2  # its old name
+    assert "is called 'mogao eval retrieval' now" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_edits_are_nearer_to_one_side():
     assert [j.changed for j in found.judged] == [True, False, None]
     assert (found.changed.right, found.changed.total) == (1, 2)
     assert found.size == 5  # 0 to 4, each once
-    words = [[p.words for p in retrieval.card(j).pictures] for j in found.judged]
+    words = [[p.words for p in retrieval.card(j).images] for j in found.judged]
     assert words[0] == ["given", "drawn", "asked for"]
 
 
@@ -139,5 +139,5 @@ def test_what_cannot_be_served_is_left_out(tmp_path):
 
 
 def test_documents_that_ask_for_nothing():
-    with pytest.raises(DataError, match="asks for a picture"):
+    with pytest.raises(DataError, match="asks for an image"):
         retrieval.tasks_of([Document((Text("words"),))], IMAGES, 3)

@@ -10,7 +10,7 @@ from mogao_jax.sampling.loading import _DEMO_FILE
 from mogao_jax.sampling.prompts import as_document, make_options
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.document import Document, Image, Text
-from mogao_jax.worlds.shapes.evals.scorers.reader import read_picture
+from mogao_jax.worlds.shapes.evals.scorers.reader import read_image
 from mogao_jax.worlds.shapes.scene import fitting_world
 from mogao_jax.worlds.shapes.truth import Request as Asked
 from mogao_jax.worlds.shapes.truth import Wanted, satisfies
@@ -49,7 +49,7 @@ def test_it_draws_what_is_asked_for_and_answers(demo):
     ]
     drawn = [pictures(r)[0] for r in demo.sample(requests)]
     right = [
-        satisfies(read_picture(pixels, world(demo)).scene, Asked("colors", (Wanted(shape, color),)))
+        satisfies(read_image(pixels, world(demo)).scene, Asked("colors", (Wanted(shape, color),)))
         for pixels, (color, shape) in zip(drawn, wanted, strict=True)
     ]
     assert sum(right) >= 6  # of 8; by chance, none

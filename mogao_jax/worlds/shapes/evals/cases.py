@@ -1,17 +1,14 @@
-"""Cases of the benchmark: a prompt, the truth about it, and what came of it."""
+"""Cases of the benchmark: held-out documents, cut before what is to be generated."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from mogao_jax.sequence.document import Document, Item, Text
-from mogao_jax.worlds.shapes.evals.scorers.verdicts import Verdict
+from mogao_jax.sequence.document import Document, Text
 from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, World
 from mogao_jax.worlds.shapes.truth import Truth
 from mogao_jax.worlds.shapes.world import ShapesSource
-
-NOTHING = "nothing was drawn"
 
 # How many items of a document are its prompt; the rest is to be generated.
 _PROMPT = {"t2i": 1, "qa": 2, "edit": 2, "story": 1, "clip": -1}
@@ -38,8 +35,7 @@ class Case:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """(height, width) in pixels of the document's own pictures, the last one's: a size on
-        which what is asked for has room."""
+        """(height, width) in pixels of the document's last image: what is asked for fits there."""
         scene = self.truth.scenes[-1]
         return scene.height, scene.width
 
@@ -47,34 +43,6 @@ class Case:
     def asked(self) -> str:
         """The last text of the prompt."""
         return next((i.text for i in reversed(self.prompt.items) if isinstance(i, Text)), "")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judged:
-    """What came of a case.
-
-    Attributes:
-      case, items, stop: the case, what was generated, and why generation ended.
-      checks: what is counted: {"right": ...} for t2i and qa; "done", "kept" and "right" (both) for
-        edits and clips; "count", "order" and "whole" for stories.
-      pictures: a verdict for each picture that was asked for; "nothing was drawn" if it is missing.
-      objects: untouched objects kept, and how many there were (edit and clip).
-      repeated: of each picture that should have changed the one before: whether it repeats it.
-      reason: why it is not right.
-    """
-
-    case: Case
-    items: tuple[Item, ...]
-    stop: str
-    checks: dict[str, bool]
-    pictures: tuple[Verdict, ...] = ()
-    objects: tuple[int, int] = (0, 0)
-    repeated: tuple[bool, ...] = ()
-    reason: str = ""
-
-    @property
-    def right(self) -> bool:
-        return self.checks.get("right", self.checks.get("whole", False))
 
 
 def cases(
@@ -86,20 +54,15 @@ def cases(
     world: World = DEFAULT_WORLD,
 ) -> list[Case]:
     """The first `per_category` validation documents of each category, in the source's order."""
-    wanted = {category: per_category for category in categories}
-    found = []
-    for case in _all_cases(task, seed, world):
-        if not any(wanted.values()):
-            break
-        if wanted.get(case.category, 0):
-            wanted[case.category] -= 1
-            found.append(case)
-    return found
-
-
-def _all_cases(task: str, seed: int, world: World) -> Iterator[Case]:
     source = ShapesSource(task, seed, "validation", world=world)
-    for index in range(len(source)):
+    left = dict.fromkeys(categories, per_category)
+    found: list[Case] = []
+    index = 0
+    while any(left.values()):
         document, truth = source.with_truth(index)
-        prompt = Document(document.items[: _PROMPT[task]], id=document.id)
-        yield Case(task, truth.category, prompt, truth, index)
+        if left.get(truth.category, 0):
+            left[truth.category] -= 1
+            prompt = Document(document.items[: _PROMPT[task]], id=document.id)
+            found.append(Case(task, truth.category, prompt, truth, index))
+        index += 1
+    return found

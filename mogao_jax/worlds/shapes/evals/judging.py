@@ -1,19 +1,49 @@
-"""Judges what was generated for a case."""
+"""Judges what was generated for a case: answers, images, changes, and stories by every step."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from mogao_jax.sequence.document import Image, Item, Text
-from mogao_jax.worlds.shapes.evals.cases import NOTHING, Case, Judged
-from mogao_jax.worlds.shapes.evals.repetition import repeated_pixels
-from mogao_jax.worlds.shapes.evals.scorers import verdicts
-from mogao_jax.worlds.shapes.evals.scorers.reader import Reading, read_picture
+from mogao_jax.worlds.shapes.evals.cases import Case
+from mogao_jax.worlds.shapes.evals.scorers import sentences, verdicts
+from mogao_jax.worlds.shapes.evals.scorers.reader import Reading, read_image
 from mogao_jax.worlds.shapes.evals.scorers.verdicts import Change, Verdict
-from mogao_jax.worlds.shapes.evals.stories import judge_story
 from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, World
+from mogao_jax.worlds.shapes.truth import Wanted
+
+NOTHING = "nothing was drawn"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """A case with what was generated for it, and its verdicts.
+
+    Attributes:
+      case, items, stop: the case, what was generated, and why generation ended.
+      checks: what is counted: {"right": ...} for t2i and qa; "done", "kept" and "right" (both) for
+        edits and clips; "count", "order" and "whole" for stories.
+      images: a verdict for each image that was asked for; "nothing was drawn" if it is missing.
+      objects: untouched objects kept, and how many there were (edit and clip).
+      repeated: of each image that should have changed the one before: whether it repeats it.
+      reason: why it is not right.
+    """
+
+    case: Case
+    items: tuple[Item, ...]
+    stop: str
+    checks: dict[str, bool]
+    images: tuple[Verdict, ...] = ()
+    objects: tuple[int, int] = (0, 0)
+    repeated: tuple[bool, ...] = ()
+    reason: str = ""
+
+    @property
+    def right(self) -> bool:
+        return self.checks.get("right", self.checks.get("whole", False))
 
 
 def judge(
@@ -22,80 +52,182 @@ def judge(
     """Judges what was generated for a case.
 
     Args:
-      items: texts and pictures (with pixels) in order.
+      items: texts and images (with pixels) in order.
       stop: why generation ended; a story must have come to its own end ("end").
     """
-    judges = {"t2i": _t2i, "qa": _qa, "edit": _edit, "clip": _clip, "story": judge_story}
+    judges = {"t2i": _t2i, "qa": _qa, "edit": _change, "clip": _change, "story": _story}
     return judges[case.task](case, tuple(items), stop, world)
 
 
 def _t2i(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judged:
     assert case.truth.request is not None
-    drawn = _pictures(items)
+    drawn = _images(items)
     verdict = Verdict(False, NOTHING)
     if drawn:
-        verdict = verdicts.judge_request(read_picture(drawn[0], world), case.truth.request)
-    checks = {"right": verdict.right}
-    return Judged(case, items, stop, checks, (verdict,), reason=verdict.reason)
+        verdict = verdicts.judge_request(read_image(drawn[0], world), case.truth.request)
+    return Judged(case, items, stop, {"right": verdict.right}, (verdict,), reason=verdict.reason)
 
 
 def _qa(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judged:
     assert case.truth.question is not None
     answer = " ".join("".join(i.text for i in items if isinstance(i, Text)).split())
-    right = answer == case.truth.question.answer and not _pictures(items)
+    right = answer == case.truth.question.answer and not _images(items)
     reason = "" if right else f"not {case.truth.question.answer!r}"
     return Judged(case, items, stop, {"right": right}, reason=reason)
 
 
-def _edit(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judged:
-    before = case.truth.scenes[0]
-    drawn = _pictures(items)
+def _change(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judged:
+    """An edit, or the next frame of a clip."""
+    truth, drawn = case.truth, _images(items)
+    before = truth.scenes[-2]
     if not drawn:
-        return _undrawn(case, items, stop)
-    reading = read_picture(drawn[0], world)
-    change = verdicts.judge_change(before, reading, case.truth.edits[0], world)
-    given = _pictures(case.prompt.items)[-1]
-    return _changed(case, items, stop, change, _repeats(change, reading, given, drawn[0]))
-
-
-def _clip(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judged:
-    before = case.truth.scenes[-2]
-    assert case.truth.motion is not None
-    drawn = _pictures(items)
-    if not drawn:
-        return _undrawn(case, items, stop)
-    reading = read_picture(drawn[0], world)
-    mover = before.objects[0]
-    change = verdicts.judge_motion(before, reading, case.truth.motion, mover, world)
-    given = _pictures(case.prompt.items)[-1]
-    return _changed(case, items, stop, change, _repeats(change, reading, given, drawn[0]))
-
-
-def _undrawn(case: Case, items: tuple[Item, ...], stop: str) -> Judged:
-    checks = {"done": False, "kept": False, "right": False}
-    scene = case.truth.scenes[-2]
-    num = len(scene.objects) - (case.truth.motion is not None or _target(case) is not None)
+        touched = truth.motion is not None or truth.edits[0].target is not None
+        change = Change(False, False, 0, len(before.objects) - touched, False, NOTHING)
+        repeated = False
+    else:
+        reading = read_image(drawn[0], world)
+        change = verdicts.judge_last(truth, reading, world)
+        repeated = change.repeated
+        if not reading.clear:
+            repeated = repeated_pixels(_images(case.prompt.items)[-1], drawn[0])
     return Judged(
-        case, items, stop, checks, (Verdict(False, NOTHING),), (0, num), (False,), NOTHING
+        case,
+        items,
+        stop,
+        {"done": change.done, "kept": change.kept, "right": change.right},
+        (Verdict(change.right, change.reason),),
+        (change.kept_objects, change.num_objects),
+        (repeated,),
+        change.reason,
     )
 
 
-def _target(case: Case):
-    return case.truth.edits[0].target if case.truth.edits else None
+def pixels_of(image: Image) -> np.ndarray:
+    """The pixels of an image that is known to have them."""
+    assert image.pixels is not None
+    return image.pixels
 
 
-def _changed(
-    case: Case, items: tuple[Item, ...], stop: str, change: Change, repeated: bool
-) -> Judged:
-    checks = {"done": change.done, "kept": change.kept, "right": change.right}
-    objects = change.kept_objects, change.num_objects
-    verdict = Verdict(change.right, change.reason)
-    return Judged(case, items, stop, checks, (verdict,), objects, (repeated,), change.reason)
+def _images(items: Sequence[Item]) -> list[np.ndarray]:
+    return [pixels_of(i) for i in items if isinstance(i, Image)]
 
 
-def _pictures(items: Sequence[Item]) -> list[np.ndarray]:
-    return [i.pixels for i in items if isinstance(i, Image) and i.pixels is not None]
+def repeated_pixels(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether two images are nearly equal, for those that cannot be read.
+
+    Fewer pixels differ (by more than 40 in RGB, in means of 3x3) than a third of the smallest
+    object's area.
+    """
+    if before.shape != after.shape:
+        return False
+    padded = np.pad(after.astype(np.float32) - before, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    mean = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1)).mean((-1, -2))
+    return int((np.sqrt((mean**2).sum(-1)) > 40).sum()) < 24
 
 
-def _repeats(change: Change, reading: Reading, before: np.ndarray, after: np.ndarray) -> bool:
-    return change.repeated if reading.clear else repeated_pixels(before, after)
+# -------------------------------------------------------------------------------------- stories
+
+
+def _story(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judged:
+    """A story's count, the order of what its sentences tell, and what each image shows.
+
+    The request of a planned story names the first object and every change: the sentences must tell
+    them in this order, and each image is judged by them. A free story's request fixes the number
+    of images, and in some the first object; the sentence before each image, the model's own, must
+    tell an opening or a change, and the image is judged by it. Changes are those of what the
+    model's last image shows.
+    """
+    drawn, said = _told(items)
+    readings = [read_image(pixels, world) for pixels in drawn]
+    number = len(case.truth.scenes)
+    steps, repeated = [], []
+    for k in range(number):
+        if k >= len(drawn):
+            steps.append(Verdict(False, NOTHING))
+            repeated += [False] * (k > 0)
+        elif k == 0:
+            steps.append(_first_step(case, said[0], readings[0]))
+        else:
+            change = _next_step(case, k, said[k], readings[k - 1], readings[k], world)
+            steps.append(Verdict(change.right, change.reason))
+            if readings[k - 1].clear and readings[k].clear:
+                scenes = readings[k - 1].scene, readings[k].scene
+                repeated.append(verdicts.same_scene(*scenes, world))
+            else:
+                repeated.append(repeated_pixels(drawn[k - 1], drawn[k]))
+    count = len(drawn) == number and stop == "end"
+    order = count and all(s.strip() for s in said) and _tells_all(case, said)
+    checks = {"count": count, "order": order, "whole": order and all(s.right for s in steps)}
+    reasons = [f"{k + 1}: {s.reason}" for k, s in enumerate(steps) if not s.right]
+    if not count:
+        ended = "" if stop == "end" else f" ({stop.replace('_', ' ')})"
+        reasons.insert(0, f"{len(drawn)} images for {number}{ended}")
+    elif not order:
+        told = "what was asked" if case.truth.planned else "such a story"
+        reasons.insert(0, f"the sentences do not tell {told}")
+    reason = "; ".join(reasons)
+    return Judged(case, items, stop, checks, tuple(steps), (0, 0), tuple(repeated), reason)
+
+
+def _told(items: tuple[Item, ...]) -> tuple[list[np.ndarray], list[str]]:
+    """Images, and the text before each."""
+    drawn: list[np.ndarray] = []
+    said: list[str] = []
+    text = ""
+    for item in items:
+        if isinstance(item, Text):
+            text += item.text
+        else:
+            drawn.append(pixels_of(item))
+            said.append(text)
+            text = ""
+    return drawn, said
+
+
+def _first_wanted(case: Case) -> Wanted | None:
+    """The object of the first image, by shape and colour, if the request says it."""
+    if case.truth.planned:
+        return Wanted.of(case.truth.scenes[0].objects[0])
+    return sentences.asked_story(case.asked)[1]
+
+
+def _agree(wanted: Wanted | None, told: Wanted) -> bool:
+    return wanted is None or (wanted.shape, wanted.color) == (told.shape, told.color)
+
+
+def _tells_all(case: Case, said: list[str]) -> bool:
+    first, claims = sentences.opening(said[0]), [sentences.change(text) for text in said[1:]]
+    if first is None or None in claims or not _agree(_first_wanted(case), first):
+        return False
+    told = zip(claims, case.truth.edits, case.truth.scenes, strict=False)
+    return not case.truth.planned or all(c and sentences.tells(c, e, s) for c, e, s in told)
+
+
+def _first_step(case: Case, text: str, reading: Reading) -> Verdict:
+    wanted = _first_wanted(case)
+    if not case.truth.planned:
+        told = sentences.opening(text)
+        if told is None:
+            return Verdict(False, "its sentence is not understood")
+        if not _agree(wanted, told):
+            return Verdict(False, "its sentence is about something else")
+        wanted = told
+    assert wanted is not None
+    return verdicts.judge_opening(reading, wanted)
+
+
+def _next_step(
+    case: Case, k: int, text: str, last: Reading, reading: Reading, world: World
+) -> Verdict | Change:
+    if not last.clear:
+        return Verdict(False, reading.problems[0] if reading.problems else "follows an unclear one")
+    if case.truth.planned:
+        edit = sentences.transfer(case.truth.edits[k - 1], last.scene)
+    else:
+        claim = sentences.change(text)
+        if claim is None:
+            return Verdict(False, "its sentence is not understood")
+        edit = sentences.resolve(claim, last.scene)
+    if edit is None:
+        return Verdict(False, "what is to change is not there")
+    return verdicts.judge_change(last.scene, reading, edit, world)

@@ -1,4 +1,4 @@
-"""Scores of a model on a benchmark: rows of shares, as JSON for programs and as text for people."""
+"""Scores of a model on the benchmark: rows of proportions, as JSON for programs and as tables."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mogao_jax.paths import expanded
 FORMAT = "mogao_jax scores 1"
 OVERALL = "overall"
 TITLES = {
-    "t2i": "Text to picture, GenEval's categories",
-    "qa": "Questions about a picture, answered exactly",
-    "edit": "Edits of a picture",
+    "t2i": "Text to image, GenEval's categories",
+    "qa": "Questions about an image, answered exactly",
+    "edit": "Edits of an image",
     "story": "Stories",
     "clip": "The next frame of a clip",
 }
@@ -29,7 +29,7 @@ METRICS = {
     "objects": "objects kept",
     "count": "number",
     "order": "order too",
-    "steps": "pictures right",
+    "steps": "images right",
     "whole": "all right",
     "repeated": "repeated",
 }
@@ -40,13 +40,12 @@ EXPLAINED = {
     ("edit", "right"): "both",
     ("edit", "objects"): "the same, of all untouched objects",
     ("edit", "repeated"): "nothing has changed (lower is better)",
-    ("story", "count"): "as many pictures as asked for, and the model ended by itself",
+    ("story", "count"): "as many images as asked for, and the model ended by itself",
     ("story", "order"): "and its sentences tell what was asked, in order (of a free story: an "
     "opening, then changes)",
-    ("story", "steps"): "of all pictures: shows what was asked (free: what its sentence says)",
-    ("story", "whole"): "number, order and all pictures",
-    ("story", "repeated"): "of all pictures but the first: equal to the one before (lower is "
-    "better)",
+    ("story", "steps"): "of all images: shows what was asked (free: what its sentence says)",
+    ("story", "whole"): "number, order and all images",
+    ("story", "repeated"): "of all images but the first: equal to the one before (lower is better)",
     ("clip", "done"): "the object moves as its caption says, and nothing is new",
 }
 
@@ -57,16 +56,20 @@ class Row:
 
     Attributes:
       task, group, metric: what of; group is a category or OVERALL.
-      share: successes of trials. Categories have equally many cases, so the pooled overall share
-        is also the mean of the categories, which is GenEval's overall score.
+      proportion: successes of trials. Categories have equally many cases, so the pooled overall
+        proportion is also the mean of the categories, which is GenEval's overall score.
       chance: the same of a guess that looks at nothing; None where that means nothing.
     """
 
     task: str
     group: str
     metric: str
-    share: Proportion
+    proportion: Proportion
     chance: float | None = None
+
+    @property
+    def percent(self) -> str:
+        return percent(self.proportion.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +81,8 @@ class Scores:
       role: own, demo, untrained, or another word for whose model it is.
       rows: the figures.
       settings: how it was sampled, and on what.
-      outcomes: by task, what was generated and judged (evals.cases.Judged); not saved.
-      grid: file name of the picture grid beside the saved scores, "" if there is none.
+      outcomes: by task, what was generated and judged (judging.Judged); not saved.
+      grid: file name of the image grid beside the saved scores, "" if there is none.
     """
 
     name: str
@@ -95,28 +98,21 @@ class Scores:
 
     def find(self, task: str, group: str = OVERALL, metric: str = "right") -> Row | None:
         """A row, or None."""
-        for row in self.rows:
-            if (row.task, row.group, row.metric) == (task, group, metric):
-                return row
-        return None
+        place = task, group, metric
+        return next((r for r in self.rows if (r.task, r.group, r.metric) == place), None)
 
 
 def to_json(scores: Scores) -> dict[str, Any]:
-    """All but the outcomes: shares with value and interval, and the same as tables to show."""
+    """All but the outcomes: proportions with value and interval, and the same as tables to show."""
     rows = []
     for row in scores.rows:
-        low, high = row.share.interval
-        value = None if math.isnan(row.share.value) else row.share.value
+        low, high = row.proportion.interval
+        value = row.proportion.value
         rows.append(
             {
-                "task": row.task,
-                "group": row.group,
-                "metric": row.metric,
-                "value": value,
-                "low": low,
-                "high": high,
-                "right": row.share.right,
-                "total": row.share.total,
+                **{"task": row.task, "group": row.group, "metric": row.metric},
+                **{"value": None if math.isnan(value) else value, "low": low, "high": high},
+                **{"right": row.proportion.right, "total": row.proportion.total},
                 "chance": row.chance,
             }
         )
@@ -136,27 +132,20 @@ def from_json(record: Any, place: str) -> Scores:
     try:
         if record["format"] != FORMAT:
             raise DataError(f"{place} is of another format ({record['format']!r}) than {FORMAT!r}.")
-        rows = tuple(
-            Row(
-                str(r["task"]),
-                str(r["group"]),
-                str(r["metric"]),
-                _share(r["right"], r["total"]),
-                None if r["chance"] is None else float(r["chance"]),
-            )
-            for r in record["rows"]
-        )
+        rows = tuple(map(_row, record["rows"]))
         settings, grid = dict(record["settings"]), str(record["grid"])
         return Scores(str(record["name"]), str(record["role"]), rows, settings, grid=grid)
     except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise DataError(f"{place} holds no scores (field {e}).") from None
 
 
-def _share(right: Any, total: Any) -> Proportion:
-    share = Proportion(int(right), int(total))
-    if not 0 <= share.right <= share.total:
-        raise ValueError(f"'right' or 'total': {share.right} of {share.total}")
-    return share
+def _row(record: Any) -> Row:
+    task, group, metric = (str(record[name]) for name in ("task", "group", "metric"))
+    found = Proportion(int(record["right"]), int(record["total"]))
+    if not 0 <= found.right <= found.total:
+        raise ValueError(f"'right' or 'total': {found.right} of {found.total}")
+    chance = record["chance"]
+    return Row(task, group, metric, found, None if chance is None else float(chance))
 
 
 def read(path: pathlib.Path) -> Scores:
@@ -174,9 +163,44 @@ def tables(scores: Scores, beside: Scores | None = None) -> list[dict[str, Any]]
     for task, title in TITLES.items():
         rows = [r for r in scores.rows if r.task == task]
         if rows:
-            lines, notes = cells(rows, beside)
+            metrics = [m for m in METRICS if any(r.metric == m for r in rows)]
+            several = len(metrics) > 1
+            lines = (
+                _several_metrics(rows, metrics, beside) if several else _one_metric(rows, beside)
+            )
+            known = [m for m in metrics if (task, m) in EXPLAINED]
+            notes = [f"{METRICS[m]}: {EXPLAINED[task, m]}" for m in known]
             out.append({"title": title, "lines": lines, "notes": notes})
     return out
+
+
+def _one_metric(rows: Sequence[Row], beside: Scores | None) -> list[list[str]]:
+    """Lines of cells, the first the header; chance and the other model in columns of their own."""
+    table = [["", METRICS[rows[0].metric], "95% interval", "trials", "chance"]]
+    table[0] += [beside.role] if beside else []
+    for row in rows:
+        low, high = map(percent, row.proportion.interval)
+        trials, chance = str(row.proportion.total), percent(row.chance)
+        line = [label(row.group), row.percent, f"{low} .. {high}", trials, chance]
+        table.append(line + ([_beside(row, beside)] if beside else []))
+    return table
+
+
+def _several_metrics(
+    rows: Sequence[Row], metrics: Sequence[str], beside: Scores | None
+) -> list[list[str]]:
+    """The same with a column per metric; chance and the other model stand below."""
+    found = {(r.group, r.metric): r for r in rows}
+    table = [["", *(METRICS[m] for m in metrics)]]
+    for group in dict.fromkeys(r.group for r in rows):
+        table.append([label(group), *(_cell(found.get((group, m))) for m in metrics)])
+    overall = [found.get((OVERALL, m)) for m in metrics]
+    below = {"trials": lambda r: str(r.proportion.total), "chance": lambda r: percent(r.chance)}
+    if beside:
+        below[beside.role] = lambda r: _beside(r, beside)
+    for name, cell in below.items():
+        table.append([f"  {name}", *(cell(r) if r else "" for r in overall)])
+    return table
 
 
 def as_text(scores: Scores, beside: Scores | None = None) -> str:
@@ -204,47 +228,16 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return out
 
 
-def cells(rows: Sequence[Row], beside: Scores | None = None) -> tuple[list[list[str]], list[str]]:
-    """A task's table: lines of cells, the first the header; and what its columns mean.
-
-    Of a single metric, chance and the other model stand beside it; of several, below them.
-    """
-    task = rows[0].task
-    metrics = [m for m in METRICS if any(r.metric == m for r in rows)]
-    groups = list(dict.fromkeys(r.group for r in rows))
-    found = {(r.group, r.metric): r for r in rows}
-    notes = [f"{METRICS[m]}: {EXPLAINED[task, m]}" for m in metrics if (task, m) in EXPLAINED]
-    if len(metrics) == 1:
-        head = ["", METRICS[metrics[0]], "95% interval", "trials", "chance"]
-        table = [head + ([beside.role] if beside else [])]
-        for group in groups:
-            row = found[group, metrics[0]]
-            low, high = row.share.interval
-            line = [label(group), percent(row.share.value), f"{percent(low)} .. {percent(high)}",
-                    str(row.share.total), percent(row.chance)]  # fmt: skip
-            table.append(line + ([_beside(row, beside)] if beside else []))
-        return table, notes
-    table = [["", *(METRICS[m] for m in metrics)]]
-    for group in groups:
-        table.append([label(group), *(_cell(found.get((group, m))) for m in metrics)])
-    overall = [found.get((OVERALL, m)) for m in metrics]
-    table.append(["  trials", *(str(r.share.total) if r else "" for r in overall)])
-    table.append(["  chance", *(percent(r.chance) if r else "" for r in overall)])
-    if beside:
-        table.append([f"  {beside.role}", *(_beside(r, beside) if r else "" for r in overall)])
-    return table, notes
-
-
 def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
-    low, high = row.share.interval
-    return f"{percent(row.share.value)} [{100 * low:.0f}, {100 * high:.0f}]"
+    low, high = row.proportion.interval
+    return f"{row.percent} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _beside(row: Row, beside: Scores | None) -> str:
-    other = beside.find(row.task, row.group, row.metric) if beside else None
-    return percent(other.share.value if other else None)
+def _beside(row: Row, beside: Scores) -> str:
+    other = beside.find(row.task, row.group, row.metric)
+    return other.percent if other else "-"
 
 
 def label(group: str) -> str:

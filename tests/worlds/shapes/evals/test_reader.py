@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mogao_jax.worlds.shapes.evals.scorers import reader, templates
-from mogao_jax.worlds.shapes.evals.scorers.reader import pieces, read_picture
+from mogao_jax.worlds.shapes.evals.scorers.reader import pieces, read_image
 from mogao_jax.worlds.shapes.placement import random_scene
 from mogao_jax.worlds.shapes.render import coverage, render
 from mogao_jax.worlds.shapes.scene import (
@@ -32,7 +32,7 @@ def test_true_scenes_are_read_exactly():
     rng = np.random.default_rng(0)
     for _ in range(40):
         scene = random_scene(rng)
-        reading = read_picture(render(scene))
+        reading = read_image(render(scene))
         assert reading.clear and known(reading.scene) == known(scene)
         assert reading.scene.background == scene.background
         assert min(reading.fits) > 0.999
@@ -44,14 +44,14 @@ def test_every_kind_of_object_on_every_background():
             shape, size = SHAPES[(i + j) % 6], ("small", "large")[(i + j // 6) % 2]
             diameter = DEFAULT_WORLD.diameter(size)
             scene = Scene(48, 64, background, (Object(shape, color, size, diameter, 21, 25),))
-            reading = read_picture(render(scene))
+            reading = read_image(render(scene))
             assert reading.clear and reading.scene == scene
 
 
 def test_a_larger_world():
     world = DEFAULT_WORLD.scaled(2)
     scene = random_scene(np.random.default_rng(3), world)
-    reading = read_picture(render(scene), world)
+    reading = read_image(render(scene), world)
     assert reading.clear and known(reading.scene) == known(scene)
 
 
@@ -85,12 +85,12 @@ NOT_OF_THE_WORLD = {
 
 @pytest.mark.parametrize("name", NOT_OF_THE_WORLD)
 def test_other_shapes_are_no_objects(name):
-    assert not read_picture(painted(drawn(NOT_OF_THE_WORLD[name]))).clear
+    assert not read_image(painted(drawn(NOT_OF_THE_WORLD[name]))).clear
 
 
 def test_the_shapes_above_would_be_read_if_they_were_right():
     disk = painted(drawn(lambda x, y: x * x + y * y < R * R))
-    assert [o.shape for o in read_picture(disk).scene.objects] == ["circle"]
+    assert [o.shape for o in read_image(disk).scene.objects] == ["circle"]
 
 
 @pytest.mark.parametrize("by", [0.8, 1.2])
@@ -99,21 +99,21 @@ def test_a_little_too_small_or_large_is_the_same_shape(shape, by):
     diameter = 2 * round(by * 14 / 2)
     mask = np.zeros((48, 48))
     mask[20 : 20 + diameter, 10 : 10 + diameter] = coverage(shape, diameter)
-    reading = read_picture(painted(mask))
+    reading = read_image(painted(mask))
     assert reading.clear and [o.shape for o in reading.scene.objects] == [shape]
 
 
 def test_touching_objects_of_one_color_do_not_count_as_one():
     mask = np.zeros((48, 64))
     mask[10:24, 10:24] = mask[10:24, 24:38] = coverage("square", 14)
-    reading = read_picture(painted(mask))
+    reading = read_image(painted(mask))
     assert not reading.clear and reading.scene.objects == ()
 
 
 def test_touching_objects_of_two_colors_are_two():
     picture = painted(np.zeros((48, 64)))
     picture[10:24, 10:24], picture[10:24, 24:38] = RED, COLORS["blue"]
-    reading = read_picture(picture)
+    reading = read_image(picture)
     assert reading.clear
     assert [(o.shape, o.color, o.cx) for o in reading.scene.objects] == [
         ("square", "red", 17),
@@ -124,36 +124,36 @@ def test_touching_objects_of_two_colors_are_two():
 def test_an_object_of_two_colors_is_none():
     picture = painted(np.zeros((48, 64)))
     picture[10:24, 10:17], picture[10:24, 17:24] = RED, COLORS["blue"]
-    assert not read_picture(picture).clear
+    assert not read_image(picture).clear
 
 
 @pytest.mark.parametrize("color", [(139, 69, 19), (255, 0, 255), (255, 200, 200), (128, 255, 0)])
 def test_colors_that_the_world_does_not_have(color):
     mask = np.zeros((48, 48))
     mask[10:32, 10:32] = coverage("circle", 22)
-    assert not read_picture(painted(mask, np.asarray(color, float))).clear
+    assert not read_image(painted(mask, np.asarray(color, float))).clear
 
 
 def test_backgrounds():
     picture = np.empty((48, 48, 3), np.uint8)
     picture[:] = (150, 220, 255)
-    assert read_picture(picture).problems == ("a background of no known color",)
+    assert read_image(picture).problems == ("a background of no known color",)
     picture[:] = BACKGROUNDS["white"]
-    assert read_picture(picture).clear and not read_picture(picture).scene.objects
+    assert read_image(picture).clear and not read_image(picture).scene.objects
     picture[:, :20] = BACKGROUNDS["lavender"]
-    assert not read_picture(picture).clear
+    assert not read_image(picture).clear
     picture[:] = COLORS["red"]
-    assert "no background" in read_picture(picture).problems
+    assert "no background" in read_image(picture).problems
 
 
 def test_specks_are_ignored_and_smears_are_not():
     scene = Scene(48, 48, "white", (Object("ring", "green", "large", 22, 20, 20),))
     picture = render(scene)
     picture[40:42, 40:42] = RED
-    assert read_picture(picture).clear
+    assert read_image(picture).clear
     smeared = picture.copy()
     smeared[34:46, 34:46] = 0.75 * WHITE + 0.25 * RED
-    assert read_picture(smeared).problems == ("something besides the objects",)
+    assert read_image(smeared).problems == ("something besides the objects",)
 
 
 def test_noise_and_random_pictures_are_unclear_and_bearable():
@@ -163,7 +163,7 @@ def test_noise_and_random_pictures_are_unclear_and_bearable():
         np.clip(rng.normal(128, 40, (64, 64, 3)), 0, 255).astype(np.uint8),
         np.full((16, 16, 3), 128, np.uint8),
     ):
-        assert not read_picture(picture).clear
+        assert not read_image(picture).clear
 
 
 def test_pieces_against_a_flood_fill():
@@ -202,7 +202,7 @@ def test_the_fit_is_one_minus_the_relative_squared_error():
 
 def test_limits_are_where_the_docstring_says():
     areas = [coverage(s, 14).sum() / 14**2 for s in SHAPES]
-    assert min(areas) == pytest.approx(reader._SMALLEST_AREA, abs=0.01)
+    assert min(areas) == pytest.approx(reader.SMALLEST_AREA, abs=0.01)
     colors = np.asarray(list(COLORS.values()), float)
     gaps = [np.linalg.norm(a - b) for i, a in enumerate(colors) for b in colors[:i]]
     assert min(gaps) / 2 == pytest.approx(52, abs=1)
@@ -213,7 +213,7 @@ def test_limits_are_where_the_docstring_says():
 
 def test_objects_are_listed_from_top_to_bottom():
     scene = random_scene(np.random.default_rng(8), count=4)
-    rows = [o.cy for o in read_picture(render(scene)).scene.objects]
+    rows = [o.cy for o in read_image(render(scene)).scene.objects]
     assert rows == sorted(rows)
     shifted = dataclasses.replace(scene, objects=scene.objects[::-1])
-    assert read_picture(render(shifted)).scene == read_picture(render(scene)).scene
+    assert read_image(render(shifted)).scene == read_image(render(scene)).scene

@@ -22,7 +22,7 @@ VIOLATIONS = {
     "edit": {"not done", "another recolored", "another moved", "another missing", "one more",
              "background changed", "other background", "wrong color", "wrong shape", "elsewhere",
              "wrong place"},
-    "story": {"picture missing", "picture repeated", "pictures swapped", "step wrong",
+    "story": {"image missing", "image repeated", "images swapped", "step wrong",
               "sentence missing"},
 }  # fmt: skip
 

@@ -14,10 +14,9 @@ from mogao_jax.evals.proportion import Proportion
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sequence.document import Image, Text
 from mogao_jax.worlds.shapes.evals import guidance, scores
-from mogao_jax.worlds.shapes.evals.benchmark import GROUPS, run
+from mogao_jax.worlds.shapes.evals.benchmark import GROUPS, Benchmark, run
 from mogao_jax.worlds.shapes.evals.cases import TASKS, cases
-from mogao_jax.worlds.shapes.evals.judging import judge
-from mogao_jax.worlds.shapes.evals.repetition import repeated_pixels
+from mogao_jax.worlds.shapes.evals.judging import judge, repeated_pixels
 from mogao_jax.worlds.shapes.evals.scores import OVERALL
 from mogao_jax.worlds.shapes.truth import CATEGORIES, EDITS, QUESTIONS
 
@@ -25,7 +24,9 @@ from mogao_jax.worlds.shapes.truth import CATEGORIES, EDITS, QUESTIONS
 @pytest.fixture(scope="module")
 def oracle():
     sampler = Oracle()
-    return sampler, run(sampler, per_category=3, seed=5, batch_size=7, name="truth", role="oracle")
+    return sampler, run(
+        sampler, Benchmark(per_category=3, seed=5, batch_size=7), name="truth", role="oracle"
+    )
 
 
 def test_the_truth_scores_everything(oracle):
@@ -33,7 +34,7 @@ def test_the_truth_scores_everything(oracle):
     assert {r.task for r in found.rows} == set(TASKS)
     for row in found.rows:
         expected = 0.0 if row.metric == "repeated" else 1.0
-        assert row.share.value == expected, row
+        assert row.proportion.value == expected, row
 
 
 def test_every_category_has_as_many_cases(oracle):
@@ -43,14 +44,14 @@ def test_every_category_has_as_many_cases(oracle):
         assert GROUPS[task] == wanted
         for group in wanted:
             metric = "done" if task == "edit" else "right"
-            assert found.find(task, group, metric).share.total == 3
-    assert found.find("t2i").share.total == 18
-    assert found.find("story", metric="whole").share.total == 6
+            assert found.find(task, group, metric).proportion.total == 3
+    assert found.find("t2i").proportion.total == 18
+    assert found.find("story", metric="whole").proportion.total == 6
     judged = found.outcomes["story"]
-    assert found.find("story", metric="steps").share.total == sum(
+    assert found.find("story", metric="steps").proportion.total == sum(
         len(j.case.truth.scenes) for j in judged
     )
-    assert found.find("story", metric="repeated").share.total == sum(
+    assert found.find("story", metric="repeated").proportion.total == sum(
         len(j.case.truth.scenes) - 1 for j in judged
     )
 
@@ -77,33 +78,33 @@ def test_requests_are_held_out_prompts_with_limits(oracle):
 
 def test_silence_and_blank_pictures_score_nothing():
     for sampler in (Silent(), Blank()):
-        found = run(sampler, per_category=2, with_chance=False)
+        found = run(sampler, Benchmark(per_category=2, with_chance=False))
         for row in found.rows:
             if isinstance(sampler, Blank) and row.task == "story" and row.metric == "count":
                 continue  # blank pictures are pictures
-            assert row.metric == "repeated" or row.share.right == 0, row
-    reasons = {j.reason for j in run(Silent(), tasks=("t2i",), per_category=1).outcomes["t2i"]}
+            assert row.metric == "repeated" or row.proportion.right == 0, row
+    reasons = {j.reason for j in run(Silent(), Benchmark(("t2i",), 1)).outcomes["t2i"]}
     assert reasons == {"nothing was drawn"}
 
 
 def test_repeating_the_last_picture_is_found_out():
-    found = run(Repeating(), tasks=("edit", "clip", "story"), per_category=4, with_chance=False)
-    assert found.find("edit", metric="done").share.value == 0
-    assert found.find("edit", metric="repeated").share.value == 1
-    assert found.find("edit", "recolor", "kept").share.value == 1
-    assert found.find("edit", "background", "kept").share.value == 1
-    assert found.find("clip", metric="done").share.value == 0
-    story = {m: found.find("story", metric=m).share for m in ("count", "order", "whole")}
+    found = run(Repeating(), Benchmark(("edit", "clip", "story"), 4, with_chance=False))
+    assert found.find("edit", metric="done").proportion.value == 0
+    assert found.find("edit", metric="repeated").proportion.value == 1
+    assert found.find("edit", "recolor", "kept").proportion.value == 1
+    assert found.find("edit", "background", "kept").proportion.value == 1
+    assert found.find("clip", metric="done").proportion.value == 0
+    story = {m: found.find("story", metric=m).proportion for m in ("count", "order", "whole")}
     assert story["count"].value == story["order"].value == 1 and story["whole"].value == 0
-    assert found.find("story", metric="repeated").share.value == 1
-    firsts = sum(len(j.pictures) > 0 for j in found.outcomes["story"])
-    assert found.find("story", metric="steps").share.right == firsts
+    assert found.find("story", metric="repeated").proportion.value == 1
+    firsts = sum(len(j.images) > 0 for j in found.outcomes["story"])
+    assert found.find("story", metric="steps").proportion.right == firsts
 
 
 def test_a_story_must_come_to_its_end():
-    found = run(Endless(), tasks=("story",), per_category=2, with_chance=False)
-    assert found.find("story", metric="count").share.value == 0
-    assert found.find("story", metric="steps").share.value == 1
+    found = run(Endless(), Benchmark(("story",), 2, with_chance=False))
+    assert found.find("story", metric="count").proportion.value == 0
+    assert found.find("story", metric="steps").proportion.value == 1
 
 
 def test_chance_levels(oracle):
@@ -138,7 +139,7 @@ def test_planned_stories_must_tell_the_plan():
         items[2], items[4] = items[4], items[2]  # the second and third sentences
         checks = judge(case, items).checks
         assert checks["count"] and not checks["order"] and not checks["whole"]
-        assert all(v.right for v in judge(case, items).pictures)  # judged by the request
+        assert all(v.right for v in judge(case, items).images)  # judged by the request
     assert source
 
 
@@ -152,10 +153,10 @@ def test_free_stories_are_judged_by_their_own_sentences():
         mint = case.truth.scenes[0].background != "mint" and (
             case.truth.edits[0].background == "mint"
         )
-        assert judged.pictures[1].right == mint
+        assert judged.images[1].right == mint
         items[2] = Text("nothing that makes sense.")
         judged = judge(case, items)
-        assert not judged.checks["order"] and not judged.pictures[1].right
+        assert not judged.checks["order"] and not judged.images[1].right
         items[2] = Text(" ")
         assert not judge(case, items).checks["order"]
 
@@ -188,9 +189,9 @@ def test_repeated_pixels():
 
 def test_unusable_arguments():
     with pytest.raises(ConfigError, match="there is no task 'draw'"):
-        run(Oracle(), tasks=("draw",))
+        Benchmark(tasks=("draw",))
     with pytest.raises(ConfigError, match="1 or more"):
-        run(Oracle(), per_category=0)
+        Benchmark(per_category=0)
 
 
 # -------------------------------------------------------------------------------------- figures
@@ -227,7 +228,7 @@ def test_scores_as_json_and_text(oracle):
     row = found.find("t2i", OVERALL)
     assert (
         record["rows"][[r["group"] for r in record["rows"]].index("overall")]["low"]
-        == (row.share.interval[0])
+        == (row.proportion.interval[0])
     )
     for broken in ({}, [], {**record, "rows": [{}]}, {**record, "format": "x"}, None):
         with pytest.raises(DataError, match="here"):
@@ -251,7 +252,7 @@ def test_broken_scores(oracle, tmp_path):
 def test_what_is_scored_so_far_can_be_kept():
     kept = []
     tasks = ("qa", "clip", "t2i")
-    found = run(Oracle(), tasks=tasks, per_category=1, with_chance=False, keep=kept.append)
+    found = run(Oracle(), Benchmark(tasks, 1, with_chance=False), keep=kept.append)
     assert [list(s.outcomes) for s in (*kept, found)] == [["qa"], ["qa", "clip"], list(tasks)]
     said = [s.settings.get("incomplete") for s in (*kept, found)]
     assert said == ["without clip, t2i", "without t2i", None]
@@ -263,7 +264,7 @@ def test_guidance_table():
     sampler = Oracle()
     kept = []
     settings = guidance.guidance_table(
-        sampler, scales=(1.0, 7.5), image_scales=(1.5,), per_category=1,
+        sampler, Benchmark(per_category=1), scales=(1.0, 7.5), image_scales=(1.5,),
         keep=lambda made: kept.append(len(made)),
     )  # fmt: skip
     assert kept == [1, 2]
@@ -271,8 +272,8 @@ def test_guidance_table():
     asked = [(r.options.guidance_scale, r.options.image_guidance_scale) for r in sampler.requests]
     half = len(asked) // 2  # of each setting, in this order
     assert asked == [(1.0, 1.5)] * half + [(7.5, 1.5)] * half and half > 10
-    assert settings[0].shares["edit", "done"][0] == 1
-    assert settings[0].shares["story", "repeated"][0] == 0
+    assert settings[0].proportions["edit", "done"].value == 1
+    assert settings[0].proportions["story", "repeated"].value == 0
     text = guidance.as_text(settings)
     assert len(text.splitlines()) == 4 and "story repeats" in text
     assert json.dumps(guidance.as_json(settings))

@@ -49,7 +49,7 @@ MAX_MIXED = 0.12  # share of a piece that may be of another colour than its insi
 LEFT_OVER_DISTANCE = 36.0  # from the background, of a pixel (3x3 mean) outside the objects
 MAX_LEFT_OVER = 0.25  # area of such pixels, over the smallest object's area
 
-_SMALLEST_AREA = 0.355  # of its bounding square: the star's share, the least of all shapes
+SMALLEST_AREA = 0.355  # of its bounding square: the star's share, the least of all shapes
 _COLORS = np.asarray(list(COLORS.values()), np.float32)
 _BACKGROUNDS = np.asarray(list(BACKGROUNDS.values()), np.float32)
 
@@ -74,7 +74,7 @@ class Reading:
         return not self.problems
 
 
-def read_picture(pixels: np.ndarray, world: World = DEFAULT_WORLD) -> Reading:
+def read_image(pixels: np.ndarray, world: World = DEFAULT_WORLD) -> Reading:
     """The scene of a picture.
 
     Args:
@@ -83,7 +83,7 @@ def read_picture(pixels: np.ndarray, world: World = DEFAULT_WORLD) -> Reading:
     """
     values = pixels.astype(np.float32)
     height, width = values.shape[:2]
-    smallest = _SMALLEST_AREA * world.small**2
+    smallest = SMALLEST_AREA * world.small**2
     ground, name, problems = _background(values)
     if ground is None:
         return Reading(Scene(height, width, "", ()), tuple(problems))
@@ -207,7 +207,7 @@ def _split(
 ) -> list[tuple[Object, float]]:
     """Objects of different colours that touch each other, told apart by colour; [] if one fails."""
     nearest = _residuals(values, ground).argmin(-1)
-    least = SPECK * _SMALLEST_AREA * world.small**2
+    least = SPECK * SMALLEST_AREA * world.small**2
     found: list[tuple[Object, float]] = []
     for color in np.unique(nearest[piece]):
         for part in pieces(piece & (nearest == color)):

@@ -1,4 +1,4 @@
-"""Whether a picture shows what was asked for, and if not, why: in words fit to stand under it.
+"""Whether an image shows what was asked for, and if not, why: in words fit to stand under it.
 
 Places by words are judged as people would: "left of" by GenEval's rule (scene.relations), parts of
 the canvas by its thirds. What must stay is judged by kind and place.
@@ -12,14 +12,16 @@ from mogao_jax.worlds.shapes.evals.scorers.reader import Reading
 from mogao_jax.worlds.shapes.language import listing, with_article
 from mogao_jax.worlds.shapes.scene import (
     REGION_GRID,
+    Kind,
     Object,
     Scene,
     World,
+    distance,
     region,
     relation,
     relations,
 )
-from mogao_jax.worlds.shapes.truth import Edit, Motion, Request, Wanted, satisfies
+from mogao_jax.worlds.shapes.truth import Edit, Motion, Request, Truth, Wanted, satisfies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +34,14 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How a picture follows from the one before it.
+    """How an image follows from the one before it.
 
     Attributes:
       done: it is clear, and what is new in it is what was asked, no less and no more.
       kept: everything that was not to change is where it was: background and objects.
       kept_objects, num_objects: how many objects were not to change, and how many of them are
         where they were.
-      repeated: it shows what the picture before showed.
+      repeated: it shows what the image before showed.
       reason: why not done or not kept.
     """
 
@@ -61,40 +63,45 @@ def tolerance(world: World) -> int:
 
 
 def judge_request(reading: Reading, request: Request) -> Verdict:
-    """A picture drawn by a caption."""
-    if not reading.clear:
-        return Verdict(False, reading.problems[0])
-    if satisfies(reading.scene, request):
-        return Verdict(True)
-    return Verdict(False, "shows " + describe(reading.scene))
+    """An image drawn by a caption."""
+    return _shows(reading, satisfies(reading.scene, request))
 
 
 def judge_opening(reading: Reading, wanted: Wanted) -> Verdict:
-    """The first picture of a story: one object, and the right one."""
+    """The first image of a story: one object, and the right one."""
+    objects = reading.scene.objects
+    return _shows(reading, len(objects) == 1 and wanted.matches(objects[0]))
+
+
+def _shows(reading: Reading, right: bool) -> Verdict:
     if not reading.clear:
         return Verdict(False, reading.problems[0])
-    objects = reading.scene.objects
-    if len(objects) == 1 and wanted.matches(objects[0]):
-        return Verdict(True)
-    return Verdict(False, "shows " + describe(reading.scene))
+    return Verdict(True) if right else Verdict(False, "shows " + describe(reading.scene))
+
+
+def judge_last(truth: Truth, after: Reading, world: World) -> Change:
+    """The last image of an edit or a clip, given the one before it."""
+    before = truth.scenes[-2]
+    if truth.motion is None:
+        return judge_change(before, after, truth.edits[-1], world)
+    return judge_motion(before, after, truth.motion, before.objects[0], world)
 
 
 def judge_change(before: Scene, after: Reading, edit: Edit, world: World) -> Change:
-    """A picture that should show `before` with a change.
+    """An image that should show `before` with a change.
 
     Args:
-      before: what the picture before shows; the edit's target and anchor are objects of it.
-      after: the picture.
+      before: what the image before shows; the edit's target and anchor are objects of it.
+      after: the image.
       edit: what was asked; any outcome that agrees with its words will do, so of its `new` only
         the colour of a recolored object is used.
     """
     rest = _rest(before, after.scene, edit.target, edit.background is not None, world)
-    near = tolerance(world)
     failure = after.problems[0] if after.problems else _undone(after.scene, rest, edit)
     if not failure and edit.target is not None and rest.new:
         if edit.kind == "move":
-            failure = _unmoved(before, rest.new[0], edit, near)
-        elif _distance(rest.new[0], edit.target) > near:
+            failure = _unmoved(before, rest.new[0], edit, tolerance(world))
+        elif distance(rest.new[0], edit.target) > tolerance(world):
             failure = f"{_the(rest.new[0])} is elsewhere"
     return _change(failure, rest, before, after, world)
 
@@ -104,7 +111,7 @@ def judge_motion(
 ) -> Change:
     """The next frame of a clip: `mover`, an object of `before`, goes on as told, and nothing else.
 
-    It must go at least half of the slowest motion in its direction, and not aside.
+    It must go at least half of the slowest motion in its direction, without moving sideways.
     """
     rest = _rest(before, after.scene, mover, False, world)
     failure = after.problems[0] if after.problems else ""
@@ -120,7 +127,7 @@ def judge_motion(
 
 @dataclasses.dataclass
 class _Rest:
-    """What became of the objects that were to stay.
+    """Where the objects that were to stay are now.
 
     Attributes:
       new: objects that are none of them.
@@ -142,24 +149,26 @@ def _rest(
     stay = [o for o in before.objects if o is not changed]
     rest = _Rest(list(scene.objects), {}, 0, len(stay), [])
     for o in stay:
-        same = [p for p in rest.new if (p.shape, p.color) == (o.shape, o.color)]
-        if not same:
-            rest.wrong.append(f"{_the(o)} is gone")
-            continue
-        found = _nearest(o, same)
-        rest.new.remove(found)
-        rest.places[id(o)] = found
-        if _distance(found, o) > tolerance(world):
-            rest.wrong.append(f"{_the(o)} is elsewhere")
-        elif found.size != o.size:
-            rest.wrong.append(f"{_the(o)} is of another size")
-        else:
-            rest.kept += 1
+        wrong = _moved_to(o, rest, tolerance(world))
+        rest.kept += not wrong
+        rest.wrong += [f"{_the(o)} {wrong}"] if wrong else []
     if not repainted and scene.background != before.background:
         rest.wrong.append("the background is another")
     if (scene.height, scene.width) != (before.height, before.width):
         rest.wrong.append("the canvas is another")
     return rest
+
+
+def _moved_to(obj: Object, rest: _Rest, near: int) -> str:
+    """Takes an object's new self out of the new ones; what is wrong with it, "" if nothing."""
+    same = [p for p in rest.new if (p.shape, p.color) == (obj.shape, obj.color)]
+    if not same:
+        return "is gone"
+    found = rest.places[id(obj)] = _nearest(obj, same)
+    rest.new.remove(found)
+    if distance(found, obj) > near:
+        return "is elsewhere"
+    return "" if found.size == obj.size else "is of another size"
 
 
 def _change(failure: str, rest: _Rest, before: Scene, after: Reading, world: World) -> Change:
@@ -175,41 +184,41 @@ def _change(failure: str, rest: _Rest, before: Scene, after: Reading, world: Wor
 
 def _undone(scene: Scene, rest: _Rest, edit: Edit) -> str:
     """Why the change is not there, its target's place apart; "" if it is."""
-    pool = rest.new
     if edit.kind == "background" and scene.background != edit.background:
         return f"the background is {scene.background}"
     if edit.kind in ("background", "remove"):
-        if rest.total and not rest.places:  # or else an empty picture would do
-            return "all objects are gone"
-        if not pool:
-            return ""
-        stays = edit.target is not None and any(p.kind == edit.target.kind for p in pool)
-        return f"{_the(edit.target)} is there" if stays else f"there is also {_all(pool)}"
-    if not pool:
-        return "nothing is new" if edit.target is None else f"{_the(edit.target)} is gone"
-    if len(pool) > 1:
-        return f"new are {_all(pool)}"
-    new, target = pool[0], edit.target
-    if edit.kind == "add":
-        assert edit.asked is not None
-        fits = edit.asked.matches(new)
-    else:
-        assert target is not None
-        if edit.kind == "recolor":
-            assert edit.new is not None
-            kind = (target.shape, edit.new.color, target.size)
-        elif edit.kind == "replace":
-            assert edit.asked is not None
-            kind = (edit.asked.shape or target.shape, edit.asked.color or target.color, target.size)
-        else:
-            kind = (target.shape, target.color, target.size)
-        fits = (new.shape, new.color, new.size) == kind
-    if not fits and target is not None and new.kind == target.kind:
-        return f"{_the(target)} has not changed"
-    if not fits:
-        return f"new is {_all(pool)}" if target is None else f"{_the(target)} became {_all(pool)}"
+        return _added(rest, edit.target)
+    target = edit.target
+    if not rest.new:
+        return "nothing is new" if target is None else f"{_the(target)} is gone"
+    if len(rest.new) > 1:
+        return f"new are {_all(rest.new)}"
+    new = rest.new[0]
+    if not _as_asked(new, edit):
+        if target is None:
+            return f"new is {_all(rest.new)}"
+        same = new.kind == target.kind
+        return f"{_the(target)} " + ("has not changed" if same else f"became {_all(rest.new)}")
     anchor = rest.places.get(id(edit.anchor), edit.anchor) if edit.anchor else None
     return "" if _in_place(new, scene, edit, anchor) else f"{_the(new)} is in the wrong place"
+
+
+def _added(rest: _Rest, removed: Object | None) -> str:
+    """Why an image that should show nothing new does, or is empty; "" if neither."""
+    if rest.total and not rest.places:  # or else an empty image would do
+        return "all objects are gone"
+    if removed is not None and any(o.kind == removed.kind for o in rest.new):
+        return f"{_the(removed)} is there"
+    return f"there is also {_all(rest.new)}" if rest.new else ""
+
+
+def _as_asked(new: Object, edit: Edit) -> bool:
+    """Whether a new object is of the kind that the edit asks for."""
+    asked, target = edit.asked or Wanted(), edit.target
+    if target is None:
+        return asked.matches(new)
+    color = edit.new.color if edit.kind == "recolor" and edit.new else asked.color
+    return new.kind == Kind(asked.shape or target.shape, color or target.color, target.size)
 
 
 def _in_place(obj: Object, scene: Scene, edit: Edit, anchor: Object | None) -> bool:
@@ -224,28 +233,26 @@ def _unmoved(before: Scene, new: Object, edit: Edit, near: int) -> str:
     The loose rules by which places are judged may have held before the move.
     """
     assert edit.target is not None
-    far = _distance(new, edit.target) > near
     if edit.relation is not None:
         assert edit.anchor is not None
         clear = relation(new, edit.anchor) == edit.relation
     else:
         clear = region(new, before) == edit.region
+    far = distance(new, edit.target) > near
     return "" if far or clear else f"{_the(edit.target)} has not moved"
 
 
 def same_scene(a: Scene, b: Scene, world: World) -> bool:
-    """Whether two pictures show the same: objects of one kind in one place, one background."""
+    """Whether two images show the same: objects of one kind in one place, one background."""
     if (a.background, a.height, a.width) != (b.background, b.height, b.width):
-        return False
-    if len(a.objects) != len(b.objects):
         return False
     near, rest = tolerance(world), list(b.objects)
     for o in a.objects:
-        found = [p for p in rest if p.kind == o.kind and _distance(p, o) <= near]
+        found = [p for p in rest if p.kind == o.kind and distance(p, o) <= near]
         if not found:
             return False
         rest.remove(_nearest(o, found))
-    return True
+    return not rest
 
 
 def third(obj: Object, scene: Scene) -> str:
@@ -255,14 +262,7 @@ def third(obj: Object, scene: Scene) -> str:
 
 
 def _nearest(obj: Object, others: list[Object]) -> Object:
-    return min(others, key=lambda other: _distance(obj, other))
-
-
-def _distance(a: Object, b: Object) -> int:
-    return max(abs(a.cx - b.cx), abs(a.cy - b.cy))
-
-
-# --------------------------------------------------------------------------------------- words
+    return min(others, key=lambda other: distance(obj, other))
 
 
 def describe(scene: Scene) -> str:
@@ -271,10 +271,9 @@ def describe(scene: Scene) -> str:
 
 
 def _all(objects: list[Object]) -> str:
-    if not objects:
-        return "nothing"
-    return listing([with_article(f"{o.size} {o.color} {o.shape}") for o in objects])
+    named = [with_article(f"{o.size} {o.color} {o.shape}") for o in objects]
+    return listing(named) if named else "nothing"
 
 
-def _the(obj: Object | None) -> str:
-    return f"the {obj.color} {obj.shape}" if obj else "it"
+def _the(obj: Object) -> str:
+    return f"the {obj.color} {obj.shape}"

@@ -1,12 +1,13 @@
-"""CardImage grids of judged cases: one PNG, and one self-contained HTML page.
+"""Judged cases as people look at them: one PNG grid, and one self-contained HTML page.
 
 Under each case stands its verdict, and the reason where it is wrong; a coloured frame says the
-same of each picture.
+same of each image.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 from collections.abc import Sequence
@@ -16,31 +17,63 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from mogao_jax.worlds.shapes.evals.cards import Card, CardImage, Section
-from mogao_jax.worlds.shapes.evals.scores import Scores, as_text
-
-PNG_PER_CATEGORY = {"t2i": 6, "qa": 4, "edit": 4, "story": 5, "clip": 3}
-HTML_PER_CATEGORY = {"t2i": 24, "qa": 12, "edit": 16, "story": 24, "clip": 12}
-
+RIGHT, WRONG, GIVEN = (34, 139, 60), (200, 40, 40), (190, 196, 202)  # of frames and verdicts
+_INK, _SOFT = (31, 41, 51), (91, 103, 112)
 _WIDTH = 1280
-_PICTURE = 128  # pictures are enlarged to this, by a whole factor where they are smaller
+_SIDE = 128  # images are enlarged to this, by a whole factor where they are smaller
 _GAP = 12
 _LINE = 15
-_INK, _SOFT = (31, 41, 51), (91, 103, 112)
-_RIGHT, _WRONG, _GIVEN = (34, 139, 60), (200, 40, 40), (190, 196, 202)
 
 
-# ------------------------------------------------------------------------------------------ PNG
+@dataclasses.dataclass(frozen=True, eq=False)
+class CardImage:
+    """An image with the words over it and its verdict; None if it was given."""
+
+    pixels: np.ndarray
+    words: str = ""
+    right: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Card:
+    """A case as people look at it.
+
+    Attributes:
+      prompt: the words that were asked.
+      images: in order, given ones too.
+      answer: text that was generated after the last image (answers, closing texts).
+      right: the verdict; reason: why not.
+    """
+
+    prompt: str
+    images: tuple[CardImage, ...]
+    answer: str
+    right: bool
+    reason: str
+
+    @property
+    def verdict(self) -> str:
+        return "right" if self.right else f"wrong: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Cards under a title."""
+
+    title: str
+    cards: tuple[Card, ...]
+
+
+# ----------------------------------------------------------------------------------------- PNG
 
 
 def png(title: str, sections: Sequence[Section]) -> PIL.Image.Image:
-    """The grid as one picture, sections below each other."""
+    """The grid as one image, sections below each other."""
     blocks = [_heading(title, 22)]
     for section in sections:
         blocks.append(_heading(section.title, 16))
-        blocks += _rows([_card(c) for c in section.cards])
-    height = sum(b.height + _GAP for b in blocks) + _GAP
-    page = PIL.Image.new("RGB", (_WIDTH, height), "white")
+        blocks += _rows([card_image(c) for c in section.cards])
+    page = PIL.Image.new("RGB", (_WIDTH, sum(b.height + _GAP for b in blocks) + _GAP), "white")
     y = _GAP
     for block in blocks:
         page.paste(block, (_GAP, y))
@@ -74,51 +107,43 @@ def _rows(cards: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
     return out
 
 
-def _card(card: Card) -> PIL.Image.Image:
+def card_image(card: Card) -> PIL.Image.Image:
+    """A card as an RGB image; images in frames of RIGHT, WRONG or GIVEN, 3 pixels wide."""
     font = PIL.ImageFont.load_default(12)
-    pictures = [_enlarged(p.pixels) for p in card.pictures]
-    widths = [max(p.width + 6, _PICTURE) for p in pictures]
-    width = max(sum(widths) + _GAP * max(len(widths) - 1, 0), _PICTURE + 40)
-    prompt = _wrapped(card.prompt, width, font)
-    over = [_wrapped(p.words, w, font) for p, w in zip(card.pictures, widths, strict=True)]
-    answer = _wrapped(card.answer, width, font)
-    verdict = _wrapped(_verdict(card), width, font)
-    num_over = max([len(lines) for lines in over], default=0)
-    tallest = max([p.height + 6 for p in pictures], default=0)
+    images = [_enlarged(i.pixels) for i in card.images]
+    widths = [max(i.width + 6, _SIDE) for i in images]
+    width = max(sum(widths) + _GAP * max(len(widths) - 1, 0), _SIDE + 40)
+    prompt, answer, verdict = (
+        _wrapped(words, width, font) for words in (card.prompt, card.answer, card.verdict)
+    )
+    over = [_wrapped(i.words, w, font) for i, w in zip(card.images, widths, strict=True)]
+    num_over = max(map(len, over), default=0)
+    tallest = max((i.height + 6 for i in images), default=0)
     height = _LINE * (len(prompt) + num_over + len(answer) + len(verdict)) + tallest + 10
-    image = PIL.Image.new("RGB", (width, height), "white")
-    draw = PIL.ImageDraw.Draw(image)
+    drawn = PIL.Image.new("RGB", (width, height), "white")
+    draw = PIL.ImageDraw.Draw(drawn)
     y = _write(draw, 0, 0, prompt, _INK, font)
     x = 0
-    for shown, lines, picture, w in zip(pictures, over, card.pictures, widths, strict=True):
+    for image, lines, shown, w in zip(images, over, card.images, widths, strict=True):
         _write(draw, x, y, lines, _SOFT, font)
         top = y + _LINE * num_over
-        frame = (x, top, x + shown.width + 5, top + shown.height + 5)
-        draw.rectangle(frame, fill=_frame(picture))
-        image.paste(shown, (x + 3, top + 3))
+        frame = {None: GIVEN, True: RIGHT, False: WRONG}[shown.right]
+        draw.rectangle((x, top, x + image.width + 5, top + image.height + 5), fill=frame)
+        drawn.paste(image, (x + 3, top + 3))
         x += w + _GAP
     y += _LINE * num_over + tallest + 4
     y = _write(draw, 0, y, answer, _SOFT, font)
-    _write(draw, 0, y, verdict, _RIGHT if card.right else _WRONG, font)
-    return image
+    _write(draw, 0, y, verdict, RIGHT if card.right else WRONG, font)
+    return drawn
 
 
 def _enlarged(pixels: np.ndarray) -> PIL.Image.Image:
     image = PIL.Image.fromarray(pixels)
-    longest = max(image.size)
-    if longest > _PICTURE:
-        image.thumbnail((_PICTURE, _PICTURE))
+    if max(image.size) > _SIDE:
+        image.thumbnail((_SIDE, _SIDE))
         return image
-    by = _PICTURE // longest
+    by = _SIDE // max(image.size)
     return image.resize((image.width * by, image.height * by), PIL.Image.Resampling.NEAREST)
-
-
-def _frame(picture: CardImage) -> tuple[int, int, int]:
-    return {None: _GIVEN, True: _RIGHT, False: _WRONG}[picture.right]
-
-
-def _verdict(card: Card) -> str:
-    return "right" if card.right else f"wrong: {card.reason}"
 
 
 def _plain(text: str) -> str:
@@ -144,7 +169,7 @@ def _write(draw, x: int, y: int, lines: Sequence[str], color, font) -> int:
     return y
 
 
-# ----------------------------------------------------------------------------------------- HTML
+# ---------------------------------------------------------------------------------------- HTML
 
 _STYLE = """
 body { margin: 0 auto; max-width: 1200px; padding: 1rem; color: #1f2933;
@@ -154,7 +179,7 @@ pre { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px; padding: 
       overflow-x: auto; font-size: .8rem; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; }
 .card { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px; padding: .6rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: .5rem; align-items: flex-end; margin: .4rem 0; }
+.images { display: flex; flex-wrap: wrap; gap: .5rem; align-items: flex-end; margin: .4rem 0; }
 figure { margin: 0; max-width: 150px; }
 figcaption { color: #5b6770; font-size: .8rem; }
 img { display: block; image-rendering: pixelated; border: 3px solid #bec4ca; }
@@ -165,17 +190,19 @@ p { margin: 0; max-width: 40rem; } .soft { color: #5b6770; }
 """
 
 
-def page(scores: Scores, sections: Sequence[Section], beside: Scores | None = None) -> str:
-    """The page: the tables, then every section. All texts are escaped; it loads nothing."""
-    name = html.escape(f"Scores of {scores.title}")
+def page(title: str, note: str, figures: str, sections: Sequence[Section]) -> str:
+    """The page: a note, the figures as text, then every section.
+
+    All texts are escaped; it loads nothing.
+    """
+    name = html.escape(title)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>{name}</title><style>{_STYLE}</style></head><body><h1>{name}</h1>",
-        "<p class='soft'>Every picture is judged exactly, against what its request says. Frames: "
-        "green right, red wrong, grey given. Cases are the first of each category, not chosen.</p>",
-        f"<details><summary>The figures</summary><pre>{html.escape(as_text(scores, beside))}</pre>"
-        "</details>",
+        f"<p class='soft'>{html.escape(note)} Frames: green right, red wrong, grey given. Cases "
+        "are the first of each category, not chosen.</p>",
+        f"<details><summary>The figures</summary><pre>{html.escape(figures)}</pre></details>",
     ]
     for section in sections:
         right = sum(c.right for c in section.cards)
@@ -189,24 +216,24 @@ def page(scores: Scores, sections: Sequence[Section], beside: Scores | None = No
 
 
 def _html_card(card: Card) -> str:
-    figures = "".join(_html_picture(p) for p in card.pictures)
+    figures = "".join(_html_image(i) for i in card.images)
     answer = f"<p class='soft'>{html.escape(card.answer)}</p>" if card.answer else ""
     state = "right" if card.right else "wrong"
     return (
-        f"<div class='card'><p>{html.escape(card.prompt)}</p><div class='pictures'>{figures}</div>"
-        f"{answer}<p class='verdict {state}'>{html.escape(_verdict(card))}</p></div>"
+        f"<div class='card'><p>{html.escape(card.prompt)}</p><div class='images'>{figures}</div>"
+        f"{answer}<p class='verdict {state}'>{html.escape(card.verdict)}</p></div>"
     )
 
 
-def _html_picture(picture: CardImage) -> str:
+def _html_image(image: CardImage) -> str:
     buffer = io.BytesIO()
-    PIL.Image.fromarray(picture.pixels).save(buffer, "PNG", optimize=True)
+    PIL.Image.fromarray(image.pixels).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    height, width = picture.pixels.shape[:2]
-    by = max(1, _PICTURE // max(height, width))
-    state = {None: "given", True: "right", False: "wrong"}[picture.right]
+    height, width = image.pixels.shape[:2]
+    by = max(1, _SIDE // max(height, width))
+    state = {None: "given", True: "right", False: "wrong"}[image.right]
     return (
-        f"<figure><figcaption>{html.escape(picture.words)}</figcaption><img class='{state}' "
+        f"<figure><figcaption>{html.escape(image.words)}</figcaption><img class='{state}' "
         f"width='{width * by}' height='{height * by}' alt='{state}' "
         f"src='data:image/png;base64,{data}'></figure>"
     )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import functools
 import inspect
 import itertools
 import json
@@ -43,6 +44,11 @@ _BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHand
 # ------------------------------------------------------------------------------------- reading
 
 
+@functools.cache
+def parse(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), filename=str(path))
+
+
 def modules(package: pathlib.Path = PACKAGE) -> dict[str, pathlib.Path]:
     """Every module of the package by its dotted name."""
     found = {}
@@ -58,33 +64,36 @@ def neighbourhood(module: str) -> str:
     return {"worlds": "world", "tools": "tools"}.get(room, "core")
 
 
-def imports(module: str, path: pathlib.Path, known: dict[str, pathlib.Path]) -> set[str]:
-    """Modules of the package that a module imports, at any depth (a lazy import counts)."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
+def imported_names(tree: ast.AST, module: str, is_package: bool) -> list[tuple[int, str]]:
+    """(line, dotted name) of all that a module imports; a lazy import in a function counts."""
+    found = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 package = module.split(".")
-                package = package[: len(package) - node.level + (path.name == "__init__.py")]
+                package = package[: len(package) - node.level + is_package]
                 base = ".".join([*package, base] if base else package)
-            # `from package import module` imports the module, `from module import name` does not.
-            names = [
-                f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names
-            ]
-        found |= {name for name in names if name in known}
-    return found - {module}
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+    return found
 
 
 def graph() -> dict[str, set[str]]:
-    """module -> modules that it imports. The package's root, which composes, is left out."""
+    """module -> modules of the package that it imports.
+
+    The package's root is left out: it composes, and everything below it is in it.
+    """
     known = modules()
-    made = {name: imports(name, path, known) - {"mogao_jax"} for name, path in known.items()}
-    del made["mogao_jax"]
-    return made
+    edges: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = imported_names(parse(path), module, path.name == "__init__.py")
+        # `from package import module` names the module, `from module import name` does not.
+        found = {name if name in known else name.rpartition(".")[0] for _, name in names}
+        edges[module] = found & known.keys() - {module, "mogao_jax"}
+    del edges["mogao_jax"]
+    return edges
 
 
 def wrong_imports(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
@@ -131,7 +140,7 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
 
 
 def functions(path: pathlib.Path) -> Iterator[Function]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, Function):
             yield node
 
@@ -174,7 +183,7 @@ def cursor_files() -> list[str]:
     found = []
     for room in ("sequence", "sampling", "models", "training", "data"):
         for path in sorted((PACKAGE / room).rglob("*.py")):
-            if any(map(_advances, ast.walk(ast.parse(path.read_text("utf-8"))))):
+            if any(map(_advances, ast.walk(parse(path)))):
                 found.append(str(path.relative_to(PACKAGE)))
     return found
 

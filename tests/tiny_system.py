@@ -23,7 +23,7 @@ from mogao_jax.config.schema import (
     VitConfig,
 )
 from mogao_jax.models.modules import EncoderParams, Modules
-from mogao_jax.models.mogao import build, example_inputs, vit_feature_shape
+from mogao_jax.models.mogao import Mogao, example_inputs
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.batch import PackedBatch, Sizes
@@ -76,16 +76,14 @@ def _encoders() -> EncoderParams:
 
 def load_modules(cfg: MogaoConfig = CONFIG) -> Modules:
     uses_vit = cfg.layout.understanding_encoder == "vit"
-    model = build(cfg.model, cfg.vae, cfg.vit, vocab_size=TOKENIZER.vocab_size,
-                  text_reads_vae=not uses_vit)  # fmt: skip
+    model = Mogao(cfg.model, cfg.vae, cfg.vit, TOKENIZER.vocab_size, not uses_vit)
     return Modules(
         cfg, model, FluxVae(cfg.vae), VisionTower(cfg.vit) if uses_vit else None, ("a", "b")
     )
 
 
 def initial_params(modules: Modules):
-    cfg = modules.config
-    inputs = example_inputs((1, 8, 4, 4, 1), 64, vit_feature_shape(cfg.vit, "merger", 4))
+    inputs = example_inputs(modules.model, (1, 8, 4, 4, 1))
     return nn.unbox(jax.jit(modules.model.init)(jax.random.key(0), inputs)["params"])
 
 

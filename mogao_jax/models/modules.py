@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit, vae_template, vit_template
-from mogao_jax.models.mogao import Mogao, build, example_inputs, vit_feature_shape
+from mogao_jax.models.mogao import Mogao, example_inputs
 from mogao_jax.models.taef1 import Taef1
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower, stacked
@@ -110,7 +109,7 @@ def make_model(config: MogaoConfig, vocab_size: int, platform: str | None = None
             "set it to 0 (as many as the tokenizer has) or higher."
         )
     attention = resolve(config.model.attention, platform or jax.default_backend())
-    return build(
+    return Mogao(
         dataclasses.replace(config.model, attention=attention),
         config.vae,
         config.vit,
@@ -121,13 +120,7 @@ def make_model(config: MogaoConfig, vocab_size: int, platform: str | None = None
 
 def init_params(config: MogaoConfig, model: Mogao, key: jax.Array) -> Any:
     """Initial parameters, boxed with logical axis names. Parameters know no sequence length."""
-    num_patches = config.vit.merge_size**2
-    inputs = example_inputs(
-        (1, 4, 4, 4, 1),
-        config.vae.latent_channels * LATENT_PATCH**2,
-        vit_feature_shape(config.vit, config.model.connector, num_patches),
-    )
-    return model.init(key, inputs)["params"]
+    return model.init(key, example_inputs(model, (1, 4, 4, 4, 1)))["params"]
 
 
 def param_shapes(config: MogaoConfig, model: Mogao) -> Any:

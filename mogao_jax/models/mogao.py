@@ -93,29 +93,25 @@ class Mogao(nn.Module):
     """The whole trainable model.
 
     Attributes:
-      config: the transformer's section of the config.
+      config, vae, vit: sections of the config.
       vocab_size: rows of the embedding.
-      latent_channels: of the VAE (16 for FLUX).
-      merge_size: side of the blocks that the ViT merger joins.
-      vit_merger_dim: width of the tower's own merger, for connector "vit_merger".
       text_reads_vae: VAE-only understanding (ablations A, B).
     """
 
     config: ModelConfig
+    vae: VaeConfig
+    vit: VitConfig
     vocab_size: int
-    latent_channels: int = 16
-    merge_size: int = 2
-    vit_merger_dim: int = 0
     text_reads_vae: bool = False
 
     def setup(self):
         c, kwargs = self.config, {"use_bias": True, **dtypes(self.config)}
-        channels = self.latent_channels * LATENT_PATCH**2
+        channels = self.vae.latent_channels * LATENT_PATCH**2
         self.token_embedding = self._table("token_embedding", c.embedding_init)
         if c.connector == "merger":
-            self.vit_merger = VitMerger(c, self.merge_size)
+            self.vit_merger = VitMerger(c, self.vit.merge_size)
         else:
-            shape = (self.vit_merger_dim, c.embed_dim)
+            shape = (self.vit.merger_dim, c.embed_dim)
             self.vit_linear = Linear(shape, (None, "embed"), **kwargs)
         self.latent_in = Linear((channels, c.embed_dim), (None, "embed"), **kwargs)
         self.timestep_embedder = TimestepEmbedder(c)
@@ -288,20 +284,6 @@ def _score_bytes(queries: Parts, keys: Parts) -> int:
     return 4 * num_queries * sum(k.shape[1] for k in keys if k is not None)
 
 
-def build(
-    model: ModelConfig, vae: VaeConfig, vit: VitConfig, *, vocab_size: int, text_reads_vae: bool
-) -> Mogao:
-    """The model for a config's sections."""
-    return Mogao(
-        model,
-        vocab_size=vocab_size,
-        latent_channels=vae.latent_channels,
-        merge_size=vit.merge_size,
-        vit_merger_dim=vit.merger_dim,
-        text_reads_vae=text_reads_vae,
-    )
-
-
 def head_table(params: dict[str, Any]) -> jax.Array:
     """The output embedding [L, D]: logits are `und_hidden @ table.T`."""
     return params["lm_head"] if "lm_head" in params else params["token_embedding"]
@@ -315,21 +297,24 @@ def vit_feature_shape(vit: VitConfig, connector: str, num_patches: int) -> tuple
 
 
 def example_inputs(
-    sizes: tuple[int, int, int, int, int], channels: int, vit_features: tuple[int, int]
+    model: Mogao, sizes: tuple[int, int, int, int, int], num_patches: int | None = None
 ) -> MogaoInputs:
     """Zero inputs of the given sizes, for `init` and `eval_shape`.
 
     Args:
       sizes: (B, U, C, N, I) rows, und, clean, noised, images.
-      channels: of a VAE token (64).
-      vit_features: see `vit_feature_shape`.
+      num_patches: of the ViT per row; default: those of one merged token.
     """
     b, u, c, n, i = sizes
+    channels = model.vae.latent_channels * LATENT_PATCH**2
+    if num_patches is None:
+        num_patches = model.vit.merge_size**2
+    features = vit_feature_shape(model.vit, model.config.connector, num_patches)
     index = {length: jnp.zeros((b, length), jnp.int32) for length in (u, c, n)}
     return MogaoInputs(
         tokens=index[u],
         vit_index=index[u] - 1,
-        vit_features=jnp.zeros((b, *vit_features), jnp.float32),
+        vit_features=jnp.zeros((b, *features), jnp.float32),
         clean_latents=jnp.zeros((b, c, channels), jnp.float32),
         noised_latents=jnp.zeros((b, n, channels), jnp.float32),
         timesteps=jnp.zeros((b, i), jnp.float32),

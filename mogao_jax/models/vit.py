@@ -23,6 +23,7 @@ from einops import rearrange
 from mogao_jax.config.schema import AttentionConfig, VitConfig
 from mogao_jax.ops.attention.api import MeshAxes, attention
 from mogao_jax.ops.attention.parts import Parts
+from mogao_jax.ops.rope import apply_rope
 from mogao_jax.sequence.masking import VIT, TokenMeta
 from mogao_jax.sharding.ambient import SPARE_AXES
 from mogao_jax.sharding.rules import constrain
@@ -56,14 +57,6 @@ def rotary_angles(positions: Array, head_dim: int, theta: float) -> Array:
     frequencies = theta ** (-np.arange(quarter, dtype=np.float32) / quarter)
     angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, P, 2, quarter]
     return rearrange(angles, "b p hw f -> b p (hw f)")
-
-
-def _rotate(x: Array, angles: Array) -> Array:
-    """Rotates float[B, P, N, H] by float32[B, P, H / 2], in float32."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def _attention_within_images(
@@ -110,7 +103,8 @@ class VisionBlock(nn.Module):
         h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm1")(x)
         qkv = nn.Dense(3 * dim, dtype=x.dtype, name="attn_qkv")(h)
         q, k, v = rearrange(qkv, "b p (three n h) -> three b p n h", three=3, n=self.num_heads)
-        q, k = _rotate(q, angles), _rotate(k, angles)
+        rotation = jnp.cos(angles), jnp.sin(angles)
+        q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
         h = _attention_within_images(q, k, v, segment, self.attention)
         h = rearrange(h, "b p n h -> b p (n h)")
         x = x + nn.Dense(dim, dtype=x.dtype, name="attn_proj")(h)

@@ -1,4 +1,4 @@
-"""The device mesh, and how a batch lies on it."""
+"""The device mesh, and the shardings of batches and frozen encoders on it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class MeshSizes(Protocol):
 
 
 def split_cpu(num_devices: int) -> None:
-    """Makes JAX see a CPU as several devices; call it before anything asks for devices.
+    """Makes JAX split a CPU into several devices; call it before anything asks for devices.
 
-    Most of XLA's CPU operations run on one core per device. Where XLA_FLAGS already says how
-    many devices a CPU is, that holds; other backends are not touched.
+    Most of XLA's CPU operations run on one core per device. A number of devices in XLA_FLAGS has
+    precedence; other backends are not affected.
 
     Devices that wait for each other in a collective each hold a thread of XLA's pool, which has
-    as many threads as there are devices or cores: with more devices than cores, nothing is left
-    for the work they wait for, and now and then a program stands still for ever. So the pool
-    (PJRT_NPROC, read by XLA; what the user has set holds) gets two threads per device.
+    as many threads as devices or cores. With more devices than cores, no thread may be left for
+    the work they wait for, and the program deadlocks now and then. So the pool (PJRT_NPROC, unless
+    the user has set it) gets two threads per device.
     """
     flag = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     if flag is None and num_devices > 1:
@@ -56,12 +56,12 @@ def split_cpu(num_devices: int) -> None:
 def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices with the axes data, fsdp, tensor, context (some of size 1).
 
-    The axes are of type Auto: linen's sharding constraints do not work with Explicit ones, which
-    `jax.make_mesh` makes by default.
+    The axes are of type Auto: linen's sharding constraints do not work with Explicit ones, the
+    default of `jax.make_mesh`.
 
-    With several slices (`config.num_slices`) the data axis goes across them, slowest first, and
-    the other axes stay inside one: parameters are gathered over the fast links of a slice, and
-    only sums of gradients go over the network between slices.
+    With several slices (`config.num_slices`) the data axis spans them, slowest first, and the
+    other axes stay inside one: parameters are all-gathered over the fast links of a slice, and
+    only gradients are summed over the network between slices.
 
     Args:
       config: sizes per axis.
@@ -91,29 +91,73 @@ def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) ->
     return Mesh(np.concatenate(arranged, axis=0), MESH_AXES, axis_types=types)
 
 
-def nearest_on_torus(sizes: Sequence[int], torus: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of mesh axes, each a product of whole axes of the torus, as near to `sizes` as can be.
-
-    Args:
-      sizes: of the mesh's axes.
-      torus: lengths of the torus's axes; all of them are shared out.
-    """
-
-    def sizes_of(shared: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(
-            math.prod(length for length, axis in zip(torus, shared, strict=True) if axis == i)
-            for i in range(len(sizes))
-        )
-
-    choices = {sizes_of(s) for s in itertools.product(range(len(sizes)), repeat=len(torus))}
-    return min(
-        sorted(choices),
-        key=lambda c: sum(abs(math.log(a / b)) for a, b in zip(c, sizes, strict=True)),
+def axis_sizes(config: MeshSizes, num_devices: int) -> tuple[int, ...]:
+    """Sizes in the order of MESH_AXES, -1 filled in; raises as `make_mesh` does."""
+    sizes = _wanted_sizes(config)
+    fixed = math.prod(size for size in sizes if size != -1)
+    if num_devices % fixed == 0 and (-1 in sizes or fixed == num_devices):
+        return tuple(num_devices // fixed if size == -1 else size for size in sizes)
+    asked = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True) if s != 1)
+    near = nearest_sizes(sizes, num_devices)
+    works = " ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, near, strict=True))
+    raise EnvironmentProblem(
+        f"the mesh {asked or 'of one device'} does not fit the {num_devices} devices there are. "
+        f"The nearest that does: {works}."
     )
 
 
+def _wanted_sizes(config: MeshSizes) -> tuple[int, ...]:
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ConfigError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for the rest.")
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ConfigError(
+            f"mesh.{' and mesh.'.join(open_axes)} are both -1; only one axis can take the rest."
+        )
+    return tuple(sizes.values())
+
+
+def nearest_sizes(sizes: tuple[int, ...], num_devices: int) -> tuple[int, ...]:
+    """The sizes nearest to those wanted whose product is `num_devices`; -1 may be anything."""
+    free = sizes.index(-1) if -1 in sizes else 0
+    divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
+    choices = []
+    for others in itertools.product(divisors, repeat=len(sizes) - 1):
+        rest, remainder = divmod(num_devices, math.prod(others))
+        if not remainder:
+            choices.append((*others[:free], rest, *others[free:]))
+    return _nearest(sizes, sorted(choices, reverse=True))
+
+
+def nearest_on_torus(sizes: tuple[int, ...], torus: Sequence[int]) -> tuple[int, ...]:
+    """The sizes nearest to those wanted that are each a product of whole axes of the torus.
+
+    Args:
+      torus: lengths of the torus's axes; each is given to one axis of the mesh.
+    """
+    choices = []
+    for owners in itertools.product(range(len(sizes)), repeat=len(torus)):
+        choice = [1] * len(sizes)
+        for length, owner in zip(torus, owners, strict=True):
+            choice[owner] *= length
+        choices.append(tuple(choice))
+    return _nearest(sizes, sorted(choices))
+
+
+def _nearest(sizes: tuple[int, ...], choices: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The choice nearest to the sizes by ratios, the first of equally near ones."""
+
+    def distance(choice: tuple[int, ...]) -> float:
+        pairs = zip(choice, sizes, strict=True)
+        return sum(abs(math.log(c / s)) for c, s in pairs if s != -1)
+
+    return min(choices, key=distance)
+
+
 def _torus(devices: Sequence[jax.Device]) -> tuple[int, ...]:
-    """How many TPUs lie along each axis of a slice, axes of one left out."""
+    """TPUs along each axis of a slice, axes of one left out."""
     places = [(*d.coords, getattr(d, "core_on_chip", 0)) for d in devices]
     return tuple(n for n in (len(set(axis)) for axis in zip(*places, strict=True)) if n > 1)
 
@@ -125,27 +169,27 @@ def _named(sizes: Sequence[int]) -> str:
 def _slices(devices: Sequence[jax.Device], num_slices: int) -> list[list[jax.Device]]:
     """The devices of each slice.
 
-    What a slice is, devices of TPUs say themselves. Others are cut in order: by process on GPUs
-    (whose devices are numbered by process), anyhow on a CPU that plays several.
+    TPUs know their slice. Other devices are cut in order: by process on GPUs, which are numbered
+    by process, and anyhow on a CPU that stands for several devices.
     """
     by_slice: dict[int, list[jax.Device]] = {}
     for device in devices:
         by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-    if len(by_slice) > 1 and len(by_slice) != num_slices:
+    if len(by_slice) == num_slices:
+        return [by_slice[i] for i in sorted(by_slice)]
+    if len(by_slice) > 1:
         raise EnvironmentProblem(
             f"mesh.num_slices is {num_slices}, but the devices lie in {len(by_slice)} slices; "
             f"set mesh.num_slices={len(by_slice)}."
         )
-    if len(by_slice) > 1:
-        return [by_slice[i] for i in sorted(by_slice)]
-    each, rest = divmod(len(devices), num_slices)
-    if rest or not each:
+    if len(devices) % num_slices:
         works = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         near = min(works, key=lambda n: abs(n - num_slices))
         raise EnvironmentProblem(
             f"mesh.num_slices is {num_slices}, which does not divide the {len(devices)} devices "
             f"there are; {near} does."
         )
+    each = len(devices) // num_slices
     return [list(devices[i * each : (i + 1) * each]) for i in range(num_slices)]
 
 
@@ -159,66 +203,25 @@ def _data_per_slice(data: int, num_slices: int) -> int:
     return data // num_slices
 
 
-def axis_sizes(config: MeshSizes, num_devices: int) -> tuple[int, ...]:
-    """Sizes in the order of MESH_AXES, -1 filled in; raises as `make_mesh` does."""
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    for axis, size in zip(MESH_AXES, sizes, strict=True):
-        if size != -1 and size < 1:
-            raise ConfigError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for the rest.")
-    open_axes = [a for a, s in zip(MESH_AXES, sizes, strict=True) if s == -1]
-    if len(open_axes) > 1:
-        raise ConfigError(
-            f"mesh.{' and mesh.'.join(open_axes)} are both -1; only one axis can take the rest."
-        )
-    fixed = math.prod(s for s in sizes if s != -1)
-    if num_devices % fixed == 0 and (open_axes or fixed == num_devices):
-        return tuple(num_devices // fixed if s == -1 else s for s in sizes)
-    asked = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True) if s != 1)
-    near = nearest_sizes(sizes, num_devices)
-    works = " ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, near, strict=True))
-    raise EnvironmentProblem(
-        f"the mesh {asked or 'of one device'} does not fit the {num_devices} devices there are. "
-        f"The nearest that does: {works}."
-    )
-
-
-def nearest_sizes(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
-    """The sizes nearest to those wanted (by ratios) whose product is `num_devices`.
-
-    An axis of -1 takes what is left at no cost.
-    """
-    free = sizes.index(-1) if -1 in sizes else None
-    divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
-    others = [i for i in range(len(sizes)) if i != (0 if free is None else free)]
-
-    def candidates():
-        for picked in itertools.product(divisors, repeat=len(others)):
-            if num_devices % math.prod(picked) == 0:
-                full = dict(zip(others, picked, strict=True))
-                rest = num_devices // math.prod(picked)
-                yield tuple(full.get(i, rest) for i in range(len(sizes)))
-
-    def cost(candidate):
-        ratios = [abs(math.log(c / s)) for c, s in zip(candidate, sizes, strict=True) if s != -1]
-        return (sum(ratios), [-c for c in candidate])
-
-    return min(candidates(), key=cost)
-
-
 def check_rows(mesh: Mesh, num_rows: int, field: str = "train.global_batch_rows") -> None:
-    """Raises ConfigError unless the rows of a batch can be shared out over the mesh."""
-    ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
-    if num_rows % ways:
-        below, above = num_rows // ways * ways, (num_rows // ways + 1) * ways
+    """Raises ConfigError unless the rows of a batch divide evenly over the mesh."""
+    devices = _row_groups(mesh)
+    if num_rows % devices:
+        below, above = num_rows // devices * devices, (num_rows // devices + 1) * devices
         choices = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(
-            f"{field} is {num_rows}, but the mesh shares rows among data x fsdp = {ways} devices; "
-            f"use a multiple of {ways}, such as {choices}."
+            f"{field} is {num_rows}, but the mesh shards rows over data x fsdp = {devices} "
+            f"devices; use a multiple of {devices}, such as {choices}."
         )
+
+
+def _row_groups(mesh: Mesh) -> int:
+    """Groups of devices that hold rows of their own."""
+    return math.prod(mesh.shape[a] for a in BATCH_AXES)
 
 
 def row_reader(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """(which reader of rows a process is, how many there are).
+    """(index of a process among the readers of rows, number of readers).
 
     Processes whose devices hold the same rows are one reader: with tensor or context axes that
     span hosts, each of these hosts must be given the very same rows.
@@ -226,16 +229,16 @@ def row_reader(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     Args:
       process: default: this one.
     Raises:
-      EnvironmentProblem: processes share some of their rows and not all.
+      EnvironmentProblem: processes share some of their rows but not all.
     """
     process = jax.process_index() if process is None else process
-    ways = math.prod(mesh.shape[a] for a in BATCH_AXES)
+    groups = _row_groups(mesh)
     held: dict[int, set[int]] = {}
-    for rows, devices in enumerate(mesh.devices.reshape(ways, -1)):
+    for rows, devices in enumerate(mesh.devices.reshape(groups, -1)):
         for device in devices:
             held.setdefault(device.process_index, set()).add(rows)
     readers = sorted({tuple(sorted(rows)) for rows in held.values()})
-    if sum(map(len, readers)) != ways or len({len(rows) for rows in readers}) != 1:
+    if sum(map(len, readers)) != groups or len({len(rows) for rows in readers}) != 1:
         raise EnvironmentProblem(
             f"on the mesh {dict(mesh.shape)}, processes hold some of their rows in common and some "
             "apart. Make mesh.tensor x mesh.context a divisor or a multiple of the devices of "
@@ -255,20 +258,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def encoder_shardings(mesh: Mesh, encoders: Any, how: str) -> Any:
-    """Where frozen parameters lie: a copy per device, or cut over "fsdp" and gathered for use.
+    """Shardings of frozen parameters: replicated, or sharded over "fsdp" and gathered for use.
 
     Args:
       encoders: a tree of arrays or ShapeDtypeStructs.
-      how: "replicated" or "sharded" (config `mesh.encoders`): along the longest axis that the
-        devices divide; what none divides is copied all the same.
+      how: "replicated" or "sharded" (config `mesh.encoders`), along the longest axis that the
+        devices divide; an array without such an axis is replicated.
     Returns:
       The tree with NamedShardings as leaves.
     """
-    ways = mesh.shape["fsdp"]
+    devices = mesh.shape["fsdp"]
 
     def one(x):
-        axes = [i for i, size in enumerate(x.shape) if size % ways == 0 and size]
-        if how == "replicated" or ways == 1 or not axes:
+        axes = [i for i, size in enumerate(x.shape) if size % devices == 0 and size]
+        if how == "replicated" or devices == 1 or not axes:
             return replicated(mesh)
         longest = max(axes, key=lambda i: x.shape[i])
         return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "fsdp"))
@@ -287,8 +290,6 @@ def global_batch(mesh: Mesh, host_batch: Any, batch_axis: int = 0) -> Any:
       The same tree of jax arrays, sharded by `batch_sharding`.
     """
     sharding = batch_sharding(mesh, batch_axis)
-
-    def one(x):
-        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
-
-    return jax.tree.map(one, host_batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), host_batch
+    )

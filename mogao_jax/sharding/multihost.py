@@ -1,4 +1,4 @@
-"""Several processes that make one program: start, who am I, wait for each other, agree."""
+"""Multi-process helpers: initialisation, rank, barrier, all-gather."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from mogao_jax.errors import EnvironmentProblem
 
@@ -20,47 +21,44 @@ def initialize(
     *,
     heartbeat_timeout_seconds: int = 100,
 ) -> bool:
-    """Joins the other processes, before anything touches a device.
+    """Joins the other processes; call it before anything touches a device.
 
-    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
-    where none of it is set, this is a program of one process and nothing happens.
+    Defaults are the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. If
+    none is given or set, this is a program of one process and nothing happens.
     `coordinator="auto"` lets jax find the others (TPU pods, SLURM, Open MPI).
 
     Returns:
       True if this is now one of several processes, or of one that jax watches over.
     Raises:
-      EnvironmentProblem: with what is missing, or what jax had to say.
+      EnvironmentProblem: with what is missing, or with jax's message.
     """
     if jax.distributed.is_initialized():
         return True
     coordinator = coordinator or os.environ.get(_VARIABLES[0])
     try:
-        if coordinator == "auto":
-            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout_seconds)
-            return True
-        if num_processes is None and _VARIABLES[1] in os.environ:
-            num_processes = int(os.environ[_VARIABLES[1]])
-        if process_id is None and _VARIABLES[2] in os.environ:
-            process_id = int(os.environ[_VARIABLES[2]])
-        given = (coordinator, num_processes, process_id)
-        if all(v is None for v in given):
-            return False
-        missing = [n for n, v in zip(_VARIABLES, given, strict=True) if v is None]
-        if missing:
-            raise EnvironmentProblem(
-                f"to start several processes, {' and '.join(missing)} must be set as well "
-                "(or set JAX_COORDINATOR_ADDRESS=auto alone where jax can find out by itself)."
-            )
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id,
-            heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-        )  # fmt: skip
+        given: list[Any] = []
+        if coordinator != "auto":
+            given = [coordinator, _number(num_processes, 1), _number(process_id, 2)]
+            missing = [n for n, v in zip(_VARIABLES, given, strict=True) if v is None]
+            if len(missing) == len(given):
+                return False
+            if missing:
+                raise EnvironmentProblem(
+                    f"to start several processes, {' and '.join(missing)} must be set as well "
+                    "(or set JAX_COORDINATOR_ADDRESS=auto alone where jax can find out by itself)."
+                )
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
     except (RuntimeError, ValueError) as e:
         raise EnvironmentProblem(
             f"the processes could not find each other ({e}). Check that the coordinator "
             f"{coordinator!r} can be reached from here and that every process has its own number."
         ) from e
     return True
+
+
+def _number(given: int | None, variable: int) -> int | None:
+    text = os.environ.get(_VARIABLES[variable])
+    return int(text) if given is None and text is not None else given
 
 
 def process_index() -> int:
@@ -72,15 +70,13 @@ def process_count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes logs and files that there is one of."""
+    """Whether this process writes logs and files that exist once per run."""
     return jax.process_index() == 0
 
 
 def sync(name: str) -> None:
-    """Waits until all processes are here. `name` must be the same everywhere."""
+    """A barrier: waits until all processes are here. `name` must be the same everywhere."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 
@@ -88,8 +84,6 @@ def gather(value: int | float) -> list[Any]:
     """Every process's number (int up to 32 bits, or float), in the order of process index."""
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
-
     dtype = np.float32 if isinstance(value, float) else np.uint32
     return multihost_utils.process_allgather(np.asarray(value, dtype)).reshape(-1).tolist()
 

@@ -4,7 +4,7 @@ import pytest
 
 from mogao_jax.config.schema import AttentionConfig
 from mogao_jax.errors import ConfigError
-from mogao_jax.ops.attention.api import block_sizes, choose, resolve
+from mogao_jax.ops.attention.api import choose, resolve
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,8 @@ def test_what_does_not_exist_is_refused():
 
 
 def test_blocks():
-    assert block_sizes("pallas_tpu", 0, 512) == (256, 512)
+    default = resolve(AttentionConfig("pallas_tpu", 0, 512), "tpu")
+    assert (default.block_q, default.block_kv) == (256, 512)
     small = AttentionConfig(block_q=32, block_kv=384)
     resolved = resolve(small, "tpu")  # a recipe made on a CPU
     assert (resolved.implementation, resolved.block_q, resolved.block_kv) == (

@@ -12,7 +12,7 @@ import pytest
 import tiny_system as tiny
 
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
-from mogao_jax.models.mogao import MogaoInputs, build, head_table
+from mogao_jax.models.mogao import Mogao, MogaoInputs, head_table
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.porting.tensor_sources import InMemory
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, TokenMeta
@@ -94,7 +94,7 @@ def text_inputs(documents: list[np.ndarray], model: ModelConfig) -> MogaoInputs:
 def logits_of(config: MogaoConfig, params: Any, inputs: MogaoInputs) -> jax.Array:
     """float32[tokens, vocabulary] of a row."""
     c = config.model
-    module = build(c, config.vae, config.vit, vocab_size=c.vocab_size, text_reads_vae=False)
+    module = Mogao(c, config.vae, config.vit, c.vocab_size)
     hidden = module.apply({"params": params}, inputs).und_hidden[0]
     return jnp.einsum("ld,vd->lv", hidden, head_table(params).astype(hidden.dtype)).astype(
         jnp.float32

@@ -11,7 +11,7 @@ import numpy as np
 import tiny_system as tiny
 
 from mogao_jax.models.modules import EncoderParams
-from mogao_jax.models.mogao import MogaoInputs, example_inputs, head_table, vit_feature_shape
+from mogao_jax.models.mogao import MogaoInputs, example_inputs, head_table
 from mogao_jax.models.vae import FluxVae, encode_images, patchify_latents
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.ops.attention.parts import Parts
@@ -61,9 +61,7 @@ def tiny_model(**changes) -> tuple:
         section, field = name.split("__")
         sections.setdefault(section, {})[field] = value
     modules = tiny.load_modules(tiny.config(**sections))
-    cfg = modules.config
-    features = vit_feature_shape(cfg.vit, cfg.model.connector, 4)
-    inputs = example_inputs((1, 8, 4, 4, 1), 64, features)
+    inputs = example_inputs(modules.model, (1, 8, 4, 4, 1))
     return modules, random_params(lambda: modules.model.init(jax.random.key(0), inputs), 3)
 
 

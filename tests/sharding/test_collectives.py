@@ -14,7 +14,7 @@ import tiny_system as tiny
 
 from mogao_jax.config.schema import MeshConfig
 from mogao_jax.models.modules import init_params
-from mogao_jax.models.mogao import build
+from mogao_jax.models.mogao import Mogao
 from mogao_jax.sequence.batch import Sizes
 from mogao_jax.sequence.packing import pack_row, stack_rows
 from mogao_jax.sharding import rules
@@ -40,7 +40,7 @@ def modules():
                "scan_layers": True, "remat": "full"}
     )  # fmt: skip
     whole = tiny.load_modules(cfg)
-    model = build(cfg.model, cfg.vae, cfg.vit, vocab_size=320, text_reads_vae=False)
+    model = Mogao(cfg.model, cfg.vae, cfg.vit, vocab_size=320)
     return dataclasses.replace(whole, model=model)
 
 

@@ -92,13 +92,11 @@ def attention(
     _check_metadata("query", queries, query_meta)
     _check_metadata("key", keys, key_meta)
     _check_shapes(queries, keys, values)
-    implementation = choose(config.implementation, jax.default_backend())
-    block_q, block_kv = block_sizes(implementation, config.block_q, config.block_kv)
-    blocks = {} if implementation == "dense" else {"block_q": block_q, "block_kv": block_kv}
-    function = functools.partial(
-        _FUNCTIONS[implementation], text_reads_vae=text_reads_vae, **blocks
-    )
-    compute = over_mesh(function, queries, keys, axes)
+    config = resolve(config, jax.default_backend())
+    function, options = _FUNCTIONS[config.implementation], {"text_reads_vae": text_reads_vae}
+    if config.implementation != "dense":
+        options.update(block_q=config.block_q, block_kv=config.block_kv)
+    compute = over_mesh(functools.partial(function, **options), queries, keys, axes)
     with jax.named_scope("attention"):  # so that a profile can tell it apart
         return compute(queries, keys, values, query_meta, key_meta)
 
@@ -115,23 +113,14 @@ def _check_metadata(name: str, arrays: Parts, metadata: Parts) -> None:
 
 
 def _check_shapes(queries: Parts, keys: Parts, values: Parts) -> None:
-    q, k, v = (
-        {i: x.shape for i, x in enumerate(parts) if x is not None}
-        for parts in (queries, keys, values)
-    )
-    if k != v:
+    if _shapes(keys) != _shapes(values):
         raise ValueError("keys and values must be of the same shapes")
+    q, k = (list(filter(None, _shapes(parts))) for parts in (queries, keys))
     if not q or not k:
         raise ValueError("attention needs at least one part of queries and one of keys")
-    batches, heads, kv_heads, head_dims = (
-        {shape[axis] for shape in shapes}
-        for shapes, axis in (
-            ([*q.values(), *k.values()], 0),
-            (q.values(), 2),
-            (k.values(), 2),
-            ([*q.values(), *k.values()], 3),
-        )
-    )
+    q_batches, _, heads, q_head_dims = map(set, zip(*q, strict=True))
+    k_batches, _, kv_heads, k_head_dims = map(set, zip(*k, strict=True))
+    batches, head_dims = q_batches | k_batches, q_head_dims | k_head_dims
     if max(map(len, (batches, heads, kv_heads, head_dims))) > 1:
         raise ValueError(
             f"parts disagree: query heads {heads}, key heads {kv_heads}, head sizes {head_dims}, "
@@ -139,6 +128,10 @@ def _check_shapes(queries: Parts, keys: Parts, values: Parts) -> None:
         )
     if max(heads) % max(kv_heads):
         raise ValueError(f"query heads ({max(heads)}) must be a multiple of {max(kv_heads)}")
+
+
+def _shapes(parts: Parts) -> list[tuple[int, ...] | None]:
+    return [None if x is None else x.shape for x in parts]
 
 
 # ---------------------------------------------------------------- which implementation and blocks
@@ -157,10 +150,9 @@ _OF_PLATFORM = {
     "rocm": "pallas_gpu",
     "cpu": "xla",
 }
-# Tokens per block of queries and of keys where the config names none. On a CPU small blocks
-# follow the mask; a TPU's matrix unit wants large ones (multiples of 128); a GPU's registers and
-# shared memory hold middling ones.
-_BLOCKS = {"xla": (64, 64), "dense": (64, 64), "pallas_tpu": (256, 256), "pallas_gpu": (64, 64)}
+# Tokens per block where the config names none. On a CPU small blocks follow the mask; a TPU's
+# matrix unit wants large ones (multiples of 128); a GPU's registers hold middling ones.
+_BLOCKS = {"xla": 64, "dense": 64, "pallas_tpu": 256, "pallas_gpu": 64}
 _TPU_LANES = 128
 
 
@@ -184,14 +176,8 @@ def choose(implementation: str, platform: str) -> str:
     return implementation
 
 
-def block_sizes(implementation: str, block_q: int = 0, block_kv: int = 0) -> tuple[int, int]:
-    """Tokens per block of queries and of keys; 0 takes the implementation's default."""
-    default_q, default_kv = _BLOCKS[implementation]
-    return block_q or default_q, block_kv or default_kv
-
-
 def resolve(config: AttentionConfig, platform: str) -> AttentionConfig:
-    """The section with implementation and blocks settled, once, before tracing.
+    """The section with implementation and blocks settled.
 
     Blocks that an implementation does not support are refused if the config names it; with
     "auto" the nearest supported ones are taken, so that one recipe runs anywhere.
@@ -200,9 +186,9 @@ def resolve(config: AttentionConfig, platform: str) -> AttentionConfig:
       ConfigError: for unsupported blocks, with ones that work.
     """
     implementation = choose(config.implementation, platform)
-    sizes = block_sizes(implementation, config.block_q, config.block_kv)
     chosen: dict[str, Any] = {"implementation": implementation}
-    for name, size in zip(("block_q", "block_kv"), sizes, strict=True):
+    for name in ("block_q", "block_kv"):
+        size = getattr(config, name) or _BLOCKS[implementation]
         chosen[name], needs = _nearest_block(implementation, size)
         if chosen[name] != size and config.implementation != "auto":
             raise ConfigError(

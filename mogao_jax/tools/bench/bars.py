@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.modules import init_params, make_model
-from mogao_jax.models.mogao import example_inputs, vit_feature_shape
+from mogao_jax.models.mogao import example_inputs
 from mogao_jax.ops.attention.pallas_tpu import attend_blocks, pallas_attention
 from mogao_jax.ops.attention.parts import Parts, blocked, static_of
 from mogao_jax.ops.attention.tiles import tile_statistics
@@ -126,11 +125,7 @@ def _model_program(config: MogaoConfig, num_layers: int, device: Any) -> Any:
     key = jax.random.key(0)
     params = rules.unbox(jax.eval_shape(lambda: init_params(config, module, key)))
     inputs = jax.eval_shape(
-        lambda: example_inputs(
-            (1, p.und_tokens, p.clean_tokens, p.noised_tokens, p.images),
-            config.vae.latent_channels * LATENT_PATCH**2,
-            vit_feature_shape(config.vit, config.model.connector, config.vit.merge_size**2),
-        )
+        lambda: example_inputs(module, (1, p.und_tokens, p.clean_tokens, p.noised_tokens, p.images))
     )
 
     def loss(params: Any, inputs: Any) -> jax.Array:

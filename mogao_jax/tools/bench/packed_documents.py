@@ -25,7 +25,7 @@ from mogao_jax.config.schema import (
     VaeConfig,
     VitConfig,
 )
-from mogao_jax.models.mogao import build, example_inputs, make_inputs, vit_feature_shape
+from mogao_jax.models.mogao import Mogao, example_inputs, make_inputs, vit_feature_shape
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
 from mogao_jax.sequence.document import Document, Image, Item, Text
 from mogao_jax.sequence.layout import lay_out
@@ -163,7 +163,7 @@ def make_step(setting: Setting, batch: PackedBatch) -> Callable[[], None]:
     The transformer is as `mogao train` runs it on this machine.
     """
     config = setting.config()
-    model = build(
+    model = Mogao(
         config.model,
         config.vae,
         config.vit,
@@ -188,7 +188,7 @@ def make_step(setting: Setting, batch: PackedBatch) -> Callable[[], None]:
         noised_index=batch.noised.image,
     )
     inputs = jax.device_put(inputs, batch_sharding(mesh))
-    tiny = example_inputs((1, 8, 4, 4, 1), channels, (4, features[1]))
+    tiny = example_inputs(model, (1, 8, 4, 4, 1))
     params = rules.unbox(jax.jit(model.init)(jax.random.key(0), tiny)["params"])
     params = jax.device_put(params, replicated(mesh))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 
-from mogao_jax.models.mogao import example_inputs, vit_feature_shape
+from mogao_jax.models.mogao import example_inputs
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.masking import can_attend
 from mogao_jax.tools.profile import flops
@@ -41,11 +41,7 @@ def test_model_flops_are_three_times_the_matmuls_of_a_forward_pass(fusion):
     config = tiny.config(model={"attention": attention, "fusion": fusion, "tie_embeddings": False})
     modules = tiny.load_modules(config)
     rows, und, clean, noised, images, patches = 2, 24, 8, 12, 3, 16
-    inputs = example_inputs(
-        (rows, und, clean, noised, images),
-        64,
-        vit_feature_shape(config.vit, "merger", patches),
-    )
+    inputs = example_inputs(modules.model, (rows, und, clean, noised, images), patches)
     # As if every place held a real token, and everything attended everywhere (as dense does).
     work = flops.TokenCounts(
         und=rows * und,
@@ -77,7 +73,7 @@ def test_frozen_weights_have_no_gradients_to_pay_for():
         )
         modules = tiny.load_modules(config)
         und = 24
-        inputs = example_inputs((2, und, 8, 12, 3), 64, vit_feature_shape(config.vit, "merger", 16))
+        inputs = example_inputs(modules.model, (2, und, 8, 12, 3), 16)
 
         def loss(params, inputs, modules=modules, config=config):
             params = {"params": without_gradients(params["params"], config.optimizer)}

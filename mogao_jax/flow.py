@@ -1,11 +1,11 @@
 """Rectified flow: the path, its velocity, which timesteps are trained, and the ODE solvers.
 
 **t = 1 is data, t = 0 is noise** (docs/method.md section 2). Other conventions are converted where
-they come in; nothing else in the package says which way time runs.
+they come in; no other module depends on the direction of t.
 
 Everything here is a pure function. Those without `sigmoid` in them work on numpy and jax arrays
-alike. A timestep that stands for a whole image has fewer axes than the image: axes are matched
-from the left (t: f32[I], x: f32[I, H, W, C]).
+alike. A timestep of an image has fewer axes than the image: axes are matched from the left
+(t: f32[I], x: f32[I, H, W, C]).
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def interpolate(x: Array, noise: Array, t: Array) -> Array:
 
 
 def velocity_target(x: Array, noise: Array) -> Array:
-    """What the network learns: d x_t / dt = x - noise, the same all along the path."""
+    """The network's target: d x_t / dt = x - noise, constant along the path."""
     return x - noise
 
 
 def linear_velocity(x_t: Array, t: Array) -> tuple[Array, Array]:
-    """The best linear guess of the velocity from x_t, and the spread of what it leaves.
+    """The best linear guess of the velocity from x_t, and the spread of its error.
 
     For independent data and noise of unit variance: with d = t^2 + (1 - t)^2 the variance of
-    x_t, E[v | x_t] = (2t - 1) / d x_t, and the variance of the rest is 1 / d. A network that
-    predicts the rest in units of its spread predicts the data where x_t is noise (t = 0), and
-    minus the noise where x_t is data: never what it can already see (the idea of EDM's
-    preconditioning, Karras et al. 2022, for rectified flow).
+    x_t, E[v | x_t] = (2t - 1) / d x_t, and the variance of the error is 1 / d. A network that
+    predicts the error in units of its spread predicts the data where x_t is noise (t = 0), and
+    minus the noise where x_t is data: never its own input. (EDM's preconditioning, Karras et al.
+    2022, for rectified flow.)
 
     Args:
       x_t: float[..., any].
@@ -85,8 +85,8 @@ def shift_timesteps(t: Array, shift: Array) -> Array:
 def timestep_shift(config: ObjectiveConfig, num_tokens: Array) -> Array:
     """The shift factor of images of `num_tokens` VAE tokens each (int[...]); float32[...].
 
-    More tokens average away more noise, so that a large picture needs more of it to be destroyed
-    as far as a small one: s = sqrt(num_tokens / shift_base_tokens). An image of no tokens
+    More tokens average away more noise, so a large image needs more of it to be destroyed as far
+    as a small one: s = sqrt(num_tokens / shift_base_tokens). An image of no tokens
     (padding of the image table) counts as one token, so that nothing becomes NaN.
     """
     tokens = jnp.maximum(jnp.asarray(num_tokens, jnp.float32), 1.0)
@@ -99,8 +99,7 @@ def timestep_shift(config: ObjectiveConfig, num_tokens: Array) -> Array:
 def timesteps_from_uniforms(u: Array, config: ObjectiveConfig, num_tokens: Array) -> Array:
     """Timesteps as a monotone function of uniform numbers.
 
-    Being a function of u alone, it serves random training (u drawn from a key) and low-variance
-    validation (u stratified: (i + 1/2) / n) alike.
+    Training draws u from a key; validation stratifies it, (i + 1/2) / n, for low variance.
 
     Args:
       u: float[...] in [0, 1].
@@ -126,7 +125,7 @@ def sample_timesteps(key: jax.Array, config: ObjectiveConfig, num_tokens: Array)
 
 
 def timestep_grid(num_steps: int, shift: Array = 1.0) -> Array:
-    """Where a sampler stops: from 0 (noise) to 1 (data), `num_steps` intervals.
+    """A sampler's timesteps: from 0 (noise) to 1 (data), `num_steps` intervals.
 
     Args:
       shift: scalar, or float[I] for a grid per image.
@@ -163,11 +162,11 @@ def integrate(
 
     Args:
       velocity_fn: (x, t) -> velocity of x's shape; t is timesteps' trailing shape.
-      x: where to begin: noise, if timesteps[0] is 0.
+      x: the start: noise, if timesteps[0] is 0.
       timesteps: float[num_steps + 1, ...], as from `timestep_grid`.
       method: euler (num_steps evaluations, error O(1/n)) or heun (twice as many, O(1/n^2)).
     Returns:
-      x at timesteps[-1]; its dtype is kept.
+      x at timesteps[-1], in the dtype of the start.
     """
     if method not in ("euler", "heun"):
         raise ValueError(f"method must be 'euler' or 'heun', got {method!r}")

@@ -21,7 +21,7 @@ from mogao_jax.sequence.masking import TokenMeta
 
 
 class PartCache(NamedTuple):
-    """One part of the cache. `Parts(und=PartCache, clean=PartCache)` is a whole one.
+    """One part of a cache, which is `Parts(und=PartCache, clean=PartCache)`.
 
     Keys and values are a tuple of arrays [B, S, K, H], one per layer; with `scan_layers`, a single
     array [layers, B, S, K, H] to loop over.

@@ -1,4 +1,7 @@
-"""Running the frozen encoders on a packed batch, and taking its tokens from what they return."""
+"""Runs the frozen encoders on a packed batch, and gathers its tokens from their outputs.
+
+Axes: B rows, I images of a row, L tokens.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from mogao_jax.sharding.rules import constrain
 def encode_batch(
     modules: Modules, encoders: EncoderParams, batch: PackedBatch, posterior: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the frozen encoders: each image once, however many copies it has.
+    """Encodes each image once, however many copies of it the row has.
 
     Returns:
-      tokens of latents float32[B, I * tokens of the canvas, 64] and ViT features (see
+      VAE tokens float32[B, I * tokens of a canvas, 64], and ViT features (see
       `MogaoInputs.vit_features`).
     """
     tokens = patchify_latents(_latents(modules, encoders.vae, batch.images, posterior))
@@ -40,7 +43,7 @@ def encode_batch(
 
 
 def _latents(modules: Modules, params: Any, images: ImageTable, posterior: jax.Array) -> jax.Array:
-    """Model-scaled latents float32[B, I, Hc/8, Wc/8, 16]; looked up where they are in the batch."""
+    """Model-scaled latents float32[B, I, Hc/8, Wc/8, 16], from stored moments if there are any."""
     config = modules.config.vae
     if images.moments is not None:
         noise = posterior if config.sample_posterior else None
@@ -48,7 +51,7 @@ def _latents(modules: Modules, params: Any, images: ImageTable, posterior: jax.A
     given = [images.pixels, images.size]
     if config.sample_posterior:
         given.append(posterior)
-    # Each device encodes its own images; frozen weights that are cut up are gathered here.
+    # Each device encodes its own images; sharded weights are all-gathered here.
     rows = sharded_axes(BATCH_AXES, images.pixels.shape[0])
     spare = sharded_axes(SPARE_AXES, images.pixels.shape[1])
     spec = PartitionSpec(rows or None, spare or None)
@@ -61,7 +64,7 @@ def _latents(modules: Modules, params: Any, images: ImageTable, posterior: jax.A
 
 
 def take_tokens(canvas_tokens: jax.Array, stream: GenStream, num_images: int) -> jax.Array:
-    """Tokens of a gen stream [B, L, 64] by their addresses on the canvases; zeros at padding."""
+    """Tokens of a gen stream, [B, L, 64], by their addresses on the canvases; zeros at padding."""
     per_image = canvas_tokens.shape[1] // num_images
     is_token = stream.image >= 0
     address = jnp.where(is_token, stream.image * per_image + stream.patch, 0)

@@ -1,9 +1,9 @@
 """Images of different sizes on one canvas, each treated exactly as if it stood alone.
 
-Static shapes put every image top-left on a canvas of one size. What lies outside an image must
-not reach it: a convolution has to see the zero padding it would see at the edge of a lone image,
-a GroupNorm has to take its statistics over the image's own pixels, and attention has to stay
-inside. The functions here do that; `mask` is bool[N, H, W, 1], true on an image's own pixels.
+Static shapes put every image top-left on a canvas of one size. The rest of the canvas must not
+affect it: a convolution has to see the zero padding it would see at the edge of a lone image, a
+GroupNorm has to take its statistics over the image's own pixels, and attention has to stay inside.
+`mask` is bool[N, H, W, 1], true on an image's own pixels.
 
 Axes: N images, H W rows and columns, C channels, B batch, T/S query/key length, K heads,
 D head_dim.
@@ -21,7 +21,7 @@ from einops import rearrange
 
 Array = jax.Array
 
-_FAR_BELOW = -1e30  # a logit no softmax notices; finite, so that rows without keys give no NaN
+_FAR_BELOW = -1e30  # a masked logit; finite, so that rows without keys give no NaN
 
 
 def image_mask(size: Array | np.ndarray, height: int, width: int, *, stride: int = 1) -> Array:
@@ -124,14 +124,14 @@ def segment_attention(
 ) -> Array:
     """Full attention inside each segment, block by block: no T x S array of all rows.
 
-    Pairs of blocks that share no segment are skipped, so a packed row costs little more than its
-    images alone (as long as segments are contiguous; the result is right in any order).
+    Pairs of blocks that share no segment are skipped: with contiguous segments, a packed row costs
+    little more than its images alone. The result is right in any order.
 
     Args:
       query, key, value: float[B, T, K, D]; scaled by 1 / sqrt(D) here, softmax in float32.
       segment: int32[B, T]; 0 is padding, which is not attended to and gets zeros.
-      chunk: tokens per block; by default 128, and more in rows so long that they would make over
-        16 blocks. Up to two blocks are done at once.
+      chunk: tokens per block; default: 128, or more so that there are at most 16 blocks. Rows of
+        up to two blocks are one block.
     Returns:
       float[B, T, K, D].
     """

@@ -2,7 +2,7 @@
 
 A chain of 64-channel residual blocks without norms. Its latents are already model-scaled (no
 scaling or shift on top), the encoder is deterministic, and the decoder softly clamps its latents
-to (-3, 3). As in `vae.py`, images of different sizes share a canvas and do not notice.
+to (-3, 3). As in `vae.py`, images of different sizes share a canvas without affecting each other.
 
 Axes: N images, Hc Wc the canvas in pixels, C channels.
 """
@@ -22,8 +22,8 @@ Array = jax.Array
 WIDTH = 64
 FILES = {"encoder": "taef1_encoder.safetensors", "decoder": "taef1_decoder.safetensors"}
 
-# What stands at each index of the original's two sequential chains (indices without weights,
-# such as activations and upsamplings, are left out). "in" and "out" have biases, "down" and "up"
+# The layer at each index of the original's two sequential chains (indices without weights, such as
+# activations and upsamplings, are left out). "in" and "out" have biases, "down" and "up"
 # are the 3x3 convolutions, without bias, that change the resolution.
 ENCODER_CHAIN = (
     (0, "in"),

@@ -1,8 +1,8 @@
 """The autoencoder of FLUX.1 (8x smaller, 16 channels) at any width, on mixed image sizes.
 
 The architecture is that of diffusers' `AutoencoderKL` with FLUX's config (no quantisation
-convolutions), and the submodules bear its names, so that a table of keys maps one to one. Every
-image on the canvas is encoded and decoded exactly as if it were alone (see `masked.py`).
+convolutions), and the submodules have its names, so that keys map one to one. Every image on the
+canvas is encoded and decoded exactly as if it were alone (masked_layers.py).
 
 Axes: N images, Hc Wc the canvas in pixels, C channels; B rows, I images per row.
 """
@@ -222,7 +222,7 @@ def moments_of_images(
     size: Array | np.ndarray,
     config: VaeConfig,
 ) -> Array:
-    """What `latents_of_moments` needs, computed once for pictures that come again.
+    """The inputs of `latents_of_moments`, computed once for images that are used again.
 
     Args:
       pixels: uint8[N, Hc, Wc, 3], top-left on the canvas.

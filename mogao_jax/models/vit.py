@@ -1,7 +1,7 @@
 """Qwen2-VL's vision tower at any width, on packed rows of images of any size.
 
-Patches of all images of a row stand one after another; `segment` says which image a patch
-belongs to, and attention is full within it. Weights, features and the 2-D rotary embedding are
+The patches of all images of a row follow each other; `segment` names the image of a patch, and
+attention is full within it. Weights, features and the 2-D rotary embedding are
 those of Qwen2-VL (arXiv 2409.12191 section 2.1 and the released model's config).
 
 Axes: B rows, P patches, N heads, H head_dim, D embed, C T h w channel, frame, row and column in
@@ -64,8 +64,9 @@ def _attention_within_images(
 ) -> Array:
     """Full attention among the patches of each image: [B, P, N, H] each, segment int32[B, P].
 
-    Patches of one image are tokens of one order, which see each other (sequence/masking.py); so
-    the transformer's own attention serves, and skips all tiles between different images.
+    The patches of an image are tokens of one order, which attend to each other
+    (sequence/masking.py). So the transformer's own attention serves, and skips all tiles between
+    different images.
     """
     meta = Parts(und=TokenMeta(segment, jnp.zeros_like(segment), jnp.full_like(segment, VIT)))
     queries, keys, values = (Parts(und=x) for x in (q, k, v))
@@ -132,8 +133,8 @@ class PatchMerger(nn.Module):
 class VisionTower(nn.Module):
     """Patches -> features.
 
-    Parameters have a module per block, "blocks_0", ..., or are `stacked`, and then one compiled
-    block runs in a loop.
+    Parameters have a module per block, "blocks_0", ..., or are `stacked`; then one compiled block
+    runs in a loop.
 
     Attributes:
       dtype: of the computation (softmax and RoPE in float32).
@@ -189,9 +190,9 @@ _BLOCK = re.compile("blocks_([0-9]+)")
 
 
 def stacked(params: Any, stack: Callable[..., Any] = np.stack) -> Any:
-    """A tower's parameters with those of all blocks as one, [depth, ...].
+    """A tower's parameters with those of all blocks in one array, [depth, ...].
 
-    Files hold each block's own: this is how a program holds them that should compile sooner.
+    Files store blocks separately; a program with a stack compiles sooner.
 
     Args:
       stack: numpy's stays on the host.
@@ -202,7 +203,7 @@ def stacked(params: Any, stack: Callable[..., Any] = np.stack) -> Any:
 
 
 def unstacked(params: Any) -> Any:
-    """Each block's own parameters again, whether or not they were `stacked`."""
+    """The inverse of `stacked`; parameters that are not stacked are returned as they are."""
     if _STACK not in params:
         return params
 
@@ -215,9 +216,9 @@ def unstacked(params: Any) -> Any:
 
 
 def whole(params: Any) -> Any:
-    """Frozen parameters that may be cut up over a mesh, on every device; of a stack, nothing yet.
+    """All-gathers frozen parameters that may be sharded; not those of a stack of blocks.
 
-    A block of a stack is gathered when its turn comes.
+    The loop gathers each block of a stack when it comes to it.
     """
     if isinstance(params, dict) and _STACK in params:
         return {**whole({n: x for n, x in params.items() if n != _STACK}), _STACK: params[_STACK]}

@@ -8,8 +8,8 @@ the kinds is only *which* of the three positions turns a pair:
     m_rope            T    T    T    T         T    H        H    W        W    W        W
     il_rope           T    H    W    T         T    H        T    H        W    T        T
 
-So IL-RoPE gives height and width high frequencies too, and the lowest ones to time alone.
-Text has T = H = W, and is then exactly 1-D RoPE under either kind.
+So IL-RoPE gives height and width high frequencies too, and the lowest ones to time alone. Text
+has T = H = W, which is exactly 1-D RoPE under either kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def frequency_axes(head_dim: int, kind: RopeKind, tail: float = 0.25) -> np.ndar
     Args:
       head_dim: size d of a head, even.
       kind: "il_rope" (equation 9) or "m_rope" (equation 8, scaled in proportion from d = 128).
-      tail: il_rope only: the share of pairs, at the low-frequency end, that T has for itself
+      tail: il_rope only: the share of pairs, at the low-frequency end, that is for T alone
         (the paper: 16 of 64).
     Raises:
       ValueError: for an odd head_dim, an unknown kind or a tail outside [0, 1].
@@ -64,7 +64,7 @@ def rope_angles(
       (cos, sin), each float32[..., L, head_dim / 2].
     """
     axes = frequency_axes(head_dim, kind, tail)
-    # In float64 on the host, rounded once: tables do not depend on the device's `pow`.
+    # In float64 on the host, rounded once, so that tables do not depend on the device's `pow`.
     exponents = np.arange(head_dim // 2, dtype=np.float64) * 2 / head_dim
     frequencies = (float(theta) ** -exponents).astype(np.float32)
     with jax.named_scope(SCOPE):

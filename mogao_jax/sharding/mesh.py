@@ -97,11 +97,9 @@ def axis_sizes(config: MeshSizes, num_devices: int) -> tuple[int, ...]:
     fixed = math.prod(size for size in sizes if size != -1)
     if num_devices % fixed == 0 and (-1 in sizes or fixed == num_devices):
         return tuple(num_devices // fixed if size == -1 else size for size in sizes)
-    asked = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True) if s != 1)
-    near = nearest_sizes(sizes, num_devices)
-    works = " ".join(f"mesh.{a}={s}" for a, s in zip(MESH_AXES, near, strict=True))
+    works = _named(nearest_sizes(sizes, num_devices), "mesh.", " ")
     raise EnvironmentProblem(
-        f"the mesh {asked or 'of one device'} does not fit the {num_devices} devices there are. "
+        f"the mesh {_named(sizes)} does not fit the {num_devices} devices there are. "
         f"The nearest that does: {works}."
     )
 
@@ -162,15 +160,15 @@ def _torus(devices: Sequence[jax.Device]) -> tuple[int, ...]:
     return tuple(n for n in (len(set(axis)) for axis in zip(*places, strict=True)) if n > 1)
 
 
-def _named(sizes: Sequence[int]) -> str:
-    return " x ".join(f"{name}={n}" for name, n in zip(MESH_AXES, sizes, strict=True))
+def _named(sizes: Sequence[int], prefix: str = "", separator: str = " x ") -> str:
+    return separator.join(f"{prefix}{a}={n}" for a, n in zip(MESH_AXES, sizes, strict=True))
 
 
 def _slices(devices: Sequence[jax.Device], num_slices: int) -> list[list[jax.Device]]:
     """The devices of each slice.
 
     TPUs know their slice. Other devices are cut in order: by process on GPUs, which are numbered
-    by process, and anyhow on a CPU that stands for several devices.
+    by process, and in any order on a CPU split into several devices.
     """
     by_slice: dict[int, list[jax.Device]] = {}
     for device in devices:
@@ -253,7 +251,7 @@ def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -93,7 +93,8 @@ def attention(
     _check_metadata("key", keys, key_meta)
     _check_shapes(queries, keys, values)
     config = resolve(config, jax.default_backend())
-    function, options = _FUNCTIONS[config.implementation], {"text_reads_vae": text_reads_vae}
+    function = _FUNCTIONS[config.implementation]
+    options: dict[str, Any] = {"text_reads_vae": text_reads_vae}
     if config.implementation != "dense":
         options.update(block_q=config.block_q, block_kv=config.block_kv)
     compute = over_mesh(functools.partial(function, **options), queries, keys, axes)

@@ -36,10 +36,12 @@ def initialize(
         return True
     coordinator = coordinator or os.environ.get(_VARIABLES[0])
     try:
-        given: list[Any] = []
+        given: dict[str, Any] = {}
         if coordinator != "auto":
-            given = [coordinator, _number(num_processes, 1), _number(process_id, 2)]
-            missing = [n for n, v in zip(_VARIABLES, given, strict=True) if v is None]
+            given["coordinator_address"] = coordinator
+            given["num_processes"] = _number(num_processes, _VARIABLES[1])
+            given["process_id"] = _number(process_id, _VARIABLES[2])
+            missing = [n for n, v in zip(_VARIABLES, given.values(), strict=True) if v is None]
             if len(missing) == len(given):
                 return False
             if missing:
@@ -47,7 +49,7 @@ def initialize(
                     f"to start several processes, {' and '.join(missing)} must be set as well "
                     "(or set JAX_COORDINATOR_ADDRESS=auto alone where jax can find out by itself)."
                 )
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
     except (RuntimeError, ValueError) as e:
         raise EnvironmentProblem(
             f"the processes could not find each other ({e}). Check that the coordinator "
@@ -56,8 +58,8 @@ def initialize(
     return True
 
 
-def _number(given: int | None, variable: int) -> int | None:
-    text = os.environ.get(_VARIABLES[variable])
+def _number(given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
     return int(text) if given is None and text is not None else given
 
 

@@ -19,16 +19,15 @@ from mogao_jax.models.encoder_weights import (
 )
 from mogao_jax.models.vae import encode_images
 from mogao_jax.worlds.shapes.render import render
-from mogao_jax.worlds.shapes.tiny_encoders.images import HELD_OUT, scenes
+from mogao_jax.worlds.shapes.tiny_encoders.images import HELD_OUT, rows, scenes
 from mogao_jax.worlds.shapes.tiny_encoders.probes import PATCHES, SQUARE, probe_accuracies
 from mogao_jax.worlds.shapes.tiny_encoders.train_vae import held_out_psnr
-from mogao_jax.worlds.shapes.tiny_encoders.vit_images import rows
 
 
 def figures(vae_weights: str = "", vit_weights: str = "") -> dict[str, dict]:
     """All figures; "" stands for the embedded weights.
 
-    PSNR in dB over held-out pictures, milliseconds per 64x64 picture (compiled, batches of 16,
+    PSNR in dB over held-out images, milliseconds per 64x64 image (compiled, batches of 16,
     on whatever this machine has), sizes in bytes and parameters.
     """
     return {"vae": _vae_figures(vae_weights), "vit": _vit_figures(vit_weights)}
@@ -47,7 +46,7 @@ def _vae_figures(weights: str) -> dict:
         **held_out_psnr(params, unscaled),
         "scaling_factor": config.scaling_factor,
         "shift_factor": config.shift_factor,
-        "encode_ms_per_picture": _milliseconds(encode, params, pixels),
+        "encode_ms_per_image": _milliseconds(encode, params, pixels),
     }
 
 
@@ -59,7 +58,7 @@ def _vit_figures(weights: str) -> dict:
     return {
         **_size(weights_file("vit", config.weights), params),
         "probe_accuracy": probe_accuracies(tower, params),
-        "encode_ms_per_picture": _milliseconds(encode, params, given),
+        "encode_ms_per_image": _milliseconds(encode, params, given),
     }
 
 
@@ -70,12 +69,12 @@ def _size(path: pathlib.Path, params) -> dict:
     }
 
 
-def _milliseconds(function, *inputs, pictures: int = 16, repeats: int = 10) -> float:
-    """The best of some runs, per picture."""
+def _milliseconds(function, *inputs, images: int = 16, repeats: int = 10) -> float:
+    """The best of some runs, per image."""
     jax.block_until_ready(function(*inputs))
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
         jax.block_until_ready(function(*inputs))
         best = min(best, time.perf_counter() - begin)
-    return round(1e3 * best / pictures, 3)
+    return round(1e3 * best / images, 3)

@@ -1,13 +1,13 @@
-"""What can be read from frozen features by a linear probe, on held-out pictures.
+"""What can be read from frozen features by a linear probe, on held-out images.
 
 Five probes, each a multinomial logistic regression on standardised features (before the merger)
-of pictures that neither the encoder's training nor the other half of the probe has seen:
+of images that neither the encoder's training nor the other half of the probe has seen:
 
-- color, shape: of the object in a picture of one object; from the mean over patches;
+- color, shape: of the object in an image of one object; from the mean over patches;
 - count: one to five objects, each as often; from the mean over patches;
-- place: which of the nine regions of a 64x64 picture its one object is in, where the world would
+- place: which of the nine regions of a 64x64 image its one object is in, where the world would
   name one; from the tokens' features side by side (the mean over a token's four patches);
-- own_place: which of the sixteen tokens of a 64x64 picture a token is; from its features alone.
+- own_place: which of the sixteen tokens of a 64x64 image a token is; from its features alone.
 """
 
 from __future__ import annotations
@@ -24,37 +24,35 @@ import optax
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.batch import VitPatches
 from mogao_jax.worlds.shapes.placement import random_scene
-from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, Scene, World, region
-from mogao_jax.worlds.shapes.tiny_encoders.images import PROBE_FIT, PROBE_TEST, any_scene
-from mogao_jax.worlds.shapes.tiny_encoders.vit_images import (
+from mogao_jax.worlds.shapes.rng import Rng
+from mogao_jax.worlds.shapes.scene import (
     COLOR_NAMES,
+    DEFAULT_WORLD,
     REGION_NAMES,
-    SHAPE_NAMES,
-    rows,
+    SHAPES,
+    Scene,
+    World,
+    region,
 )
+from mogao_jax.worlds.shapes.tiny_encoders.images import PROBE_FIT, PROBE_TEST, any_scene, rows
 
 PATCHES = 64
 SQUARE = dataclasses.replace(DEFAULT_WORLD, canvases=((64, 64),))
 
-Draw = Callable[[np.random.Generator], tuple[Scene, int]]
+Draw = Callable[[Rng], tuple[Scene, int]]
 
 
-def _lone_color(rng: np.random.Generator) -> tuple[Scene, int]:
+def _lone(rng: Rng, name: str, known: tuple[str, ...]) -> tuple[Scene, int]:
     scene = any_scene(rng, count=1)
-    return scene, COLOR_NAMES.index(scene.objects[0].color)
+    return scene, known.index(getattr(scene.objects[0], name))
 
 
-def _lone_shape(rng: np.random.Generator) -> tuple[Scene, int]:
-    scene = any_scene(rng, count=1)
-    return scene, SHAPE_NAMES.index(scene.objects[0].shape)
-
-
-def _count(rng: np.random.Generator) -> tuple[Scene, int]:
+def _count(rng: Rng) -> tuple[Scene, int]:
     scene = any_scene(rng)
     return scene, len(scene.objects) - 1
 
 
-def _place(rng: np.random.Generator, world: World = SQUARE) -> tuple[Scene, int]:
+def _place(rng: Rng, world: World = SQUARE) -> tuple[Scene, int]:
     while True:
         scene = random_scene(rng, world, count=1)
         name = region(scene.objects[0], scene)
@@ -62,13 +60,13 @@ def _place(rng: np.random.Generator, world: World = SQUARE) -> tuple[Scene, int]
             return scene, REGION_NAMES.index(name)
 
 
-def _own_place(rng: np.random.Generator) -> tuple[Scene, int]:
+def _own_place(rng: Rng) -> tuple[Scene, int]:
     return random_scene(rng, SQUARE), int(rng.integers(PATCHES // 4))
 
 
 PROBES: dict[str, tuple[Draw, int]] = {
-    "color": (_lone_color, len(COLOR_NAMES)),
-    "shape": (_lone_shape, len(SHAPE_NAMES)),
+    "color": (lambda rng: _lone(rng, "color", COLOR_NAMES), len(COLOR_NAMES)),
+    "shape": (lambda rng: _lone(rng, "shape", SHAPES), len(SHAPES)),
     "count": (_count, DEFAULT_WORLD.max_count),
     "place": (_place, len(REGION_NAMES)),
     "own_place": (_own_place, PATCHES // 4),
@@ -84,7 +82,7 @@ def probe_accuracies(
     batch: int = 100,
     names: Collection[str] = tuple(PROBES),
 ) -> dict[str, float]:
-    """Accuracy of each probe (or of those named) on `test` pictures, after `fit` others."""
+    """Accuracy of each probe (or of those named) on `test` images, after `fit` others."""
     apply = jax.jit(lambda *given: tower.apply({"params": params}, *given[:3]))
     out = {}
     for index, (name, (draw, classes)) in enumerate(PROBES.items()):

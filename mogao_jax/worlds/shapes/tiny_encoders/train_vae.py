@@ -1,8 +1,8 @@
-"""Trains the tiny VAE on the embedded world's pictures.
+"""Trains the tiny VAE on the embedded world's images.
 
-Squared error and a little absolute error in pixels, through the posterior's noise, plus a KL
-term. Its weight decides how easy the latents are to generate: a decoder that bears noise of half
-the latents' variance forgives a flow its small errors, and whatever a picture does not need is
+Squared error and a little absolute error in pixels, through the posterior's noise, plus a KL term.
+The KL term's weight decides how easy the latents are to generate: a decoder that bears noise of
+half the latents' variance forgives a flow its small errors, and whatever an image does not need is
 left at the prior. Models are trained on the posterior's mean (`sample_posterior` False).
 """
 
@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +22,15 @@ from mogao_jax.config.schema import VaeConfig
 from mogao_jax.models.encoder_weights import load_vae, save_weights, saved_vae_config
 from mogao_jax.models.masked_layers import image_mask
 from mogao_jax.models.vae import FluxVae, decode_latents, encode_images
+from mogao_jax.worlds.shapes.tiny_encoders import training
 from mogao_jax.worlds.shapes.tiny_encoders.images import (
     HELD_OUT,
     LEARNED_WORLDS,
     TRAIN,
-    Pictures,
+    CanvasBatch,
     canvas_groups,
     cut_batch,
-    picture_batch,
-)
-from mogao_jax.worlds.shapes.tiny_encoders.optimizer import (
-    PEAK_LEARNING_RATE,
-    average_decay,
-    learning_rate,
-    muon,
+    image_batch,
 )
 
 TINY = VaeConfig(
@@ -47,19 +41,18 @@ TINY = VaeConfig(
     shift_factor=0.0,
     sample_posterior=False,
 )
-# (share of the time, pictures per batch, canvas): larger pictures are cut to the canvas. Small
+# (share of the time, images per batch, canvas): larger images are cut to the canvas. Small
 # cuts first, for more and more varied steps in the same time.
 PHASES = ((0.6, 16, (32, 32)), (1.0, 8, (64, 64)))
-CHECK_EVERY = 120  # seconds
 LOGVAR_AT_START = -6.0  # else the posterior's noise is as loud as its mean
 KL_WEIGHT = 3e-3  # of the mean KL per latent, against the mean squared error per pixel value
 L1_WEIGHT = 0.1
 
 
-def loss_fn(params, vae: FluxVae, pictures: Pictures, noise: jax.Array, kl_weight: jax.Array):
+def loss_fn(params, vae: FluxVae, images: CanvasBatch, noise: jax.Array, kl_weight: jax.Array):
     """Scalar loss and its parts, in [-1, 1] pixel values, means over real pixels and latents."""
-    x = pictures.pixels.astype(jnp.float32) / 127.5 - 1.0
-    size = pictures.size
+    x = images.pixels.astype(jnp.float32) / 127.5 - 1.0
+    size = images.size
     posterior = vae.apply({"params": params}, x, size, method="encode")
     z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * noise
     y = vae.apply({"params": params}, z, size, method="decode")
@@ -79,7 +72,7 @@ def loss_fn(params, vae: FluxVae, pictures: Pictures, noise: jax.Array, kl_weigh
 
 
 def psnr(reference: np.ndarray, other: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of each picture, over its own pixels (uint8 values)."""
+    """Peak signal-to-noise ratio in dB of each image, over its own pixels (uint8 values)."""
     out = []
     for a, b, (h, w) in zip(reference, other, size, strict=True):
         error = a[:h, :w].astype(np.float64) - b[:h, :w]
@@ -88,38 +81,43 @@ def psnr(reference: np.ndarray, other: np.ndarray, size: np.ndarray) -> np.ndarr
 
 
 def held_out_psnr(params, config: VaeConfig, count: int = 192) -> dict[str, float]:
-    """Mean PSNR over held-out pictures of all worlds, from the mean and through posterior noise.
+    """Mean PSNR over held-out images of all worlds, from the mean and through posterior noise.
 
     Also the mean and deviation of the latents (posterior means), and the share of the sampled
     latents' variance that they are; the rest is posterior noise.
     """
-    encode, decode = _jitted(config)
+    encode, decode = _compiled(config)
     scores: dict[str, list] = {"psnr_mean": [], "psnr_sampled": []}
     values: dict[str, list] = {"psnr_mean": [], "psnr_sampled": []}
     groups = [group for world in LEARNED_WORLDS for group in canvas_groups(world)]
     for g, (canvas, world) in enumerate(groups):
-        pictures = picture_batch(HELD_OUT, g, count // len(groups), world, canvas)
-        shape = (*pictures.pixels.shape[:1], *(side // LATENT_STRIDE for side in canvas), 16)
-        noise = jax.random.normal(jax.random.key(g), shape)
-        for name, given in (("psnr_mean", jnp.zeros(shape)), ("psnr_sampled", noise)):
-            latents = encode(params, pictures, given)
-            pixels = np.asarray(decode(params, latents, pictures.size))
-            scores[name] += list(psnr(pictures.pixels, pixels, pictures.size))
-            mask = image_mask(pictures.size, shape[1], shape[2], stride=LATENT_STRIDE)[..., 0]
-            values[name].append(np.asarray(latents)[np.asarray(mask)])
-    means, flat = (np.concatenate(values[k]) for k in ("psnr_mean", "psnr_sampled"))
+        images = image_batch(HELD_OUT, g, count // len(groups), world, canvas)
+        noise = _noise(images, g)
+        mask = np.asarray(image_mask(images.size, *noise.shape[1:3], stride=LATENT_STRIDE))
+        for name, given in (("psnr_mean", jnp.zeros_like(noise)), ("psnr_sampled", noise)):
+            latents = encode(params, images, given)
+            pixels = np.asarray(decode(params, latents, images.size))
+            scores[name] += list(psnr(images.pixels, pixels, images.size))
+            values[name].append(np.asarray(latents)[mask[..., 0]])
+    means, sampled = (np.concatenate(values[k]) for k in ("psnr_mean", "psnr_sampled"))
     return {k: float(np.mean(v)) for k, v in scores.items()} | {
         "psnr_sampled_worst": float(np.min(scores["psnr_sampled"])),
         "latent_mean": float(means.mean()),
         "latent_std": float(means.std()),
-        "signal_share": float(means.var() / flat.var()),
+        "signal_share": float(means.var() / sampled.var()),
     }
 
 
+def _noise(images: CanvasBatch, seed: int | jax.Array) -> jax.Array:
+    n, height, width, _ = images.pixels.shape
+    shape = n, height // LATENT_STRIDE, width // LATENT_STRIDE, TINY.latent_channels
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
 @functools.cache
-def _jitted(config: VaeConfig):
+def _compiled(config: VaeConfig):
     vae = FluxVae(config)
-    encode = jax.jit(lambda p, pics, n: encode_images(vae, p, pics.pixels, pics.size, n))
+    encode = jax.jit(lambda p, images, n: encode_images(vae, p, images.pixels, images.size, n))
     decode = jax.jit(lambda p, latents, size: decode_latents(vae, p, latents, size))
     return encode, decode
 
@@ -143,56 +141,28 @@ def train(minutes: float, out: pathlib.Path, start: str = "", log=print) -> path
         params = jax.jit(vae.init)(jax.random.key(0), *example)["params"]
         last = params["encoder"]["conv_out"]
         last["bias"] = last["bias"].at[TINY.latent_channels :].set(LOGVAR_AT_START)
-    optimizer = muon()
-    state = params, params, optimizer.init(params)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, pictures, seed, rate, kl_weight, decay):
-        params, average, moments = state
-        n, h, w, _ = pictures.pixels.shape
-        noise = jax.random.normal(
-            jax.random.key(seed), (n, h // LATENT_STRIDE, w // LATENT_STRIDE, 16)
-        )
-        (_, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, vae, pictures, noise, kl_weight
-        )
-        updates, moments = optimizer.update(grads, moments, params)
-        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
-        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
-        return (params, average, moments), parts
-
-    state = jax.tree.map(jnp.copy, state)
-    best, begin = 0.0, time.monotonic()
-    seed_base = int(time.time()) if start else 0  # going on must not repeat the same pictures
-    peak = PEAK_LEARNING_RATE / 2 if start else PEAK_LEARNING_RATE
-    count, last_check = 0, begin
-    while True:
-        done = (time.monotonic() - begin) / (60 * minutes)
-        if time.monotonic() - last_check > CHECK_EVERY or done >= 1:
-            last_check = time.monotonic()
-            best = _check_and_save(state[1], best, target, log)
-        if done >= 1:
-            return target
+    def inputs(index: int, done: float) -> tuple:
         _, size, canvas = next(phase for phase in PHASES if done < phase[0])
-        pictures = cut_batch(TRAIN, seed_base + count, size, canvas)
         kl_weight = KL_WEIGHT * (1.0 if start else min(1.0, 4 * done))
-        rate, decay = learning_rate(done, peak), average_decay(count)
-        state, parts = step(state, pictures, seed_base + count, rate, kl_weight, decay)
-        count += 1
-        if count % 100 == 0:
-            shown = ", ".join(f"{k} {float(v):.5f}" for k, v in parts.items())
-            log(f"step {count}, {100 * done:.1f}%: {shown}")
+        return cut_batch(TRAIN, index, size, canvas), index, kl_weight
 
+    def loss(params, images, seed, kl_weight):
+        return loss_fn(params, vae, images, _noise(images, seed), kl_weight)
 
-def _check_and_save(params, best: float, target: pathlib.Path, log) -> float:
-    figures = held_out_psnr(params, TINY)
-    log("held out: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-    if figures["psnr_sampled"] <= best:
-        return best
-    measured = dataclasses.replace(
-        TINY,
-        scaling_factor=round(1 / figures["latent_std"], 4),
-        shift_factor=round(figures["latent_mean"], 4),
-    )
-    save_weights(target, params, measured)
-    return figures["psnr_sampled"]
+    best = 0.0
+
+    def check(average) -> None:
+        nonlocal best
+        figures = held_out_psnr(average, TINY)
+        log("held out: " + training.shown(figures))
+        if figures["psnr_sampled"] > best:
+            best = figures["psnr_sampled"]
+            scaling, shift = 1 / figures["latent_std"], figures["latent_mean"]
+            measured = dataclasses.replace(
+                TINY, scaling_factor=round(scaling, 4), shift_factor=round(shift, 4)
+            )
+            save_weights(target, average, measured)
+
+    training.train(minutes, params, loss, inputs, check, resumed=bool(start), log=log)
+    return target

@@ -19,7 +19,7 @@ from mogao_jax.models.encoder_weights import (
     tiny_vit_config,
     weights_file,
 )
-from mogao_jax.worlds.shapes.tiny_encoders import optimizer, probes, train_vae, train_vit
+from mogao_jax.worlds.shapes.tiny_encoders import probes, train_vae, train_vit, training
 
 
 def test_sizes_and_widths():
@@ -94,9 +94,9 @@ def test_logistic_probe_separates_what_is_separable_and_only_that():
 
 
 def test_schedule():
-    assert optimizer.learning_rate(0.0) == 0
-    assert optimizer.learning_rate(0.5, 2.0) == pytest.approx(1.0)
-    assert optimizer.learning_rate(1.0) == pytest.approx(0.0)
+    assert training.learning_rate(0.0) == 0
+    assert training.learning_rate(0.5, 2.0) == pytest.approx(1.0)
+    assert training.learning_rate(1.0) == pytest.approx(0.0)
 
 
 @pytest.mark.slow
@@ -104,7 +104,6 @@ def test_training_writes_weights_that_load_and_can_be_gone_on_with(tmp_path, mon
     small = dataclasses.replace(train_vae.TINY, block_channels=(4, 4, 4, 4), norm_groups=2)
     monkeypatch.setattr(train_vae, "TINY", small)
     monkeypatch.setattr(train_vae, "PHASES", ((1.0, 2, (32, 32)),))
-    train_vae._jitted.cache_clear()
     lines: list[str] = []
     path = train_vae.train(1e-3, tmp_path, log=lines.append)
     config = saved_vae_config(str(path))

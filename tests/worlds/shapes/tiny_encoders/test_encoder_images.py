@@ -1,12 +1,19 @@
-"""Pictures and labels of the encoders' training, against the scenes' truth."""
+"""Images and labels of the encoders' training, against the scenes' truth."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mogao_jax.worlds.shapes.render import coverage, render
-from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, Object, Scene
-from mogao_jax.worlds.shapes.tiny_encoders import images, vit_images
+from mogao_jax.worlds.shapes.scene import (
+    COLOR_NAMES,
+    DEFAULT_WORLD,
+    REGION_NAMES,
+    SHAPES,
+    Object,
+    Scene,
+)
+from mogao_jax.worlds.shapes.tiny_encoders import images
 
 SCENE = Scene(
     32,
@@ -35,7 +42,7 @@ def test_batches_are_determined_by_stream_and_index():
 
 
 def test_objects_by_cell_counts_pixels():
-    shown = vit_images.objects_by_cell(SCENE)
+    shown = images.objects_by_cell(SCENE)
     wanted = np.full((4, 6), -1)
     for y in range(4):
         for x in range(6):
@@ -57,12 +64,12 @@ def test_objects_by_cell_counts_pixels():
 
 def test_rows_and_labels():
     lone = Scene(16, 16, "mint", (Object("ring", "cyan", "small", 10, 8, 8),))
-    given = vit_images.rows([SCENE, lone], 32)
+    given = images.rows([SCENE, lone], 32)
     assert given.segment.sum(1).tolist() == [24, 4]  # (32 / 8) * (48 / 8), (16 / 8)**2
-    truth = vit_images.labels([SCENE, lone], given)
+    truth = images.labels([SCENE, lone], given)
     assert truth.number.tolist() == [1, 0]
-    assert truth.place.tolist() == [-1, vit_images.REGION_NAMES.index("center")]
-    assert truth.color_counts[0, vit_images.COLOR_NAMES.index("red")] == 1
+    assert truth.place.tolist() == [-1, REGION_NAMES.index("center")]
+    assert truth.color_counts[0, COLOR_NAMES.index("red")] == 1
     assert truth.shape_counts.sum(1).tolist() == [2, 1]
     # Patch by patch: what the labels say lies there is the colour of most of its pixels.
     picture = render(SCENE)
@@ -72,11 +79,11 @@ def test_rows_and_labels():
         own = [(y + 0.5) / 8, (x + 0.5) / 8, (8 * y + 4) / SCENE.height, (8 * x + 4) / SCENE.width]
         np.testing.assert_allclose(truth.patch_place[0, p], own, rtol=1e-6)
         if truth.patch_color[0, p] and (cell == cell[0, 0]).all():
-            name = vit_images.COLOR_NAMES[truth.patch_color[0, p] - 1]
+            name = COLOR_NAMES[truth.patch_color[0, p] - 1]
             assert (name == "red") == (cell[0, 0, 0] > cell[0, 0, 2])
         k = truth.patch_shape[0, p]
         if k:
-            o = SCENE.objects[0 if vit_images.SHAPE_NAMES[k - 1] == "square" else 1]
+            o = SCENE.objects[0 if SHAPES[k - 1] == "square" else 1]
             centre = (np.asarray([y, x]) + 0.5 + truth.patch_offset[0, p]) * 8
             np.testing.assert_allclose(centre, [o.cy, o.cx])
             in_picture = truth.patch_center[0, p] * [SCENE.height, SCENE.width]

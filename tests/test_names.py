@@ -1,0 +1,149 @@
+"""One name for one thing: names and phrases that were replaced do not come back.
+
+docs/architecture.md has the glossary of what is truly ours, and the names that stayed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import pathlib
+import re
+
+import pytest
+
+from launch.structure import PACKAGE, ROOT, modules
+
+# Old name of a class, function or constant -> today's. Locals and methods of others may have it.
+DEFINITIONS = {
+    "Choice": "SamplingParams",
+    "Drawn": "EncodedImage",
+    "Form": "ContextView",
+    "Generator": "Pipeline",
+    "Joined": "ChainedSource",
+    "Lines": "GuidanceBatch",
+    "Mean": "WeightedMean",
+    "NOWHERE": "OUT_OF_RANGE",
+    "OwnModel": "MogaoCheckpoint",
+    "Picture": "Image",
+    "Piece": "TokenSpan",
+    "Share": "Proportion",
+    "Slot": "ParamSpec",
+    "System": "Modules",
+    "Turned": "TransformedSource",
+    "Work": "ExportJob, TokenCounts",
+    "WeightedSum": "WeightedMean",
+    "Writing": "DecodeState",
+    "all_or_few": "batch_bucket",
+    "fine": "round_up_bucket",
+    "free_axes": "unmapped_axes",
+    "gathered": "all_gather",
+    "halved": "halve_while_fits",
+    "lay_out_lines": "build_guidance_batch",
+    "load_start": "load_initial_params",
+    "nowhere": "pad_row",
+    "power": "round_up_pow2",
+    "splitting_axes": "sharded_axes",
+    "unfinished": "atomic_directory",
+    "ways": "axis_size",
+}
+
+# Old name of a file -> today's.
+FILES = {
+    "benchmarks/bare.py": "tools/bench/lower_bounds.py",
+    "benchmarks/other_ways.py": "tools/bench/baselines.py",
+    "benchmarks/staging.py": "tools/bench/inputs.py",
+    "benchmarks/subjects.py": "tools/bench/fixtures.py",
+    "benchmarks/watching.py": "tools/bench/instrumentation.py",
+    "checkpoints/by_parts.py": "checkpoints/chunked_io.py",
+    "checkpoints/carried.py": "checkpoints/sidecar_files.py",
+    "evals/chance.py": "worlds/shapes/evals/baselines.py",
+    "evals/shares.py": "evals/proportion.py",
+    "models/embed.py": "models/layers.py",
+    "models/masked.py": "models/masked_layers.py",
+    "models/system.py": "models/modules.py",
+    "planning/flags.py": "tools/plan/diagnostics.py",
+    "planning/program.py": "tools/plan/lowering.py",
+    "porting/own.py": "porting/mogao_checkpoint.py",
+    "porting/slots.py": "porting/param_specs.py",
+    "porting/unfinished.py": "atomic.py",
+    "sampling/generator.py": "sampling/pipeline.py",
+    "sampling/interleaved.py": "sampling/sampler.py",
+    "sampling/phases.py": "sampling/scheduler.py",
+    "training/starting.py": "training/init_from.py",
+}
+
+# What is still to be mended; nothing may be added.
+TO_MEND = {
+    "Form",
+    "all_or_few",
+    "fine",
+    "halved",
+    "power",
+    "configs/mogao_7b_stage1.py: cut (over|up)",
+    "mogao_jax/cli/main.py: jax along",
+    "mogao_jax/cli/port.py: jax along",
+    "mogao_jax/cli/sample.py: jax along",
+    "mogao_jax/config/schema.py: cut (over|up)",
+    "mogao_jax/porting/tensor_sources.py: at hand",
+    "mogao_jax/porting/to_hf.py: would be news",
+}
+
+# Riddles, and what to say instead.
+PHRASES = {
+    "at hand": "local, available",
+    "cut (over|up)": "sharded",
+    "gone on with": "resumed",
+    "in so many words": "explicitly",
+    "jax along": "imports JAX",
+    "made whole": "all-gathered",
+    "of no account": "replaced, ignored",
+    "what came of it": "result",
+    "would be news": "what is compared with what",
+}
+
+
+@functools.cache
+def _text(path: pathlib.Path) -> str:
+    return path.read_text("utf-8")
+
+
+def _written() -> list[pathlib.Path]:
+    """Everything that people read: the package, recipes, scripts and docs."""
+    folders = ("mogao_jax", "configs", "launch", "docs")
+    kinds = {".py", ".md", ".sh", ".html"}
+    files = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in kinds]
+    return sorted([*files, *ROOT.glob("*.md")])
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Classes, functions and module-level names that a module defines."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        found |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize("path", modules().values(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_old_name_is_defined(path):
+    old = defined(ast.parse(_text(path))) & set(DEFINITIONS)
+    assert not {name: DEFINITIONS[name] for name in old - TO_MEND}
+
+
+def test_no_old_file():
+    assert not {old: new for old, new in FILES.items() if (PACKAGE / old).exists()}
+    assert all((PACKAGE / new).exists() for new in FILES.values())
+
+
+def test_no_riddles():
+    found = {
+        f"{path.relative_to(ROOT)}: {phrase}": f"say {better}"
+        for path in _written()
+        for phrase, better in PHRASES.items()
+        if re.search(rf"\b{phrase}\b", _text(path), re.I)
+    }
+    assert not {place: better for place, better in found.items() if place not in TO_MEND}

@@ -1,4 +1,4 @@
-"""Encoding all pictures of a config's sources once: the writer of data/encoded.py's folders."""
+"""Encodes all images of a config's sources once: the writer of data/encoded.py's folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,15 +27,13 @@ from mogao_jax.models.vit import unstacked
 from mogao_jax.sequence.document import Image
 
 CANVAS_STEP = 64  # canvases are rounded up to multiples of it: fewer programs to compile
-BATCH = 16  # pictures encoded at once
-
-Log = Callable[[str], None]
+BATCH = 16  # images encoded at once
 
 
 class Counts(NamedTuple):
-    """What was written: pictures, and records that could not be read."""
+    """What was written: images and bytes; and the records that could not be read."""
 
-    pictures: int
+    images: int
     skipped: int
     bytes: int
 
@@ -46,9 +44,9 @@ def encode_sources(
     out: pathlib.Path,
     *,
     dtype: str = "float32",
-    log: Log = print,
+    log: Callable[[str], None] = print,
 ) -> Counts:
-    """Encodes every picture of the training and held-out records, each once.
+    """Encodes every image of the training and held-out records, each once.
 
     Args:
       out: the folder to write; it appears when everything is in it.
@@ -62,23 +60,22 @@ def encode_sources(
     endless = [n for n, s in config.data.sources.items() if s.kind == "shapes" and s.weight > 0]
     if endless:
         raise ConfigError(
-            f"config.data.sources.{endless[0]} is of kind 'shapes', whose pictures have no end; "
+            f"config.data.sources.{endless[0]} is of kind 'shapes', whose images have no end; "
             "only documents and tfds can be encoded beforehand."
         )
     with atomic_directory(out, say=log) as partial:
         writers = {"vae": _Writer(partial, "vae", dtype)}
         if modules.vit is not None:
             writers["vit"] = _Writer(partial, "vit", dtype)
-        reader = _Reader(config)
-        number = 0
-        for number, group in enumerate(_grouped(reader), start=1):
+        broken: list[str] = []
+        for number, group in enumerate(_grouped(_native_images(config, broken)), start=1):
             _encode_group(modules, encoders, group, writers)
             if number % 10 == 0:
-                log(f"  {len(writers['vae'])} pictures")
+                log(f"  {len(writers['vae'])} images")
         size = sum(writer.finish() for writer in writers.values())
         meta = {"format": FORMAT, **_identity(modules, encoders)}
         (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    return Counts(len(writers["vae"]), reader.skipped, size)
+    return Counts(len(writers["vae"]), len(broken), size)
 
 
 def check_encoded(encoded: EncodedPictures, modules: Modules, encoders: EncoderParams) -> None:
@@ -116,46 +113,41 @@ def _identity(modules: Modules, encoders: EncoderParams) -> dict[str, Any]:
     return found
 
 
-class _Reader:
-    """All pictures of all records, each once, at native resolution."""
+def _native_images(config: MogaoConfig, broken: list[str]) -> Iterator[np.ndarray]:
+    """Every image uint8[H, W, 3] of all records, each once, at native resolution.
 
-    def __init__(self, config: MogaoConfig):
-        self._config = config
-        self.skipped = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        seen = set()
-        for source in self._sources():
-            for index in range(len(source)):
-                try:
-                    pictures = [i for i in source[index].items if isinstance(i, Image)]
-                    found = [native_pixels(i, self._config.images) for i in pictures]
-                except DocumentError:
-                    self.skipped += 1  # training names them, and counts them too
-                    continue
-                for pixels in found:
-                    if (k := key(pixels)) not in seen:
-                        seen.add(k)
-                        yield pixels
-
-    def _sources(self) -> Iterator[Source]:
-        config = self._config
-        splits: tuple[Split, ...] = ("train", "validation")
-        for name, settings in config.data.sources.items():
-            for split in splits if settings.weight > 0 else ():
-                yield open_source(
-                    name, settings, seed=config.seed, split=split, images=config.images
-                )
+    Args:
+      broken: gets the reasons of the records that cannot be read.
+    """
+    seen = set()
+    for source in _sources(config):
+        for index in range(len(source)):
+            try:
+                items = [i for i in source[index].items if isinstance(i, Image)]
+                found = [native_pixels(i, config.images) for i in items]
+            except DocumentError as e:  # training names them, and counts them too
+                broken.append(str(e))
+                continue
+            for pixels in found:
+                if (k := key(pixels)) not in seen:
+                    seen.add(k)
+                    yield pixels
 
 
-def _grouped(pictures: Any) -> Iterator[list[np.ndarray]]:
-    """Groups of up to BATCH pictures of one canvas."""
+def _sources(config: MogaoConfig) -> Iterator[Source]:
+    splits: tuple[Split, ...] = ("train", "validation")
+    for name, settings in config.data.sources.items():
+        for split in splits if settings.weight > 0 else ():
+            yield open_source(name, settings, seed=config.seed, split=split, images=config.images)
+
+
+def _grouped(images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Groups of up to BATCH images of one canvas."""
     waiting: dict[tuple[int, int], list[np.ndarray]] = {}
-    for pixels in pictures:
+    for pixels in images:
         canvas = _canvas(pixels)
-        group = waiting.setdefault(canvas, [])
-        group.append(pixels)
-        if len(group) == BATCH:
+        waiting.setdefault(canvas, []).append(pixels)
+        if len(waiting[canvas]) == BATCH:
             yield waiting.pop(canvas)
     yield from waiting.values()
 
@@ -171,13 +163,13 @@ def _encode_group(
     height, width = _canvas(group[0])
     pixels = np.zeros((BATCH, height, width, 3), np.uint8)
     size = np.zeros((BATCH, 2), np.int32)
-    for i, picture in enumerate(group):
-        h, w = size[i] = picture.shape[:2]
-        pixels[i, :h, :w] = picture
+    for i, image in enumerate(group):
+        h, w = size[i] = image.shape[:2]
+        pixels[i, :h, :w] = image
     moments = np.asarray(_moments(modules, encoders.vae, pixels, size))
-    for i, picture in enumerate(group):
-        h, w = (n // LATENT_STRIDE for n in picture.shape[:2])
-        writers["vae"].add(key(picture), moments[i, :h, :w].reshape(h * w, -1))
+    for i, image in enumerate(group):
+        h, w = (n // LATENT_STRIDE for n in image.shape[:2])
+        writers["vae"].add(key(image), moments[i, :h, :w].reshape(h * w, -1))
     if modules.vit is not None:
         _encode_vit(modules, encoders, group, writers["vit"])
 
@@ -185,9 +177,9 @@ def _encode_group(
 def _encode_vit(
     modules: Modules, encoders: EncoderParams, group: list[np.ndarray], writer: _Writer
 ) -> None:
-    """One row per picture: all of a canvas have about as many patches."""
+    """One row per image: all of a canvas have about as many patches."""
     config = modules.config
-    inputs = [vit_input(picture, config.images, config.vit) for picture in group]
+    inputs = [vit_input(image, config.images, config.vit) for image in group]
     longest = max(len(seen.patches) for seen in inputs)
     longest = 1 << (longest - 1).bit_length()  # fewer programs to compile
     values = inputs[0].patches.shape[1]

@@ -1,4 +1,4 @@
-"""Pictures encoded beforehand: a batch with them trains as a batch that is encoded in the step."""
+"""Images encoded beforehand: a batch with them trains as a batch that is encoded in the step."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ SIZES = ((32, 48), (48, 32), (64, 64), (16, 16))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Twenty documents: a picture, words, another picture; one of them cannot be read."""
+    """Twenty documents: an image, words, another image; one of them cannot be read."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     lines = []
@@ -71,7 +71,7 @@ def test_the_same_latents_and_features(data, tmp_path, sample_posterior):
     modules, encoders = load_modules(config, tokenizer.vocab_size)
     out = tmp_path / "encoded"
     counts = encode_sources(modules, encoders, out, log=lambda line: None)
-    assert counts.pictures == 38 and counts.skipped == 1
+    assert counts.images == 38 and counts.skipped == 1
     check_encoded(open_encoded(str(out)), modules, encoders)
 
     cached = dataclasses.replace(config, data=dataclasses.replace(config.data, encoded=str(out)))
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_said(data, tmp_path):
 def test_an_endless_source_is_refused(capsys, tmp_path):
     argv = ["data", "encode", "--config=configs/quickstart.py", "--out", str(tmp_path / "e")]
     assert main(argv) == 2
-    assert "pictures have no end" in capsys.readouterr().err
+    assert "images have no end" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main([*argv, "--dtype", "int8"]) == 2
     assert "float32 or float16" in capsys.readouterr().err

@@ -244,7 +244,7 @@ def _encode(argv: list[str]) -> None:
     out = pathlib.Path(flags.out)
     done = encode_sources(modules, encoders, out, dtype=flags.dtype)
     print(
-        f"{out}: {done.pictures:,} pictures, {done.bytes / 2**20:.1f} MiB; "
+        f"{out}: {done.images:,} images, {done.bytes / 2**20:.1f} MiB; "
         f"{done.skipped} records could not be read"
     )
 

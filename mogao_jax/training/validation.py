@@ -68,7 +68,7 @@ def _num_images(batch: PackedBatch) -> int:
     return int(_is_image(batch).sum())
 
 
-def _before_mine(mesh: jax.sharding.Mesh, batches: Sequence[PackedBatch]) -> list[int]:
+def images_before_mine(mesh: jax.sharding.Mesh, batches: Sequence[PackedBatch]) -> list[int]:
     """`images_before` of this process's rows; all processes must ask, with as many batches."""
     readers = [row_reader(mesh, p)[0] for p in range(multihost.process_count())]
     mine, num_readers = row_reader(mesh)
@@ -104,7 +104,7 @@ def make_evaluator(
     `eval_step` may be a jitted `make_eval_step(modules)`, shared between evaluators.
     """
     step = eval_step or jax.jit(make_eval_step(modules))
-    uniforms = spread_uniforms(batches, _before_mine(mesh, batches))
+    uniforms = spread_uniforms(batches, images_before_mine(mesh, batches))
     names = labels(modules.sources, modules.config.train.timestep_bins)
 
     def evaluate(params: Any) -> dict[str, float]:

@@ -41,7 +41,7 @@ def test_uniforms_do_not_depend_on_the_number_of_readers(monkeypatch):
         counts = iter(images.T)
         monkeypatch.setattr(multihost, "gather", lambda _, c=counts: np.repeat(next(c), 2).tolist())
         monkeypatch.setattr(validation, "row_reader", lambda _, p=2 * reader: (p // 2, 2))
-        found = spread_uniforms(half, validation._before_mine(None, half))
+        found = spread_uniforms(half, validation.images_before_mine(None, half))
         for u, all_u in zip(found, spread_uniforms(whole), strict=True):
             np.testing.assert_array_equal(u, all_u[2 * reader : 2 * reader + 2])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -105,8 +106,7 @@ def measure(
 
     say("making batches")
     batches, batch_time = _batches(config, tokenizer)
-    works = [flops.count_work(b, config) for b in batches]
-    work = flops.mean_work(works)
+    work = flops.mean_work([flops.count_work(b, config) for b in batches])
 
     with assembly.on_mesh():
         say("measuring the machine's matmuls")
@@ -116,19 +116,16 @@ def measure(
         state = assembly.init_state()
         rate = jnp.asarray(config.optimizer.learning_rate, jnp.float32)
         put = functools.partial(global_batch, mesh, batch_axis=1)
-        on_device = [put(b) for b in batches]
+        on_device = itertools.cycle([put(b) for b in batches])
         began = time.perf_counter()
-        compiled = assembly.train_step.lower(state, encoders, on_device[0], rate).compile()
+        compiled = assembly.train_step.lower(state, encoders, next(on_device), rate).compile()
         compile_seconds = time.perf_counter() - began
 
         say(f"timing {num_steps} steps")
-        count = 0
 
         def run_step():
-            nonlocal state, count
-            batch = on_device[count % len(on_device)]
-            count += 1
-            state, metrics = compiled(state, encoders, batch, rate)
+            nonlocal state
+            state, metrics = compiled(state, encoders, next(on_device), rate)
             return state, metrics
 
         times = timing.time_calls(run_step, num_steps)
@@ -140,7 +137,7 @@ def measure(
         say("timing the step's parts")
         parts = [
             PartTime("making a batch on the host", batch_time, "in threads, beside the step"),
-            *time_parts(modules, encoders, state, batches[0], mesh, assembly.optimizer.transform),
+            *time_parts(assembly, state, batches[0]),
         ]
     head = config.model.vocab_size or tokenizer.vocab_size
     encoder = [flops.encoder_flops(modules, encoders, b) for b in batches]

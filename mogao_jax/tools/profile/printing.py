@@ -12,18 +12,26 @@ import jax
 from mogao_jax.tools.profile import flops
 from mogao_jax.tools.profile.measure import Profile
 
+Row = tuple[str, str, str]  # name, value, remark
+_MEMORY = {
+    "process peak": "most memory the process ever held (compiler included)",
+    "device peak": "most memory the device ever held",
+    "step arguments": "weights, optimizer state, encoders and batch",
+    "step temporaries": "what the step needs besides (activations, gradients)",
+}
+
 
 def as_json(profile: Profile, machine: Mapping[str, str]) -> dict[str, Any]:
     """The same numbers as `as_text`, JSON-able; seconds, bytes, FLOPs, shares of 1."""
     record = dataclasses.asdict(profile)
-    operations = profile.operations
+    step = profile.step
     record["step"] = {
-        "median_seconds": profile.step.median,
-        "best_seconds": profile.step.best,
-        "seconds": list(profile.step.seconds),
+        "median_seconds": step.median,
+        "best_seconds": step.best,
+        "seconds": list(step.seconds),
         "compile_seconds": record.pop("compile_seconds"),
-        "steps_per_second": 1 / profile.step.median,
-        "tokens_per_second": profile.work.tokens / profile.step.median,
+        "steps_per_second": 1 / step.median,
+        "tokens_per_second": profile.work.tokens / step.median,
     }
     record["machine"] = dict(machine)
     record["work"]["tokens"] = profile.work.tokens
@@ -35,24 +43,24 @@ def as_json(profile: Profile, machine: Mapping[str, str]) -> dict[str, Any]:
         "share_at_best_step": profile.share_at_best,
         "share_with_encoders": profile.share_with_encoders,
     }
-    if operations is not None:
-        record["operations"]["shares"] = _shares(operations.groups)
+    if profile.operations is not None:
+        record["operations"]["shares"] = profile.operations.shares
     return record
 
 
 def as_text(profile: Profile, machine: Mapping[str, str]) -> str:
     """The report: machine, work, speed, FLOPs, and where the time goes."""
-    sections = [
-        ("Machine", _machine(profile, machine)),
-        ("What one step works on (mean; padding is not counted)", _work(profile)),
-        ("What the machine can do: matmuls, measured just now", _matmul(profile)),
-        ("The training step", _step(profile)),
-        ("Useful arithmetic per step (forward and backward)", _flops(profile)),
-        ("Parts of the step, each compiled and timed alone", _parts(profile)),
-        ("Inside the step, by kind of operation", _operations(profile)),
-    ]
+    sections = {
+        "Machine": _machine(profile, machine),
+        "What one step works on (mean; padding is not counted)": _work(profile),
+        "What the machine can do: matmuls, measured just now": _matmul(profile),
+        "The training step": _step(profile),
+        "Useful arithmetic per step (forward and backward)": _flops(profile),
+        "Parts of the step, each compiled and timed alone": _parts(profile),
+        "Inside the step, by kind of operation": _operations(profile),
+    }
     text = [f"Profile of {profile.name!r}"]
-    for title, lines in sections:
+    for title, lines in sections.items():
         text += ["", title, "-" * len(title), *lines]
     return "\n".join(text)
 
@@ -95,14 +103,6 @@ def _matmul(profile: Profile) -> list[str]:
     return _rows(rows)
 
 
-_MEMORY = {
-    "process peak": "most memory the process ever held (compiler included)",
-    "device peak": "most memory the device ever held",
-    "step arguments": "weights, optimizer state, encoders and batch",
-    "step temporaries": "what the step needs besides (activations, gradients)",
-}
-
-
 def _step(profile: Profile) -> list[str]:
     step, tokens = profile.step, profile.work.tokens
     rows = [
@@ -117,24 +117,23 @@ def _step(profile: Profile) -> list[str]:
 
 
 def _flops(profile: Profile) -> list[str]:
-    step, rate = profile.step.median, profile.matmul_rate
     total = flops.total(profile.model_flops)
-    encoders = flops.total(profile.encoder_flops)
     rows = [
-        (k, f"{_si(v)}FLOP", f"{v / max(total, 1):5.1%}") for k, v in profile.model_flops.items()
-    ]
-    rows += [
+        *(
+            (k, f"{_si(v)}FLOP", f"{v / max(total, 1):5.1%}")
+            for k, v in profile.model_flops.items()
+        ),
         ("model, total", f"{_si(total)}FLOP", ""),
         *(
             (f"{k} (frozen)", f"{_si(v)}FLOP", "forward alone; not part of the total")
             for k, v in profile.encoder_flops.items()
         ),
-        ("model FLOP/s", f"{_si(total / step)}FLOP/s", "at the median step"),
+        ("model FLOP/s", f"{_si(profile.model_rate)}FLOP/s", "at the median step"),
         ("share of the yardstick", f"{profile.share:.1%}", "model alone: the figure to quote"),
         ("  at the best step", f"{profile.share_at_best:.1%}", "if other programs disturbed it"),
         (
             "  with the encoders",
-            f"{(total + encoders) / step / rate:.1%}",
+            f"{profile.share_with_encoders:.1%}",
             "frozen encoders' forward pass counted too",
         ),
     ]
@@ -158,9 +157,8 @@ def _operations(profile: Profile) -> list[str]:
     operations = profile.operations
     if operations is None:
         return [f"Not available: {profile.no_trace}."]
-    shares = _shares(operations.groups)
     rows = [
-        (group, f"{_seconds(seconds)}  {shares[group]:6.1%}", "")
+        (group, f"{_seconds(seconds)}  {operations.shares[group]:6.1%}", "")
         for group, seconds in sorted(operations.groups.items(), key=lambda x: -x[1])
         if seconds
     ]
@@ -185,12 +183,7 @@ def first_path(joined: str) -> str:
     return f"{first} and {len(others)} more" if others else first
 
 
-def _shares(groups: Mapping[str, float]) -> dict[str, float]:
-    total = sum(groups.values()) or 1.0
-    return {group: seconds / total for group, seconds in groups.items()}
-
-
-def _rows(rows: list[tuple[str, str, str]]) -> list[str]:
+def _rows(rows: list[Row]) -> list[str]:
     width = max(len(name) for name, _, _ in rows)
     values = max((len(v) for _, v, remark in rows if remark), default=0)
     return [f"{n:<{width}}  {v:<{values}}  {remark}".rstrip() for n, v, remark in rows]

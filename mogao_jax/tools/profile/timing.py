@@ -14,14 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mogao_jax.models.modules import EncoderParams, Modules
+from mogao_jax.assembly import Assembly
 from mogao_jax.models.vae import encode_images
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
-from mogao_jax.training.objective import draw_noise, losses, model_inputs
+from mogao_jax.training.objective import draw_noise, losses, model_inputs, total_loss
 from mogao_jax.training.optimizer import without_gradients
 from mogao_jax.training.state import TrainState
 
@@ -132,21 +131,15 @@ class PartTime:
     remark: str = ""
 
 
-def time_parts(
-    modules: Modules,
-    encoders: EncoderParams,
-    state: TrainState,
-    batch: PackedBatch,
-    mesh: jax.sharding.Mesh,
-    transform: optax.GradientTransformationExtraArgs,
-) -> list[PartTime]:
+def time_parts(assembly: Assembly, state: TrainState, batch: PackedBatch) -> list[PartTime]:
     """Times each part on the first micro-step of `batch`, times their number.
 
     Args:
       state: is given up: its buffers are reused by the optimizer's part.
       batch: host arrays [A, B, ...].
     """
-    config = modules.config
+    config, mesh, modules = assembly.config, assembly.mesh, assembly.modules
+    encoders, transform = assembly.encoders, assembly.optimizer.transform
     num_micro = batch.und.tokens.shape[0]
     times = []
 
@@ -175,7 +168,7 @@ def time_parts(
     def loss(params, micro, inputs, target):
         trained = without_gradients(params, config.optimizer)
         result = losses(modules, trained, micro, inputs, target)
-        return config.objective.ntp_weight * result.ntp.mean() + result.flow.mean()
+        return total_loss(result.ntp, result.flow, config.objective.ntp_weight)
 
     forward = jax.jit(loss)
     add("model, forward", lambda: forward(params, micro, inputs, target), "losses included")

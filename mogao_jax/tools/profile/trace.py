@@ -80,6 +80,12 @@ class OperationTimes:
     top: list[tuple[float, str, str]]
     covered: float
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of all groups' time, each one's."""
+        total = sum(self.groups.values()) or 1.0
+        return {group: seconds / total for group, seconds in self.groups.items()}
+
 
 def record(run: Callable[[], Any]) -> list[Event]:
     """Runs under jax's profiler; the trace's events.

@@ -55,15 +55,15 @@ from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import workdir as workdir_lib
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.init_from import load_initial_params
-from mogao_jax.training.loop import (
+from mogao_jax.training.loop import Counters, Evaluator, Trainer
+from mogao_jax.training.metrics import (
     UNCONDITIONAL,
     UNTRAINED,
     VALIDATION,
-    Counters,
-    Evaluator,
-    Trainer,
+    MetricsWriter,
+    Writer,
+    read_metrics,
 )
-from mogao_jax.training.metrics import MetricsWriter, Writer, read_metrics
 from mogao_jax.training.optimizer import Optimizer, count_trained, make_optimizer
 from mogao_jax.training.state import (
     TrainState,
@@ -199,7 +199,7 @@ def train(
     *,
     evaluators: Mapping[str, Evaluator] | None = None,
     writers: Sequence[Writer] = (),
-    on_start: Callable[[RunSetup], None] | None = None,
+    on_start: Callable[[RunSetup], None] = lambda setup: None,
     should_stop: Callable[[], bool] = lambda: False,
     restart_data: bool = False,
 ) -> TrainResult:
@@ -225,17 +225,10 @@ def train(
       LossNotFinite: training diverged. Nothing was saved since the last checkpoint.
     """
     config = _typed(config)
-    check(config)
     evaluators = dict(evaluators or {})
-    if taken := evaluators.keys() & {"train", VALIDATION, UNCONDITIONAL, UNTRAINED}:
-        raise ConfigError(f"evaluators: {', '.join(sorted(taken))} is a split of the run itself.")
+    _check_run(config, evaluators)
     tokenizer = load_tokenizer(config.tokenizer)
     mesh = training_mesh(config)
-    if config.train.max_minutes and multihost.process_count() > 1:
-        raise ConfigError(
-            "config.train.max_minutes needs a single process: the clocks of several would not "
-            "agree on the last step. Set it to 0 and give config.train.num_steps."
-        )
     folder = workdir_lib.prepare(workdir)
     if multihost.is_main():
         keep_tokenizer(folder, config.tokenizer)
@@ -257,15 +250,15 @@ def train(
         Checkpointer(folder, config, made_with=made_with, report=_say) as checkpointer,
     ):
         restored = checkpointer.restore(assembly.state, data=data, restart_data=restart_data)
-        counters = Counters(**restored.counters) if restored else Counters()
-        step = restored.step if restored else 0
-        if restored and _is_over(folder, config, counters, step):
+        if restored is None:
+            state, counters = _first_state(assembly, folder, tokenizer), Counters()
+        else:
+            state, counters = restored.state, Counters(**restored.counters)
+        step = int(state.step)
+        if _is_over(folder, config, counters, step):
             _say(f"{folder} has already finished training at step {step}; nothing to do.")
-            return TrainResult(restored.state, step, True, _last_metrics(folder), counters, folder)
-        state = restored.state if restored else _first_state(assembly, folder, tokenizer)
-        parameters = count_parameters(state.params)
-        if multihost.is_main():
-            workdir_lib.save_run_facts(folder, parameters=parameters, devices=jax.devices())
+            return TrainResult(state, step, True, _last_metrics(folder), counters, folder)
+        _save_run_facts(assembly, folder)
         _say(_summary(assembly, folder, step))
         batches = make_validation_batches(config, tokenizer, **share)
         with MetricsWriter(folder, resume_step=step) as record:
@@ -283,13 +276,9 @@ def train(
                 sources=assembly.modules.sources,
                 should_stop=should_stop,
             )
-            if on_start is not None:
-                on_start(RunSetup(folder, assembly, tokenizer, batches))
+            on_start(RunSetup(folder, assembly, tokenizer, batches))
             state = trainer.train(state, counters)
-        if multihost.is_main():
-            workdir_lib.save_run_facts(
-                folder, parameters=parameters, devices=jax.devices(), **_peak_memory()
-            )
+        _save_run_facts(assembly, folder, **_peak_memory())
     step = int(state.step)
     finished = _is_over(folder, config, counters, step)
     _say(
@@ -306,6 +295,17 @@ def _typed(config: MogaoConfig | ConfigDict | str | os.PathLike) -> MogaoConfig:
     if isinstance(config, (str, os.PathLike)):
         return load_config(os.fspath(config))
     return from_config_dict(config)
+
+
+def _check_run(config: MogaoConfig, evaluators: Mapping[str, Evaluator]) -> None:
+    check(config)
+    if taken := evaluators.keys() & {"train", VALIDATION, UNCONDITIONAL, UNTRAINED}:
+        raise ConfigError(f"evaluators: {', '.join(sorted(taken))} is a split of the run itself.")
+    if config.train.max_minutes and multihost.process_count() > 1:
+        raise ConfigError(
+            "config.train.max_minutes needs a single process: the clocks of several would not "
+            "agree on the last step. Set it to 0 and give config.train.num_steps."
+        )
 
 
 def _first_state(assembly: Assembly, folder: pathlib.Path, tokenizer: Tokenizer) -> TrainState:
@@ -354,6 +354,12 @@ def _last_metrics(folder: pathlib.Path) -> dict[str, dict[str, float]]:
         record["split"]: {k: v for k, v in record.items() if isinstance(v, (int, float))}
         for record in read_metrics(folder)
     }
+
+
+def _save_run_facts(assembly: Assembly, folder: pathlib.Path, **facts: Any) -> None:
+    if multihost.is_main():
+        parameters = count_parameters(assembly.state.params)
+        workdir_lib.save_run_facts(folder, parameters=parameters, devices=jax.devices(), **facts)
 
 
 def _peak_memory() -> dict[str, Any]:

@@ -23,18 +23,22 @@ from mogao_jax.sequence.packing import fill_shares
 from mogao_jax.sharding import multihost
 from mogao_jax.sharding.mesh import global_batch, row_reader
 from mogao_jax.training.checkpointing import Checkpointer
-from mogao_jax.training.metrics import Accumulator, MetricsWriter, Throughput, Writer, labels
+from mogao_jax.training.metrics import (
+    UNCONDITIONAL,
+    UNTRAINED,
+    VALIDATION,
+    Accumulator,
+    MetricsWriter,
+    Throughput,
+    Writer,
+    labels,
+)
 from mogao_jax.training.optimizer import Schedule
 from mogao_jax.training.progress import Progress
 from mogao_jax.training.state import TrainState
 
 # Given the parameters, measures them: {metric: value}.
 Evaluator = Callable[[Any], Mapping[str, float]]
-
-# Splits of the validation set: the model as it is; without what an image is conditioned on
-# (measured only when a run ends); and before the first step.
-VALIDATION, UNCONDITIONAL = "validation", "validation_no_condition"
-UNTRAINED = "validation_untrained"
 
 
 @dataclasses.dataclass
@@ -87,10 +91,7 @@ class Trainer:
         """
         config = self.config.train
         step = int(state.step)
-        if step == 0 and VALIDATION in self.evaluators:
-            untrained = self.evaluators[VALIDATION](evaluated_params(state))
-            self._write(0, untrained, UNTRAINED)
-
+        self._evaluate_untrained(state, step)
         clock = _Clock(config, counters.seconds)
         accumulator = Accumulator(labels(self.sources, config.timestep_bins))
         throughput = Throughput()
@@ -103,11 +104,11 @@ class Trainer:
         ):
             while clock.progress(step) < 1.0 and not self._stopped(step):
                 # 1. evaluate
-                if config.eval_every and step and step % config.eval_every == 0:
+                if _is_due(step, config.eval_every):
                     with throughput.paused():
                         self.evaluate(jax.block_until_ready(state), step)
                 # 2. save
-                if step and step % config.checkpoint_every == 0:
+                if _is_due(step, config.checkpoint_every):
                     with throughput.paused():
                         accumulator.check()  # nothing that diverged is saved
                         jax.block_until_ready(state)
@@ -128,7 +129,7 @@ class Trainer:
                 counters.tokens += tokens
                 # 5. log
                 values = None
-                if step % config.log_every == 0 or step == 1:
+                if step == 1 or _is_due(step, config.log_every):
                     values = accumulator.take() | throughput.take() | {"learning_rate": rate}
                     self._write(step, values)
                 progress.update(step, clock.progress(step), values)
@@ -142,6 +143,11 @@ class Trainer:
             self.evaluate(state, step, last=True)
         self.checkpointer.wait()
         return state
+
+    def _evaluate_untrained(self, state: TrainState, step: int) -> None:
+        if step == 0 and VALIDATION in self.evaluators:
+            untrained = self.evaluators[VALIDATION](evaluated_params(state))
+            self._write(0, untrained, UNTRAINED)
 
     def evaluate(self, state: TrainState, step: int, *, last: bool = False) -> None:
         """Runs the evaluators, but for those that ran before the checkpoint of this step."""
@@ -161,6 +167,11 @@ class Trainer:
 
     def _stopped(self, step: int) -> bool:
         return self.should_stop() or self.checkpointer.reached_preemption(step)
+
+
+def _is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return bool(every and step) and step % every == 0
 
 
 def evaluated_params(state: TrainState) -> Any:

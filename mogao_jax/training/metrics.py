@@ -24,6 +24,11 @@ from mogao_jax.losses import WeightedMean
 from mogao_jax.sharding import multihost
 from mogao_jax.training import workdir as workdir_lib
 
+# Splits of the validation set: the model as it is; without what an image is conditioned on
+# (measured only when a run ends); and before the first step.
+VALIDATION, UNCONDITIONAL = "validation", "validation_no_condition"
+UNTRAINED = "validation_untrained"
+
 
 class LossNotFinite(MogaoError):
     """Training diverged: a loss or a gradient norm is NaN or infinite."""
@@ -116,32 +121,34 @@ class Accumulator:
                 values[label] = WeightedMean(float(t), float(w))
         return values
 
-    def _diverged(self, step: int, bad: list[str], values: Mapping[str, Any]) -> str:
-        parts = [f"step {step}: not a finite number: {', '.join(bad)}."]
-        shown = {k: v for k, v in _means(values).items() if math.isfinite(v) and "/" not in k}
-        if shown:
-            parts.append("In the same step: " + _listing(shown) + ".")
-        good = {k: v for k, v in self._last_good.items() if "/" not in k}
-        if good:
-            parts.append("Last good step: " + _listing(good) + ".")
-        sources = [k for k in bad if "/" in k and not k.split("/")[-1].startswith("t0")]
-        if sources and len(sources) < sum("/" in k for k in values):
-            parts.append(f"Look first at the data behind {', '.join(sources)}.")
-        parts.append(
+    def _diverged(self, step: int, bad: list[str], values: Mapping[str, WeightedMean]) -> str:
+        parts = [
+            f"step {step}: not a finite number: {', '.join(bad)}.",
+            _listing("In the same step", _means(values)),
+            _listing("Last good step", self._last_good),
+            _suspects(bad, values),
             "Training stopped and nothing was saved since the last checkpoint, from which the "
             "same command resumes. If grad_norm in metrics.jsonl grew before this step, lower "
             "optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps; "
-            "if it came at once, look at the documents of this step, or at model.dtype."
-        )
-        return " ".join(parts)
+            "if it came at once, look at the documents of this step, or at model.dtype.",
+        ]
+        return " ".join(part for part in parts if part)
 
 
 def _means(sums: Mapping[str, WeightedMean]) -> dict[str, float]:
     return {name: total / weight for name, (total, weight) in sums.items() if weight}
 
 
-def _listing(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+def _listing(title: str, values: Mapping[str, float]) -> str:
+    """The finite metrics of a whole step (not those of a source or a bin)."""
+    shown = {k: v for k, v in values.items() if math.isfinite(v) and "/" not in k}
+    return f"{title}: {', '.join(f'{k} {v:.4g}' for k, v in shown.items())}." if shown else ""
+
+
+def _suspects(bad: list[str], values: Mapping[str, WeightedMean]) -> str:
+    sources = [k for k in bad if "/" in k and not k.split("/")[-1].startswith("t0")]
+    some = sources and len(sources) < sum("/" in k for k in values)
+    return f"Look first at the data behind {', '.join(sources)}." if some else ""
 
 
 class Throughput:

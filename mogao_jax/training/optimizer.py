@@ -239,14 +239,6 @@ def frozen_mask(params: Any, config: OptimizerConfig) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def without_gradients(params: Any, config: OptimizerConfig) -> Any:
-    """The same parameters, through which no gradient goes to the frozen ones."""
-    if config.frozen == "nothing":
-        return params
-    mask = frozen_mask(params, config)
-    return jax.tree.map(lambda p, m: jax.lax.stop_gradient(p) if m else p, params, mask)
-
-
 def count_trained(params: Any, config: OptimizerConfig) -> int:
     """Numbers in the parameters that are trained (`params`: real or abstract)."""
     mask = frozen_mask(params, config)

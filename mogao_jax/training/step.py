@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mogao_jax.config.schema import OptimizerConfig
 from mogao_jax.losses import WeightedMean, global_sum
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.sequence.batch import PackedBatch
@@ -25,7 +26,7 @@ from mogao_jax.training.objective import (
     model_inputs,
     total_loss,
 )
-from mogao_jax.training.optimizer import without_gradients
+from mogao_jax.training.optimizer import frozen_mask
 from mogao_jax.training.state import TrainState
 
 Metrics = dict[str, WeightedMean]
@@ -80,6 +81,14 @@ def loss_and_gradients(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (grads, metrics), _ = jax.lax.scan(accumulate, zeros, batch)
     return metrics, grads
+
+
+def without_gradients(params: Any, config: OptimizerConfig) -> Any:
+    """The same parameters, through which no gradient goes to the frozen ones."""
+    if config.frozen == "nothing":
+        return params
+    mask = frozen_mask(params, config)
+    return jax.tree.map(lambda p, m: jax.lax.stop_gradient(p) if m else p, params, mask)
 
 
 def make_train_step(

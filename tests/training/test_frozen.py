@@ -23,10 +23,9 @@ from mogao_jax.training.optimizer import (
     count_trained,
     frozen_mask,
     make_optimizer,
-    without_gradients,
 )
 from mogao_jax.training.state import TrainState, abstract_state
-from mogao_jax.training.step import make_train_step
+from mogao_jax.training.step import make_train_step, without_gradients
 
 LLM = OptimizerConfig(frozen="llm", weight_decay=0.1, warmup_steps=0, ema_decay=0.9)
 STEPS = 3

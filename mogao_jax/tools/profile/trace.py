@@ -44,8 +44,8 @@ GROUPS = (
 )  # fmt: skip
 
 _PROJECTIONS = {"query", "key", "value", "output", "gate", "up", "down"}
-_ADALN = {"adaln", "final_adaln", "modulation", "timestep_embedder", "Mogao._conditioning"}
-_CONNECTORS = {"vit_merger", "vit_linear", "latent_in", "velocity_head", "Mogao._embed"}
+_ADALN = {"adaln", "final_adaln", "modulation", "timestep_embedder", "_conditioning"}
+_CONNECTORS = {"vit_merger", "vit_linear", "latent_in", "velocity_head", "_embed"}
 # The first row wins that has one of its names on the path (and, if it has more, one of those too).
 _BY_NAME: tuple[tuple[str, set[str], set[str]], ...] = (
     (VIT, {"VisionTower"}, set()),  # before attention: the tower calls the same one
@@ -113,19 +113,25 @@ def instruction_events(events: Iterable[Event], known: Iterable[str]) -> list[Ev
     that one alone is taken.
     """
     events, known = list(events), set(known)
-    lines = {
-        (e["pid"], e.get("tid"))
+    lines = {_line(e) for e in events if _thread_name(e).startswith("XLA Ops")}
+    return [
+        e
         for e in events
-        if e.get("ph") == "M" and e.get("name") == "thread_name"
-        and str(e.get("args", {}).get("name", "")).startswith("XLA Ops")
-    }  # fmt: skip
-    found = []
-    for e in events:
-        if e.get("ph") != "X" or str(e.get("name", "")).startswith(MARKER):
-            continue
-        if _instruction(e) in known and (not lines or (e["pid"], e.get("tid")) in lines):
-            found.append(e)
-    return found
+        if e.get("ph") == "X"
+        and not str(e.get("name", "")).startswith(MARKER)
+        and _instruction(e) in known
+        and (not lines or _line(e) in lines)
+    ]
+
+
+def _line(event: Event) -> tuple[Any, Any]:
+    return event.get("pid"), event.get("tid")
+
+
+def _thread_name(event: Event) -> str:
+    """The name that a metadata event gives to a line; "" for other events."""
+    is_name = event.get("ph") == "M" and event.get("name") == "thread_name"
+    return str(event.get("args", {}).get("name", "")) if is_name else ""
 
 
 def _instruction(event: Event) -> str:
@@ -140,7 +146,7 @@ def self_times(events: Iterable[Event]) -> list[tuple[Event, float, Event | None
     """
     threads: dict[Any, list[Event]] = collections.defaultdict(list)
     for event in events:
-        threads[event.get("pid"), event.get("tid")].append(event)
+        threads[_line(event)].append(event)
     result = []
     for thread in threads.values():
         thread.sort(key=lambda e: (e["ts"], -e["dur"]))
@@ -207,9 +213,8 @@ def group_of(op_name: str, instruction: str = "") -> str:
         return COMMUNICATION
     if not op_name:
         return OTHER
-    # transpose(jvp(Mogao)) -> transpose, jvp, Mogao: wrappers and names alike.
-    names = {n for n in re.split(r"[/()]+", op_name) if n}
-    names |= {n.split(".")[0] for n in names}
+    # transpose(jvp(Mogao))/und.qkv -> transpose, jvp, Mogao, und, qkv: wrappers and names alike.
+    names = set(re.split(r"[/().]+", op_name))
     for group, wanted, also in _BY_NAME:
         if names & wanted and (not also or names & also):
             return group

@@ -151,7 +151,14 @@ def chart(lines: Sequence[Line], ylabel: str, *, percent: bool = False) -> str |
     for line in lines:
         _draw(axes, line)
     values = np.concatenate([np.asarray(line.values, float) for line in lines])
-    values = values[np.isfinite(values)]
+    _scale(axes, values[np.isfinite(values)], percent)
+    _style(axes, ylabel)
+    if any(line.label for line in lines):
+        axes.legend(fontsize=8, frameon=False, ncols=2 if len(lines) > 4 else 1)
+    return _svg(figure)
+
+
+def _scale(axes, values: np.ndarray, percent: bool) -> None:
     if percent:
         axes.set_ylim(0, max(1.0, float(values.max())) * 1.02)
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
@@ -159,10 +166,6 @@ def chart(lines: Sequence[Line], ylabel: str, *, percent: bool = False) -> str |
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
         axes.yaxis.set_minor_formatter(lambda v, _: "")
-    _style(axes, ylabel)
-    if any(line.label for line in lines):
-        axes.legend(fontsize=8, frameon=False, ncols=2 if len(lines) > 4 else 1)
-    return _svg(figure)
 
 
 def _style(axes, ylabel: str) -> None:

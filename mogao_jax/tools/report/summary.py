@@ -10,12 +10,9 @@ from typing import Any
 
 from mogao_jax.tools.report.charts import is_bin
 from mogao_jax.tools.report.run_folder import Run
+from mogao_jax.training.metrics import UNCONDITIONAL, UNTRAINED, VALIDATION
 
-_COLUMNS = (
-    ("validation", "trained"),
-    ("validation_no_condition", "no condition"),
-    ("validation_untrained", "untrained"),
-)
+_COLUMNS = {VALIDATION: "trained", UNCONDITIONAL: "no condition", UNTRAINED: "untrained"}
 _VALIDATED = {"flow_loss": "validation flow loss", "ntp_loss": "validation NTP loss"}
 _MEDIANS = {
     "tokens_per_second": ("tokens per second (median)", "{:,.0f}"),
@@ -46,25 +43,27 @@ def status(run: Run) -> str:
     if not steps:
         return "Nothing has been logged yet."
     planned = run.config.get("train", {}).get("num_steps")
-    times = [r["time"] for r in run.records if isinstance(r.get("time"), (int, float))]
-    when = ""
-    if times:
-        last = datetime.datetime.fromtimestamp(times[-1]).astimezone()
-        when = f", last record {last.strftime('%Y-%m-%d %H:%M %Z')}"
-        if times[-1] > times[0]:
-            when += f", {duration(times[-1] - times[0])} after the first"
-    evaluated = run.last("validation_no_condition").get("step")  # the last thing of a run
+    evaluated = run.last(UNCONDITIONAL).get("step")  # the last thing of a run
     if evaluated == max(steps) or (planned and max(steps) >= planned):
-        return f"Finished: {max(steps):,} steps{when}."
+        return f"Finished: {max(steps):,} steps{_when(run)}."
     most = f" of at most {planned:,}" if planned else ""
-    return f"Step {max(steps):,}{most}{when}. The run is still going on, or was stopped."
+    return f"Step {max(steps):,}{most}{_when(run)}. The run is still going on, or was stopped."
+
+
+def _when(run: Run) -> str:
+    times = [r["time"] for r in run.records if isinstance(r.get("time"), (int, float))]
+    if not times:
+        return ""
+    last = datetime.datetime.fromtimestamp(times[-1]).astimezone()
+    after = f", {duration(times[-1] - times[0])} after the first" if times[-1] > times[0] else ""
+    return f", last record {last.strftime('%Y-%m-%d %H:%M %Z')}{after}"
 
 
 def headlines(run: Run) -> list[tuple[str, str]]:
     """The few numbers at the top: (value, what it is)."""
     total = sum(run.facts.get("parameters", {}).values())
     cards = [(short(total), "parameters in all")] if total else []
-    last = run.last("validation")
+    last = run.last(VALIDATION)
     for metric, words in _VALIDATED.items():
         if metric in last:
             cards.append((f"{last[metric]:.4f}", words))
@@ -149,20 +148,18 @@ def shown_value(value: Any) -> str:
 
 def validation_table(run: Run) -> dict[str, Any]:
     """Losses on the fixed validation set: of this model, without its condition, untrained."""
-    columns = [(split, words) for split, words in _COLUMNS if run.last(split)]
-    last = {split: run.last(split) for split, _ in columns}
-    names = dict.fromkeys(
-        m for split, _ in columns for m in last[split] if m.startswith(("ntp_loss", "flow_loss"))
-    )
-    rows = [
-        (
-            _metric_words(name),
-            [f"{last[s][name]:.4f}" if name in last[s] else "" for s, _ in columns],
-        )
-        for name in sorted(names, key=lambda m: (m.split("/")[0] != "flow_loss", is_bin(m), m))
-    ]
-    step = int(last["validation"].get("step", 0)) if "validation" in last else 0
-    return {"columns": [words for _, words in columns], "rows": rows, "step": step}
+    last = {split: found for split in _COLUMNS if (found := run.last(split))}
+    names = {m for found in last.values() for m in found if m.startswith(("ntp_loss", "flow_loss"))}
+
+    def cells(name: str) -> list[str]:
+        return [f"{found[name]:.4f}" if name in found else "" for found in last.values()]
+
+    ordered = sorted(names, key=lambda m: (m.split("/")[0] != "flow_loss", is_bin(m), m))
+    return {
+        "columns": [_COLUMNS[split] for split in last],
+        "rows": [(_metric_words(name), cells(name)) for name in ordered],
+        "step": int(last.get(VALIDATION, {}).get("step", 0)),
+    }
 
 
 def _metric_words(name: str) -> str:

@@ -15,7 +15,7 @@ from mogao_jax.models.mogao import example_inputs
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.masking import can_attend
 from mogao_jax.tools.profile import flops
-from mogao_jax.training.optimizer import without_gradients
+from mogao_jax.training.step import without_gradients
 
 
 def dot_flops(jaxpr) -> float:

@@ -29,6 +29,8 @@ from mogao_jax.ops.attention.tiles import (
     FLOOR,
     MASKED,
     TileRanges,
+    delta_of,
+    dot,
     keep_for_backward,
     readable_tiles,
     tile_ranges,
@@ -89,13 +91,6 @@ def _fit(parts: Parts, block: int) -> int:
 # -------------------------------------------------------------------------------------- tile math
 
 
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """A matmul accumulated in float32; float32 inputs are not rounded first."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    numbers = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
-
-
 def _meta(ref, block) -> TokenMeta:
     """Metadata int32[size] of a block, from int32[3, blocks, size]."""
     return TokenMeta(*(ref[i, block, :] for i in range(3)))
@@ -137,14 +132,14 @@ def _forward_kernel(
 
     def body(j, masked, carry):
         acc, top, total = carry
-        scores = _dot(q, k_ref[j, kv_head], (1, 1)) * run.scale
+        scores = dot(q, k_ref[j, kv_head], (1, 1)) * run.scale
         if masked:
             scores = jnp.where(_mask(run, query, _meta(k_meta_ref, j)), scores, MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.exp(scores - new_top[:, None])
         fade = jnp.exp(top - new_top)
         v = v_ref[j, kv_head]
-        acc = acc * fade[:, None] + _dot(weights.astype(v.dtype), v, (1, 0))
+        acc = acc * fade[:, None] + dot(weights.astype(v.dtype), v, (1, 0))
         return acc, new_top, total * fade + jnp.sum(weights, axis=1)
 
     size = q.shape[0]
@@ -153,9 +148,8 @@ def _forward_kernel(
         jnp.full((size,), FLOOR, jnp.float32),
         jnp.zeros((size,), jnp.float32),
     )
-    acc, top, total = _over_tiles(
-        block, (full_start, full_other), (part_start, part_other), body, start
-    )
+    tiles = (full_start, full_other), (part_start, part_other)
+    acc, top, total = _over_tiles(block, *tiles, body, start)
     total = jnp.where(total > 0, total, 1.0)  # queries that read nothing: 0 / 1
     out_ref[...] = (acc / total[:, None]).astype(out_ref.dtype)
     lse_ref[...] = top + jnp.log(total)
@@ -166,11 +160,11 @@ def _weights_and_gradient(run, q, k, v, d_out, lse, delta, mask) -> tuple[jax.Ar
 
     Both float32[block_q, block_kv]. `delta` is sum over keys of weight * d_weight, per query.
     """
-    scores = _dot(q, k, (1, 1)) * run.scale
+    scores = dot(q, k, (1, 1)) * run.scale
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jnp.exp(scores - lse[:, None])
-    d_weights = _dot(d_out, v, (1, 1))
+    d_weights = dot(d_out, v, (1, 1))
     return weights, weights * (d_weights - delta[:, None]) * run.scale
 
 
@@ -186,15 +180,10 @@ def _dq_kernel(
         k, v = k_ref[j, kv_head], v_ref[j, kv_head]
         mask = _mask(run, query, _meta(k_meta_ref, j)) if masked else None
         _, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, delta, mask)
-        return dq + _dot(d_scores.astype(k.dtype), k, (1, 0))
+        return dq + dot(d_scores.astype(k.dtype), k, (1, 0))
 
-    dq = _over_tiles(
-        block,
-        (full_start, full_other),
-        (part_start, part_other),
-        body,
-        jnp.zeros(q.shape, jnp.float32),
-    )
+    tiles = (full_start, full_other), (part_start, part_other)
+    dq = _over_tiles(block, *tiles, body, jnp.zeros(q.shape, jnp.float32))
     dq_ref[...] = dq.astype(dq_ref.dtype)
 
 
@@ -215,15 +204,14 @@ def _dkv_kernel(
             q, d_out = q_ref[i, kv_head, rows, :], d_out_ref[i, kv_head, rows, :]
             lse, delta = lse_ref[i, kv_head, g, :], delta_ref[i, kv_head, g, :]
             weights, d_scores = _weights_and_gradient(run, q, k, v, d_out, lse, delta, mask)
-            dk = dk + _dot(d_scores.astype(q.dtype), q, (0, 0))
-            return dk, dv + _dot(weights.astype(d_out.dtype), d_out, (0, 0))
+            dk = dk + dot(d_scores.astype(q.dtype), q, (0, 0))
+            return dk, dv + dot(weights.astype(d_out.dtype), d_out, (0, 0))
 
         return lax.fori_loop(0, run.static.groups, one_head, carry)
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    dk, dv = _over_tiles(
-        block, (full_start, full_other), (part_start, part_other), body, (zeros, zeros)
-    )
+    tiles = (full_start, full_other), (part_start, part_other)
+    dk, dv = _over_tiles(block, *tiles, body, (zeros, zeros))
     dk_ref[...] = dk.astype(dk_ref.dtype)
     dv_ref[...] = dv.astype(dv_ref.dtype)
 
@@ -280,16 +268,11 @@ def _attend(run: _Run, q, k, v, q_meta, k_meta) -> jax.Array:
 
 def _forward(run: _Run, ranges, q, k, v, q_meta, k_meta):
     static = run.static
+    grid = (static.kv_heads * static.groups, q.shape[0])
+    arguments = (q, k, v, _stacked(q_meta), _stacked(k_meta))
     per_query = (*q.shape[:2], static.groups, static.queries.size)
-    return _call(
-        _forward_kernel,
-        run,
-        (static.kv_heads * static.groups, q.shape[0]),
-        ranges,
-        (q, k, v, _stacked(q_meta), _stacked(k_meta)),
-        ("q", "whole", "whole", "whole", "whole"),
-        [("q", q.shape, q.dtype), ("row", per_query, jnp.float32)],
-    )
+    out = [("q", q.shape, q.dtype), ("row", per_query, jnp.float32)]
+    return _call(_forward_kernel, run, grid, ranges, arguments, ("q", *("whole",) * 4), out)
 
 
 def _attend_forward(run, q, k, v, q_meta, k_meta):
@@ -302,29 +285,16 @@ def _attend_forward(run, q, k, v, q_meta, k_meta):
 def _attend_backward(run, residuals, d_out):
     q, k, v, q_meta, k_meta, out, lse, ranges = residuals
     static = run.static
-    # sum over keys of weight * d_weight, which equals d_out . out: no pass over tiles is needed.
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    arguments = (
-        q, k, v, _stacked(q_meta), _stacked(k_meta), d_out, lse, delta.reshape(lse.shape)
-    )  # fmt: skip
-    (dq,) = _call(
-        _dq_kernel,
-        run,
-        (static.kv_heads * static.groups, q.shape[0]),
-        ranges,
-        arguments,
-        ("q", "whole", "whole", "whole", "whole", "q", "row", "row"),
-        [("q", q.shape, q.dtype)],
-    )
-    dk, dv = _call(
-        _dkv_kernel,
-        run,
-        (static.kv_heads, k.shape[0]),
-        tile_ranges(static, q_meta, k_meta, by_key=True),
-        arguments,
-        ("whole", "k", "k", "whole", "whole", "whole", "whole", "whole"),
-        [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
-    )
+    delta = delta_of(d_out, out).reshape(lse.shape)
+    arguments = (q, k, v, _stacked(q_meta), _stacked(k_meta), d_out, lse, delta)
+    grid = (static.kv_heads * static.groups, q.shape[0])
+    names = ("q", *("whole",) * 4, "q", "row", "row")
+    out = [("q", q.shape, q.dtype)]
+    (dq,) = _call(_dq_kernel, run, grid, ranges, arguments, names, out)
+    by_key = tile_ranges(static, q_meta, k_meta, by_key=True)
+    grid, names = (static.kv_heads, k.shape[0]), ("whole", "k", "k", *("whole",) * 5)
+    out = [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)]
+    dk, dv = _call(_dkv_kernel, run, grid, by_key, arguments, names, out)
     return dq, dk, dv, None, None
 
 

@@ -28,7 +28,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -42,6 +41,8 @@ from mogao_jax.ops.attention.tiles import (
     MASKED,
     TileList,
     check_size,
+    delta_of,
+    dot,
     keep_for_backward,
     list_tiles,
     pack,
@@ -79,13 +80,6 @@ def pallas_attention(
 
 
 # -------------------------------------------------------------------------------------- tile math
-
-
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """A matmul accumulated in float32; float32 inputs are not rounded to bfloat16 first."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    numbers = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _mask(query_ref, key_ref, text_reads_vae: bool) -> jax.Array:
@@ -133,7 +127,7 @@ def _forward_kernel(
         mask = _mask(q_meta_ref, k_meta_ref, static.text_reads_vae) if masked else None
         for g in range(static.groups):
             q = q_ref[0, 0, g * size : (g + 1) * size, :]
-            scores = _dot(k, q, (1, 1)) * q.shape[-1] ** -0.5
+            scores = dot(k, q, (1, 1)) * q.shape[-1] ** -0.5
             if mask is not None:
                 scores = jnp.where(mask, scores, MASKED)
             old_top = top_ref[g : g + 1, :]
@@ -143,7 +137,7 @@ def _forward_kernel(
             total_ref[g : g + 1, :] = total_ref[g : g + 1, :] * fade + jnp.sum(
                 weights, axis=0, keepdims=True
             )
-            acc_ref[g] = acc_ref[g] * fade + _dot(v, weights.astype(v.dtype), (0, 0))
+            acc_ref[g] = acc_ref[g] * fade + dot(v, weights.astype(v.dtype), (0, 0))
             top_ref[g : g + 1, :] = new_top
 
     _on_tile(flags, compute)
@@ -166,11 +160,11 @@ def _weights_and_gradient(
     Both float32[block_kv, block_q]. `delta` is sum over keys of weight * d_weight, per query.
     """
     scale = q.shape[-1] ** -0.5
-    scores = _dot(k, q, (1, 1)) * scale
+    scores = dot(k, q, (1, 1)) * scale
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jnp.exp(scores - lse)
-    d_weights = _dot(v, d_out, (1, 1))
+    d_weights = dot(v, d_out, (1, 1))
     return weights, weights * (d_weights - delta) * scale
 
 
@@ -194,7 +188,7 @@ def _dq_kernel(
                 k, v, q_ref[0, 0, rows, :], d_out_ref[0, 0, rows, :],
                 lse_ref[0, 0, g : g + 1, :], delta_ref[0, 0, g : g + 1, :], mask,
             )  # fmt: skip
-            acc_ref[g] += _dot(k, d_scores.astype(k.dtype), (0, 0))
+            acc_ref[g] += dot(k, d_scores.astype(k.dtype), (0, 0))
 
     _on_tile(flags, compute)
 
@@ -225,8 +219,8 @@ def _dkv_kernel(
             weights, d_scores = _weights_and_gradient(
                 k, v, q, d_out, lse_ref[0, 0, g : g + 1, :], delta_ref[0, 0, g : g + 1, :], mask
             )
-            dv_acc[...] += _dot(weights.astype(d_out.dtype), d_out, (1, 0))
-            dk_acc[...] += _dot(d_scores.astype(q.dtype), q, (1, 0))
+            dv_acc[...] += dot(weights.astype(d_out.dtype), d_out, (1, 0))
+            dk_acc[...] += dot(d_scores.astype(q.dtype), q, (1, 0))
 
     _on_tile(flags, compute)
 
@@ -243,47 +237,45 @@ def _specs(static: Static, head_dim: int) -> dict[str, pl.BlockSpec]:
     """The block of each kind of array that a grid step (KV head, tile) works on."""
     rows = static.groups * static.queries.size
 
-    def query_block(step, tiles):
-        return unpack(tiles[step])[0]
-
-    def key_block(step, tiles):
-        return unpack(tiles[step])[1]
-
     def at_query(head, step, tiles):
-        return query_block(step, tiles), head, 0, 0
+        return unpack(tiles[step])[0], head, 0, 0
 
     def at_key(head, step, tiles):
-        return key_block(step, tiles), head, 0, 0
+        return unpack(tiles[step])[1], head, 0, 0
+
+    def query_meta(head, step, tiles):
+        return unpack(tiles[step])[0], 0, 0
+
+    def key_meta(head, step, tiles):
+        return unpack(tiles[step])[1], 0, 0
 
     return {
         "q": pl.BlockSpec((1, 1, rows, head_dim), at_query),
         "k": pl.BlockSpec((1, 1, static.keys.size, head_dim), at_key),
         "row": pl.BlockSpec((1, 1, static.groups, static.queries.size), at_query),
-        "q_meta": pl.BlockSpec(
-            (1, _SUBLANES, static.queries.size), lambda h, s, t: (query_block(s, t), 0, 0)
-        ),
-        "k_meta": pl.BlockSpec(
-            (1, static.keys.size, _LANES), lambda h, s, t: (key_block(s, t), 0, 0)
-        ),
+        "q_meta": pl.BlockSpec((1, _SUBLANES, static.queries.size), query_meta),
+        "k_meta": pl.BlockSpec((1, static.keys.size, _LANES), key_meta),
     }
 
 
-def _call(kernel, static: Static, tiles: TileList, arguments, names, out, scratch, interpret: bool):
+_INPUTS = ("q", "k", "k", "q_meta", "k_meta", "q", "row", "row")  # the last three: backward
+
+
+def _call(kernel, static: Static, interpret: bool, tiles: TileList, arguments, out, scratch):
     """Runs a kernel over a list of tiles.
 
     Args:
-      arguments, names: arrays, and the kinds of their blocks (keys of `_specs`).
+      arguments: arrays whose kinds of blocks are _INPUTS.
       out: (kind, shape, dtype) of every result.
-      scratch: accumulators, which outlive a grid step.
+      scratch: shapes of float32 accumulators, which outlive a grid step.
     """
-    head_dim = arguments[0].shape[-1]
-    specs = _specs(static, head_dim)
+    specs = _specs(static, arguments[0].shape[-1])
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
         grid=(static.kv_heads, tiles.num_tiles),
-        in_specs=[specs[name] for name in names],
+        in_specs=[specs[kind] for kind in _INPUTS[: len(arguments)]],
         out_specs=[specs[kind] for kind, _, _ in out],
-        scratch_shapes=scratch,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
     )
     return pl.pallas_call(
         functools.partial(kernel, static=static),
@@ -315,22 +307,11 @@ def attend_blocks(static: Static, interpret: bool, q, k, v, q_meta, k_meta) -> j
 
 
 def _forward(static: Static, interpret: bool, tiles: TileList, q, k, v, q_meta, k_meta):
-    size, groups, head_dim = static.queries.size, static.groups, q.shape[-1]
-    per_query = (*q.shape[:2], groups, size)
-    return _call(
-        _forward_kernel,
-        static,
-        tiles,
-        (q, k, v, _meta_rows(q_meta), _meta_columns(k_meta)),
-        ("q", "k", "k", "q_meta", "k_meta"),
-        [("q", q.shape, q.dtype), ("row", per_query, jnp.float32)],
-        [
-            pltpu.VMEM((groups, head_dim, size), jnp.float32),
-            pltpu.VMEM((groups, size), jnp.float32),
-            pltpu.VMEM((groups, size), jnp.float32),
-        ],
-        interpret,
-    )
+    arguments = (q, k, v, _meta_rows(q_meta), _meta_columns(k_meta))
+    per_query = (static.groups, static.queries.size)
+    out = [("q", q.shape, q.dtype), ("row", (*q.shape[:2], *per_query), jnp.float32)]
+    scratch = [(static.groups, q.shape[-1], static.queries.size), per_query, per_query]
+    return _call(_forward_kernel, static, interpret, tiles, arguments, out, scratch)
 
 
 def _attend_forward(static, interpret, q, k, v, q_meta, k_meta):
@@ -342,34 +323,15 @@ def _attend_forward(static, interpret, q, k, v, q_meta, k_meta):
 
 def _attend_backward(static, interpret, residuals, d_out):
     q, k, v, q_meta, k_meta, out, lse, tiles = residuals
-    # sum over keys of weight * d_weight, which equals d_out . out: no pass over tiles is needed.
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    arguments = (
-        q, k, v, _meta_rows(q_meta), _meta_columns(k_meta), d_out, lse, delta.reshape(lse.shape)
-    )  # fmt: skip
-    names = ("q", "k", "k", "q_meta", "k_meta", "q", "row", "row")
-    size, groups, head_dim = static.queries.size, static.groups, q.shape[-1]
-    (dq,) = _call(
-        _dq_kernel,
-        static,
-        tiles,
-        arguments,
-        names,
-        [("q", q.shape, q.dtype)],
-        [pltpu.VMEM((groups, head_dim, size), jnp.float32)],
-        interpret,
-    )
-    accumulator = pltpu.VMEM((static.keys.size, head_dim), jnp.float32)
-    dk, dv = _call(
-        _dkv_kernel,
-        static,
-        list_tiles(static, q_meta, k_meta, by_key=True),
-        arguments,
-        names,
-        [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
-        [accumulator, accumulator],
-        interpret,
-    )
+    delta = delta_of(d_out, out).reshape(lse.shape)
+    arguments = (q, k, v, _meta_rows(q_meta), _meta_columns(k_meta), d_out, lse, delta)
+    out = [("q", q.shape, q.dtype)]
+    scratch = [(static.groups, q.shape[-1], static.queries.size)]
+    (dq,) = _call(_dq_kernel, static, interpret, tiles, arguments, out, scratch)
+    by_key = list_tiles(static, q_meta, k_meta, by_key=True)
+    out = [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)]
+    scratch = [(static.keys.size, k.shape[-1])] * 2
+    dk, dv = _call(_dkv_kernel, static, interpret, by_key, arguments, out, scratch)
     return dq, dk, dv, None, None
 
 

@@ -55,6 +55,21 @@ def keep_for_backward(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Ar
     return checkpoint_name(out, ATTENTION_OUT), checkpoint_name(lse, ATTENTION_OUT)
 
 
+def delta_of(d_out: jax.Array, out: jax.Array) -> jax.Array:
+    """Of each query, float32[...]: sum over keys of weight * d_weight, for outputs [..., H].
+
+    It equals d_out . out, so the backward pass needs no pass of its own for it.
+    """
+    return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """A matmul in a kernel, accumulated in float32; float32 inputs are not rounded first."""
+    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    numbers = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(a, b, numbers, precision=exact, preferred_element_type=jnp.float32)
+
+
 # ------------------------------------------------------------------------------- which are active
 
 

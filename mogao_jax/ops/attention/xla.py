@@ -33,6 +33,7 @@ from mogao_jax.ops.attention.tiles import (
     FLOOR,
     MASKED,
     active_tiles,
+    delta_of,
     keep_for_backward,
     readable_tiles,
 )
@@ -187,8 +188,7 @@ def _attend_backward(static, residuals, d_out):
     tiles = _list_tiles(static, q_meta, k_meta)
     q_meta, k_meta = _flat(q_meta, static.groups), _flat(k_meta)
     scale = q.shape[-1] ** -0.5
-    # Per row: sum over keys of weight * d_weight.
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    delta = delta_of(d_out, out)
     # Rows that read nothing: exp(MASKED - 0) = 0 for all of their keys.
     log_total = jnp.maximum(log_total, FLOOR / 2)
 

@@ -163,10 +163,8 @@ class FluxVae(nn.Module):
 
     def encode_latents(self, pixels: Array, size: Array, noise: Array | None = None) -> Array:
         """As `encode`, but model-scaled latents: a posterior sample by `noise`, or the mean."""
-        mean, logvar = self.encode(pixels, size)
-        z = mean if noise is None else mean + jnp.exp(0.5 * logvar) * noise
-        mask = image_mask(size, *z.shape[1:3], stride=LATENT_STRIDE)
-        return inside(scale_latents(z, self.config), mask)
+        moments = jnp.concatenate(self.encode(pixels, size), -1)
+        return latents_of_moments(moments, size, self.config, noise)
 
     def decode_latents(self, latents: Array, size: Array) -> Array:
         """As `decode`, from model-scaled latents."""

@@ -68,21 +68,15 @@ _scaled_norm.defvjp(_forward, _backward)
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with a weight parameter `scale` [D].
-
-    Attributes:
-      eps: added to the mean square.
-      param_dtype: dtype of `scale`.
-      scale_init: initialiser of `scale` (wrap it to name its logical axis).
-    """
+    """RMSNorm with a weight parameter `scale` [D], at first ones; `eps` as of `rms_norm`."""
 
     eps: float = 1e-6
     param_dtype: Any = jnp.float32
-    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", self.scale_init, (x.shape[-1],), self.param_dtype)
+        ones = nn.initializers.ones_init()
+        scale = self.param("scale", ones, (x.shape[-1],), self.param_dtype)
         return rms_norm(x, scale, self.eps)
 
 

@@ -82,9 +82,9 @@ def test_emoji_come_back():
     with zipfile.ZipFile(archive) as z:
         names = sorted(n for n in z.namelist() if n.endswith(".png"))
         for name in names[:: len(names) // 8][:8]:
-            picture = PIL.Image.open(io.BytesIO(z.read(name))).convert("RGBA").resize((64, 64))
-            white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            images.append(np.asarray(PIL.Image.alpha_composite(white, picture).convert("RGB")))
+            image = PIL.Image.open(io.BytesIO(z.read(name))).convert("RGBA").resize((64, 64))
+            white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+            images.append(np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB")))
     pixels = np.stack(images)[None]
     size = np.full((1, len(images), 2), 64, np.int32)
     latents = encode_images(module, params, pixels, size)

@@ -26,19 +26,19 @@ def close(a, b, tolerance=1e-5):
     assert np.abs(a - b).max() <= tolerance * max(1.0, np.abs(b).max())
 
 
-def pictures():
+def random_images():
     rng = np.random.default_rng(0)
     return [images.vit_patches(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in GRIDS]
 
 
 def packed(length: int):
-    """All pictures in one row, with noise in the padding."""
+    """All images in one row, with noise in the padding."""
     rng = np.random.default_rng(1)
     patches = rng.integers(0, 256, (1, length, 588), np.uint8)
     positions = rng.integers(0, 9, (1, length, 2)).astype(np.int32)
     segment = np.zeros((1, length), np.int32)
     start = 0
-    for i, (p, yx) in enumerate(pictures()):
+    for i, (p, yx) in enumerate(random_images()):
         where = slice(start, start + len(p))
         patches[0, where], positions[0, where], segment[0, where] = p, yx, i + 1
         start += len(p)
@@ -72,7 +72,7 @@ def test_packed_equals_each_image_alone(merger_dim):
     together = np.asarray(apply(*packed(60)))[0]
     per_token = 4 if merger_dim else 1
     start = 0
-    for p, yx in pictures():
+    for p, yx in random_images():
         alone = apply(p[None], yx[None], np.ones((1, len(p)), np.int32))[0]
         n = len(p) // per_token
         close(together[start : start + n], alone)
@@ -191,7 +191,7 @@ def test_equals_transformers():
         x = (patches.reshape(len(patches), 3, 196).astype(np.float32) / 255 - mean) / std
         return np.repeat(x[:, :, None], 2, axis=2).reshape(len(patches), -1)
 
-    inputs = np.concatenate([vectors(p) for p, _ in pictures()])
+    inputs = np.concatenate([vectors(p) for p, _ in random_images()])
     grid = torch.tensor([(1, h // 14, w // 14) for h, w in GRIDS])
     with torch.no_grad():
         out = theirs(torch.tensor(inputs), grid_thw=grid)

@@ -51,7 +51,7 @@ class PooledVae(nn.Module):
 
 
 def documents() -> list[list[Document]]:
-    """Unequal rows: text alone, a picture alone, interleaved ones, a question about a picture."""
+    """Unequal rows: text alone, an image alone, interleaved ones, a question about an image."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(ROWS):

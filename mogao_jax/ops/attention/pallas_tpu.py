@@ -330,8 +330,10 @@ def _attend_backward(static, interpret, residuals, d_out):
     (dq,) = _call(_dq_kernel, static, interpret, tiles, arguments, out, scratch)
     by_key = list_tiles(static, q_meta, k_meta, by_key=True)
     out = [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)]
-    scratch = [(static.keys.size, k.shape[-1])] * 2
-    dk, dv = _call(_dkv_kernel, static, interpret, by_key, arguments, out, scratch)
+    accumulator = (static.keys.size, k.shape[-1])
+    dk, dv = _call(
+        _dkv_kernel, static, interpret, by_key, arguments, out, [accumulator, accumulator]
+    )
     return dq, dk, dv, None, None
 
 

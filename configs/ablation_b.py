@@ -12,7 +12,7 @@ def get_config():
     c.name = "ablation_b"
     c.model.fusion = "shared"
     c.layout.understanding_encoder = "vae"
-    # Pictures are read as clean VAE tokens: other budgets (`mogao data budgets`).
+    # Images are read as clean VAE tokens: other budgets (`mogao data budgets`).
     c.packing.clean_tokens = 152
     c.packing.noised_tokens = 952
     c.packing.images = 31

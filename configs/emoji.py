@@ -1,4 +1,4 @@
-"""Real pictures: captions, names and skin-tone edits of the Noto emoji, in TAEF1's latent space.
+"""Real images: captions, names and skin-tone edits of the Noto emoji, in TAEF1's latent space.
 
 Data:  mogao data emoji --zip noto-emoji-64.zip --out data/emoji
        mogao data tokenizer --documents data/emoji --vocab 2048 --out data/emoji/tokenizer.json
@@ -11,7 +11,8 @@ Costs: 145 minutes on 2 CPU cores; other lengths: --config.train.max_minutes=...
        the edits and half of the captions: docs/emoji.md)
 """
 
-from mogao_jax.config.convert import default_config, source
+from mogao_jax.config import default_config, source
+from mogao_jax.worlds.shapes.recipes import tiny_vit
 
 DOCUMENTS = "data/emoji"
 
@@ -35,7 +36,7 @@ def get_config():
         "series": source(kind="documents", path=f"{DOCUMENTS}/series.jsonl", weight=0.05),
     }
     c.data.validation_documents = 256
-    # TAEF1 would be most of a step; every picture always looks the same, so it is encoded once.
+    # TAEF1 would be most of a step; every image always looks the same, so it is encoded once.
     c.data.encoded = f"{DOCUMENTS}/encoded"
     c.layout.text_positions = "t"  # as in configs/quickstart.py
     c.layout.noised_copies = 4
@@ -66,16 +67,11 @@ def get_config():
     # already scaled for the model.
     c.vae.kind = "taef1"
     c.vae.weights = "weights/taef1"
-    # The embedded vision tower, trained on coloured shapes.
-    c.vit.weights = "embedded"
-    c.vit.depth = 4
-    c.vit.embed_dim = 96
-    c.vit.num_heads = 4
-    c.vit.mlp_dim = 384
+    tiny_vit(c)
 
     c.objective.ntp_weight = 0.3
     c.objective.shift = "none"
-    c.objective.logit_mean = -0.8  # what a picture shows is decided near the noise
+    c.objective.logit_mean = -0.8  # what an image shows is decided near the noise
     c.objective.logit_std = 1.2
 
     c.optimizer.learning_rate = 3e-3

@@ -4,7 +4,7 @@ Size: 6,767,120,384 parameters in embedding, blocks and AdaLN, plus connectors a
 The architecture only: weights, data and a mesh belong to the recipes built on it.
 """
 
-from mogao_jax.config.convert import default_config
+from mogao_jax.config import default_config
 
 
 def get_config():

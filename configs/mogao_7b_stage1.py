@@ -1,4 +1,4 @@
-"""Mogao-7B, stage 1: pictures up to 256x256, captions : understanding = 4 : 1.
+"""Mogao-7B, stage 1: images up to 256x256, captions : understanding = 4 : 1.
 
 Run:   mogao train --config=configs/mogao_7b_stage1.py:v5p-64 --workdir runs/mogao_7b_stage1
        (machines: v5e-256, v5p-64, v5p-512, v6e-64, 8xH100, 64xH100; stages 2 and 3 as well)
@@ -61,7 +61,7 @@ def get_config(machine: str = "v5p-64"):
         ),
     }
     c.data.num_workers = 16
-    # A row of 8,192 tokens: some 17 pictures drawn (256 VAE tokens each), 8 looked at (81 ViT
+    # A row of 8,192 tokens: some 17 images generated (256 VAE tokens each), 8 looked at (81 ViT
     # tokens each); nothing is read back, but a stream cannot be empty.
     c.packing.und_tokens = 3712
     c.packing.clean_tokens = 128

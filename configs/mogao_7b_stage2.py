@@ -1,4 +1,4 @@
-"""Mogao-7B, stage 2: as stage 1, pictures of 512x512.
+"""Mogao-7B, stage 2: as stage 1, images of 512x512.
 
 Run:   mogao train --config=configs/mogao_7b_stage2.py:v5p-64 --workdir runs/mogao_7b_stage2
 Needs: a run of stage 1 in runs/mogao_7b_stage1, and its data.
@@ -27,8 +27,8 @@ def get_config(machine: str = "v5p-64"):
 
     c.images.max_pixels = 512 * 512
     c.images.max_side = 768
-    # A row of 7,168 tokens: 5 pictures drawn (up to 1,024 VAE tokens each), two or three looked at
-    # (324 ViT tokens each).
+    # A row of 7,168 tokens: 5 images generated (up to 1,024 VAE tokens each), two or three
+    # looked at (324 ViT tokens each).
     c.packing.und_tokens = 1920
     c.packing.clean_tokens = 128
     c.packing.noised_tokens = 5120

@@ -1,4 +1,4 @@
-"""Mogao-7B, stage 3: understanding 20%, text to picture 40%, interleaved 40%, 512x512.
+"""Mogao-7B, stage 3: understanding 20%, text to image 40%, interleaved 40%, 512x512.
 
 Run:   mogao train --config=configs/mogao_7b_stage3.py:v5p-64 --workdir runs/mogao_7b_stage3
 Needs: a run of stage 2 in runs/mogao_7b_stage2, its data, and interleaved documents (web pages,
@@ -15,7 +15,7 @@ Plan:  mogao plan --config=configs/mogao_7b_stage3.py:MACHINE --topology MACHINE
        64xH100    25.56 of 75     1.29   1,541,858  45.5%     7.5 days
        Memory allows less recomputation than remat "full": see --search.
 
-[choice] rows of 16,384 tokens, so that a document of 8 pictures fits; number of steps; a lower
+[choice] rows of 16,384 tokens, so that a document of 8 images fits; number of steps; a lower
 learning rate that falls to a tenth.
 """
 

@@ -6,17 +6,8 @@ Run:   mogao train --config=configs/quickstart.py --workdir runs/quickstart
        mogao report --workdir runs/quickstart
 """
 
-from mogao_jax.config.convert import default_config, source
-
-
-def captions(weights):
-    """Sources of captions with their pictures: of a category ("": of any), its weight."""
-    return {
-        "_".join(("t2i", category)).strip("_"): source(
-            kind="shapes", task="t2i", category=category, weight=weight
-        )
-        for category, weight in weights.items()
-    }
+from mogao_jax.config import default_config
+from mogao_jax.worlds.shapes.recipes import mixture, tiny_vae, tiny_vit
 
 
 def get_config():
@@ -24,32 +15,39 @@ def get_config():
     c.name = "quickstart"
     c.tokenizer.kind = "shapes"  # a BPE of 768 tokens made for this world
 
-    # Pictures of up to 64 x 48 pixels: at most 12 VAE tokens each.
+    # Images of up to 64 x 48 pixels: at most 12 VAE tokens each.
     c.images.max_pixels = 64 * 48
     c.images.max_side = 64
     c.images.vit_resize = "match_vae_grid"
 
-    # Every object inside one VAE token, and few words: minutes teach how many, which color of
-    # which thing, and where, not how to join parts, nor ten more names.
-    c.data.world = "primer"
-    # Mostly pictures from captions, which take longest to learn: the paper's first stage (4:1),
+    # Mostly images from captions, which take longest to learn: the paper's first stage (4:1),
     # with some of its third (edits, stories, clips) from the start.
-    c.data.sources = {
-        "text": source(kind="shapes", task="text", weight=0.01),
-        # An answer is a word or two: it would drown in the stories' many tokens.
-        "qa": source(kind="shapes", task="qa", weight=0.09, ntp_weight=4.0),
-        "describe": source(kind="shapes", task="describe", weight=0.04),
+    weights = {
+        "text": 0.01,
+        "qa": 0.09,
+        "describe": 0.04,
         # More of what is learned last: two things, on the right sides of each other.
-        **captions({"": 0.32, "counting": 0.10, "position": 0.20, "color_attribution": 0.10}),
-        "edit": source(kind="shapes", task="edit", weight=0.08),
-        "story": source(kind="shapes", task="story", weight=0.04),
-        "clip": source(kind="shapes", task="clip", weight=0.02),
+        "t2i": 0.32,
+        "t2i_counting": 0.10,
+        "t2i_position": 0.20,
+        "t2i_color_attribution": 0.10,
+        "edit": 0.08,
+        "story": 0.04,
+        "clip": 0.02,
     }
-    # Four noised copies of every picture to draw: its history is read once for all.
+    c.data.sources = mixture(
+        weights,
+        # Every object inside one VAE token, and few words: minutes teach how many, which color of
+        # which thing, and where, not how to join parts, nor ten more names.
+        world="primer",
+        # An answer is a word or two: it would drown in the stories' many tokens.
+        ntp_weights={"qa": 4.0},
+    )
+    # Four noised copies of every image to generate: its history is read once for all.
     c.layout.noised_copies = 4
-    # So that it ends by itself after a picture that was asked for.
+    # So that it ends by itself after an image that was asked for.
     c.layout.end_after_image = "sometimes"
-    # Text at H = W = 0: how far a picture's token is from any word is where in the picture it is,
+    # Text at H = W = 0: how far an image's token is from any word is where in the image it is,
     # however long the text. From scratch there is no pretrained 1-D RoPE to keep.
     c.layout.text_positions = "t"
 
@@ -75,23 +73,12 @@ def get_config():
     c.model.attention.block_q = 32  # documents of some 50 tokens: small blocks waste less
     c.model.attention.block_kv = 32
 
-    # Tiny frozen encoders that ship with the package.
-    c.vae.weights = "embedded"
-    c.vae.block_channels = (8, 16, 32, 64)
-    c.vae.layers_per_block = 1
-    c.vae.norm_groups = 4
-    c.vae.scaling_factor = 1.5948
-    c.vae.shift_factor = 0.0201
-    c.vae.sample_posterior = False
-    c.vit.weights = "embedded"
-    c.vit.depth = 4
-    c.vit.embed_dim = 96
-    c.vit.num_heads = 4
-    c.vit.mlp_dim = 384
+    tiny_vae(c)
+    tiny_vit(c)
 
     c.objective.ntp_weight = 0.3
     c.objective.shift = "none"
-    # What a picture shows is decided near the noise: its objects are large and plain.
+    # What an image shows is decided near the noise: its objects are large and plain.
     c.objective.logit_mean = -1.5
     c.objective.logit_std = 1.2
 
@@ -106,6 +93,6 @@ def get_config():
     c.mesh.cpu_devices = 2
     c.train.checkpoint_every = 500
 
-    # A small model's condition is a weak signal: the paper's 7.5 would distort its pictures.
+    # A small model's condition is a weak signal: the paper's 7.5 would distort its images.
     c.sampling.guidance_scale = 2.0
     return c

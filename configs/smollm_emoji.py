@@ -19,7 +19,7 @@ Costs: meant for a GPU (--config.model.dtype=bfloat16); few: 60 minutes on 2 CPU
 
 from emoji import get_config as emoji
 
-from mogao_jax.config.convert import source
+from mogao_jax.config import source
 from mogao_jax.errors import ConfigError
 
 FEW = "data/emoji_few"
@@ -56,7 +56,7 @@ def get_config(data: str = "all"):
     c.packing.images = 25
     c.packing.vit_patches = 616
 
-    # The text side stays what it was, and the picture side, a copy of it, can learn fast.
+    # The text side stays what it was, and the image side, a copy of it, can learn fast.
     c.optimizer.frozen = "llm"
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup_steps = 50

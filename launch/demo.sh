@@ -10,7 +10,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
 make_environment .venv "${MOGAO_EXTRAS:-demo}"
-for stage in demo demo_stage{2,3,4,5,6,7,8,9}; do
-    .venv/bin/mogao train --config="configs/$stage.py" --workdir "runs/$stage" "$@"
+for stage in 1 2 3 4 5 6 7 8 9; do
+    workdir=runs/demo
+    [ "$stage" = 1 ] || workdir=runs/demo_stage$stage
+    .venv/bin/mogao train --config="configs/demo.py:stage=$stage" --workdir "$workdir" "$@"
 done
 .venv/bin/mogao export runs/demo_stage9 --out runs/demo.safetensors

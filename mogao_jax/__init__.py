@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
+from mogao_jax import worlds as _worlds  # noqa: F401  (they enter themselves into the registry)
+
 if TYPE_CHECKING:
     from mogao_jax.assembly import train as train
     from mogao_jax.sampling.pipeline import Pipeline

@@ -8,7 +8,6 @@ from a chat template's own text.
 from __future__ import annotations
 
 import abc
-import importlib.resources
 import json
 import pathlib
 import re
@@ -17,6 +16,7 @@ from collections.abc import Iterable
 from mogao_jax.chat import ChatTemplate, read_template
 from mogao_jax.config.schema import TokenizerConfig
 from mogao_jax.errors import ConfigError
+from mogao_jax.registry import TOKENIZERS
 
 # In the order of ids that ByteTokenizer gives them.
 SPECIAL_TOKENS = {
@@ -185,14 +185,17 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     Raises:
       ConfigError: its file is missing, unreadable or lacks a control token.
     """
-    if config.kind == "byte":
-        return ByteTokenizer()
-    if config.kind == "shapes":
-        embedded = importlib.resources.files("mogao_jax") / "worlds" / "shapes" / "tokenizer.json"
-        with importlib.resources.as_file(embedded) as path:
-            return BpeTokenizer(path)
-    if config.kind == "file":
-        if not config.path:
-            raise ConfigError("tokenizer.kind is 'file', but tokenizer.path is empty.")
-        return BpeTokenizer(config.path)
-    raise ConfigError(f"tokenizer.kind must be byte, shapes or file, got {config.kind!r}.")
+    return TOKENIZERS.get(config.kind)(config)
+
+
+def load_bytes(config: TokenizerConfig) -> ByteTokenizer:
+    """tokenizer.kind="byte"."""
+    del config
+    return ByteTokenizer()
+
+
+def load_file(config: TokenizerConfig) -> BpeTokenizer:
+    """tokenizer.kind="file"."""
+    if not config.path:
+        raise ConfigError("tokenizer.kind is 'file', but tokenizer.path is empty.")
+    return BpeTokenizer(config.path)

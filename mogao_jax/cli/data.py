@@ -9,7 +9,9 @@ import numpy as np
 
 from mogao_jax.config import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.console.parser import Parser
 from mogao_jax.errors import ConfigError, DocumentError
+from mogao_jax.registry import DATA_ACTIONS
 from mogao_jax.sequence.batch import Sizes
 from mogao_jax.sequence.packing import FIELDS, budgets, exceeds
 from mogao_jax.tokenizer import load_tokenizer
@@ -20,17 +22,23 @@ USAGE = """usage: mogao data ACTION ...
   fill     --config=FILE [--rows N]    how full rows are, and how fast the pipeline is
   budgets  --config=FILE [--num N] [--und-tokens N]
                                        packing budgets in proportion to the mixture
-  emoji    --zip PATH --out DIR [--count N]
-                                       Noto emoji -> documents (captions, names, edits, series)
   tfds     --documents PATH --out DIR  documents -> a tfds data set (array_record)
   tokenizer  --documents PATH... --out FILE [--vocab N]
                                        a byte-level BPE of one's own documents, to train with
                                        --config.tokenizer.kind=file --config.tokenizer.path=FILE
   encode   --config=FILE --out DIR [--dtype float16]
-                                       every picture through the frozen encoders once, to train
+                                       every image through the frozen encoders once, to train
                                        with --config.data.encoded=DIR
+{more}
 
 Config fields can be set as in training: --config.packing.und_tokens=2048"""
+
+
+def usage() -> str:
+    """The help text, with the actions that worlds bring."""
+    actions = [(name, DATA_ACTIONS.get(name)) for name in DATA_ACTIONS.names()]
+    lines = [f"  {name:<7}  {a.usage}\n{'':39}{a.help}" for name, a in actions]
+    return USAGE.format(more="\n".join(lines))
 
 
 def main(argv: list[str]) -> int:
@@ -39,38 +47,30 @@ def main(argv: list[str]) -> int:
         "inspect": _inspect,
         "fill": _fill,
         "budgets": _budgets,
-        "emoji": _emoji,
         "tfds": _tfds,
         "tokenizer": _tokenizer,
         "encode": _encode,
+        **{name: DATA_ACTIONS.get(name).run for name in DATA_ACTIONS.names()},
     }
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0 if argv else 2
     if argv[0] not in actions:
-        raise ConfigError(f"there is no action {argv[0]!r} of 'mogao data'.\n{USAGE}")
+        raise ConfigError(f"there is no action {argv[0]!r} of 'mogao data'.\n{usage()}")
     actions[argv[0]](argv[1:])
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}\n{self.format_usage().strip()}")
-
-
-def _flags(action: str, argv: list[str], *, with_config: bool, **flags):
-    """Parses flags: name=(type, default); a default of None makes the flag required."""
-    parser = _Parser(prog=f"mogao data {action}", allow_abbrev=False)
+def _parser(action: str, **flags: tuple) -> Parser:
+    """A parser of flags name=(type, default, help); a default of None makes one required."""
+    parser = Parser(prog=f"mogao data {action}", allow_abbrev=False)
     for name, (kind, default, text) in flags.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            default=default,
-            required=default is None,
-            help=text,
-        )
-    if not with_config:
-        return parser.parse_args(argv)
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=default, required=default is None, help=text)
+    return parser
+
+
+def _with_config(argv: list[str], parser: Parser) -> tuple[MogaoConfig, argparse.Namespace]:
     config, rest = parse_config_args(argv)
     return config, parser.parse_args(rest)
 
@@ -81,13 +81,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _float_dtype(text: str) -> str:
+    if text not in ("float32", "float16"):
+        raise argparse.ArgumentTypeError(f"must be float32 or float16, got {text!r}")
+    return text
+
+
 # Imports of the pipeline stand in the actions: grain and the sources take a second to load.
 
 
 def _inspect(argv: list[str]) -> None:
-    config, flags = _flags(
-        "inspect", argv, with_config=True, num=(_positive, 6, "documents to show")
-    )
+    config, flags = _with_config(argv, _parser("inspect", num=(_positive, 6, "documents to show")))
     from mogao_jax.data.inspecting import describe
     from mogao_jax.data.mixture import make_mixture
     from mogao_jax.data.preparing import make_preparer, source_lengths
@@ -121,7 +125,7 @@ def _table(rows: list[tuple]) -> str:
 
 
 def _fill(argv: list[str]) -> None:
-    config, flags = _flags("fill", argv, with_config=True, rows=(_positive, 200, "rows to pack"))
+    config, flags = _with_config(argv, _parser("fill", rows=(_positive, 200, "rows to pack")))
     from mogao_jax.data.figures import measure_fill
 
     report = measure_fill(config, load_tokenizer(config.tokenizer), flags.rows)
@@ -146,13 +150,12 @@ def _fill(argv: list[str]) -> None:
 
 
 def _budgets(argv: list[str]) -> None:
-    config, flags = _flags(
+    parser = _parser(
         "budgets",
-        argv,
-        with_config=True,
         num=(_positive, 2000, "documents to measure"),
         und_tokens=(int, 0, "wanted size of the und stream (default: the config's)"),
     )
+    config, flags = _with_config(argv, parser)
     from mogao_jax.data.figures import measure_sizes, suggest_budgets
     from mogao_jax.data.preparing import make_preparer
 
@@ -179,42 +182,29 @@ def _warn_of_over_long(config: MogaoConfig, found: np.ndarray) -> None:
         print(f"\n{over} of {len(found)} documents are over the config's budgets.")
 
 
-def _emoji(argv: list[str]) -> None:
-    flags = _flags(
-        "emoji",
-        argv,
-        with_config=False,
-        zip=(str, None, "the archive of Noto emoji (index.jsonl and images/)"),
-        out=(str, None, "folder to write"),
-        count=(int, 0, "how many emoji, evenly over the archive; 0: all"),
-    )
-    from mogao_jax.data.builders.emoji import convert
-
-    for name, count in convert(flags.zip, flags.out, flags.count).items():
-        print(f"{flags.out}/{name}: {count} documents")
-
-
 def _tfds(argv: list[str]) -> None:
-    flags = _flags(
+    parser = _parser(
         "tfds",
-        argv,
-        with_config=False,
         documents=(str, None, "a JSONL file, or a folder of documents"),
         out=(str, None, "folder that the data set is written below"),
     )
+    flags = parser.parse_args(argv)
     try:
-        from mogao_jax.data.builders.documents import prepare
+        from mogao_jax.data.tfds_builder import prepare
     except ImportError:
         raise ConfigError("'mogao data tfds' needs: pip install tensorflow-datasets") from None
     print(f"Written: {prepare(flags.documents, flags.out)}")
 
 
 def _tokenizer(argv: list[str]) -> None:
-    parser = _Parser(prog="mogao data tokenizer", allow_abbrev=False)
-    add = parser.add_argument
-    add("--documents", nargs="+", required=True, help="JSONL files or folders of documents")
-    add("--vocab", type=_positive, default=2048, help="number of tokens, at most (2048)")
-    add("--out", required=True, help="the tokenizer.json to write")
+    parser = _parser(
+        "tokenizer",
+        vocab=(_positive, 2048, "number of tokens, at most (2048)"),
+        out=(str, None, "the tokenizer.json to write"),
+    )
+    parser.add_argument(
+        "--documents", nargs="+", required=True, help="JSONL files or folders of documents"
+    )
     flags = parser.parse_args(argv)
     from mogao_jax.data.bpe import CHAT_HEADERS, save, texts_of, tokens_per_word, train_bpe
     from mogao_jax.data.sources import DocumentsSource
@@ -230,13 +220,12 @@ def _tokenizer(argv: list[str]) -> None:
 
 
 def _encode(argv: list[str]) -> None:
-    config, flags = _flags(
+    parser = _parser(
         "encode",
-        argv,
-        with_config=True,
         out=(str, None, "the folder to write"),
         dtype=(_float_dtype, "float32", "of the values on disk: float32 or float16"),
     )
+    config, flags = _with_config(argv, parser)
     from mogao_jax.models.modules import load_modules
     from mogao_jax.precompute import encode_sources
 
@@ -247,9 +236,3 @@ def _encode(argv: list[str]) -> None:
         f"{out}: {done.images:,} images, {done.bytes / 2**20:.1f} MiB; "
         f"{done.skipped} records could not be read"
     )
-
-
-def _float_dtype(text: str) -> str:
-    if text not in ("float32", "float16"):
-        raise argparse.ArgumentTypeError(f"must be float32 or float16, got {text!r}")
-    return text

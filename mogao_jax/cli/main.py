@@ -7,34 +7,38 @@ message on stderr); 130 interrupted.
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import os
 import sys
 
 import mogao_jax
+from mogao_jax import registry
 from mogao_jax.errors import MogaoError
+from mogao_jax.registry import Command
 
-COMMANDS = {
-    "train": "train a model by a config file; resumes where the run folder left off",
-    "sample": "write and draw: text to picture, questions, edits, stories, clips",
-    "eval": "exact scores on the embedded world, or on pictures of your own",
-    "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",
-    "export": "a trained model as one file, to sample from or to pass on",
-    "data": "look at, check and convert data",
-    "encoders": "train the tiny encoders that ship with the package",
-    "profile": "speed, memory and what takes the time of a training step",
-    "plan": "memory, arithmetic and time of a run on a machine you do not have",
-    "bench": "what sampling costs, long runs, and the training step beside its bars",
-    "report": "an HTML page about a run",
+_OWN = {
+    "train": ("train a model by a config file; resumes where the run folder left off", "cli.train"),
+    "sample": ("write and draw: text to image, questions, edits, stories, clips", "cli.sample"),
+    "eval": ("exact scores on the embedded world, or on images of your own", "cli.eval"),
+    "port": ("checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff", "cli.port"),
+    "export": ("a trained model as one file, to sample from or to pass on", "cli.export"),
+    "data": ("look at, check and convert data", "cli.data"),
+    "profile": (
+        "speed, memory and what takes the time of a training step",
+        "tools.profile.command",
+    ),
+    "plan": (
+        "memory, arithmetic and time of a run on a machine you do not have",
+        "tools.plan.command",
+    ),
+    "bench": (
+        "what sampling costs, long runs, and the training step beside its bars",
+        "tools.bench.command",
+    ),
+    "report": ("an HTML page about a run", "tools.report.command"),
 }
-# Commands that stand beside what they belong to; the others are modules of this folder.
-_ELSEWHERE = {
-    "encoders": "mogao_jax.worlds.shapes.commands.encoders",
-    "profile": "mogao_jax.tools.profile.command",
-    "plan": "mogao_jax.tools.plan.command",
-    "bench": "mogao_jax.tools.bench.command",
-    "report": "mogao_jax.tools.report.command",
+COMMANDS = {
+    **{name: Command(text, f"mogao_jax.{module}:main") for name, (text, module) in _OWN.items()},
+    **{name: registry.COMMANDS.get(name) for name in registry.COMMANDS.names()},  # of worlds
 }
 
 
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else "see 'mogao --help'."
         return _fail(f"there is no command {command!r}; {hint}")
     try:
-        return int(_module(command).main(rest) or 0)
+        return COMMANDS[command].run(rest)
     except MogaoError as e:
         return _fail(str(e))
     except KeyboardInterrupt:
@@ -64,19 +68,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def module_name(command: str) -> str:
-    """The dotted name of the module whose `main` runs the command."""
-    return _ELSEWHERE.get(command, f"mogao_jax.cli.{command}")
-
-
-def _module(command: str):
-    """The command's module; imported only now, since most of them bring JAX along."""
-    name = module_name(command)
-    if importlib.util.find_spec(name) is None:
-        raise MogaoError(f"the command {command!r} is not in this installation.")
-    return importlib.import_module(name)
-
-
 def _fail(message: str) -> int:
     print(f"mogao: {message}", file=sys.stderr)
     return 2
@@ -84,7 +75,7 @@ def _fail(message: str) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "Mogao in JAX: one model that reads and writes interleaved text and images.",

@@ -8,12 +8,8 @@ from mogao_jax.config.geometry import PIXELS_PER_TOKEN, VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.paths import expanded
+from mogao_jax.registry import SOURCES
 
-SHAPES_TASKS = ("text", "qa", "t2i", "edit", "story", "clip", "describe", "state", "quiz")
-_GENERATING = ("t2i", "edit", "story", "clip")
-# Tasks in which something follows an image.
-_READING = ("qa", "describe", "state", "quiz", "edit", "story", "clip")
-_READING_BACK = ("edit", "story", "clip")  # tasks whose images are history of later images
 MAX_B2_BFLOAT16 = 0.99  # see training/optimizer.py: _stored_as
 
 
@@ -90,12 +86,6 @@ def _check_mixture(config: MogaoConfig) -> None:
             "config.data.sources: every weight is 0, so nothing would be trained on; "
             "give at least one source a weight above 0."
         )
-    for name, s in sources.items():
-        if s.kind == "shapes" and s.task not in SHAPES_TASKS:
-            raise ConfigError(
-                f"config.data.sources.{name}.task is {s.task!r}; a source of kind 'shapes' needs "
-                f"one of {', '.join(SHAPES_TASKS)}."
-            )
 
 
 def _check_files(config: MogaoConfig) -> None:
@@ -103,10 +93,10 @@ def _check_files(config: MogaoConfig) -> None:
     if not sources:
         raise ConfigError(
             "config.data.sources is empty: add at least one, for example "
-            "config.data.sources.t2i = source(kind='shapes', task='t2i')."
+            "config.data.sources.pairs = source(kind='documents', path='pairs.jsonl')."
         )
     for name, s in sources.items():
-        if s.kind != "shapes" and s.weight > 0 and not s.path:
+        if SOURCES.get(s.kind).needs_path and s.weight > 0 and not s.path:
             raise ConfigError(
                 f"config.data.sources.{name}.path is empty; a source of kind {s.kind!r} needs it: "
                 f"--config.data.sources.{name}.path=PATH"
@@ -136,41 +126,34 @@ def _check_images(config: MogaoConfig) -> None:
 
 
 def _check_packing(config: MogaoConfig) -> None:
+    """Each budget must hold the largest image, if documents of the sources put one into it."""
     packing, need = config.packing, image_tokens(config)
     used = [s for s in config.data.sources.values() if s.weight > 0]
-
-    def generates(s):
-        return s.task in _GENERATING if s.kind == "shapes" else s.flow_weight > 0
-
-    def reads_back(s):
-        return s.kind == "shapes" and s.task in _READING_BACK
-
-    vae_only = config.layout.understanding_encoder == "vae"
-    reads = vae_only and any(s.kind == "shapes" and s.task == "qa" for s in used)
-    gen = [
-        ("noised_tokens", packing.noised_tokens, any(map(generates, used))),
-        ("clean_tokens", packing.clean_tokens, reads or any(map(reads_back, used))),
-    ]
-    for name, budget, needed in gen:
+    contents = [SOURCES.get(s.kind).contents(s) for s in used]
+    reads = any(c.reads for c in contents)
+    has_vit = config.layout.understanding_encoder == "vit"
+    clean = any(c.reads_back for c in contents) or (reads and not has_vit)
+    for name, needed in (
+        ("noised_tokens", any(c.generates for c in contents)),
+        ("clean_tokens", clean),
+    ):
+        budget = getattr(packing, name)
         if needed and budget < need:
             raise ConfigError(
                 f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
                 f"({config.images.max_pixels} pixels are {need} tokens); raise the first to at "
                 f"least {need}, or lower the second to {budget * PIXELS_PER_TOKEN}."
             )
-    if not vae_only and any(s.kind == "shapes" and s.task in _READING for s in used):
-        tokens = vit_tokens(config)
-        patches = tokens * config.vit.merge_size**2
-        for name, budget, least in (
-            ("vit_patches", packing.vit_patches, patches),
-            ("und_tokens", packing.und_tokens, tokens),
-        ):
-            if budget < least:
-                raise ConfigError(
-                    f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
-                    f"({config.images.max_pixels} pixels are {patches} ViT patches, {tokens} ViT "
-                    f"tokens); raise the first to at least {least}, or lower the second."
-                )
+    tokens = vit_tokens(config)
+    patches = tokens * config.vit.merge_size**2
+    for name, least in (("vit_patches", patches), ("und_tokens", tokens)):
+        budget = getattr(packing, name)
+        if reads and has_vit and budget < least:
+            raise ConfigError(
+                f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
+                f"({config.images.max_pixels} pixels are {patches} ViT patches, {tokens} ViT "
+                f"tokens); raise the first to at least {least}, or lower the second."
+            )
 
 
 def _check_model(config: MogaoConfig) -> None:
@@ -232,7 +215,7 @@ def _check_training(config: MogaoConfig) -> None:
         )
     if optimizer.frozen == "llm" and config.model.fusion == "shared":
         raise ConfigError(
-            "config.optimizer.frozen is 'llm' with config.model.fusion='shared', where pictures "
+            "config.optimizer.frozen is 'llm' with config.model.fusion='shared', where images "
             "are made by the LLM's own weights: nothing would learn to. Use fusion='deep', or "
             "frozen='nothing'."
         )

@@ -138,7 +138,6 @@ def make_preparer(
                 seed=config.seed,
                 split=split,
                 images=config.images,
-                world=config.data.world,
             )
             if settings.weight > 0
             else ()

@@ -11,18 +11,19 @@ validation, in one of two ways:
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from mogao_jax.config.schema import ImageConfig, SourceConfig
+from mogao_jax.config.schema import ImageConfig, SourceConfig, field
 from mogao_jax.errors import DataError, DocumentError
 from mogao_jax.paths import expanded
+from mogao_jax.registry import SOURCES, Contents, SourceKind
 from mogao_jax.sequence.document import Document, Image, Text, from_json
 
 Split = Literal["train", "validation"]
@@ -42,34 +43,20 @@ class Source(Protocol):
 
 
 def open_source(
-    name: str,
-    config: SourceConfig,
-    *,
-    seed: int,
-    split: Split,
-    images: ImageConfig,
-    world: str = "free",
+    name: str, config: SourceConfig, *, seed: int, split: Split, images: ImageConfig
 ) -> Source:
     """The source that a config asks for.
 
     Args:
       name: its name in the config, for messages.
-      seed: of the procedural world; files do not depend on it.
-      images: the procedural world draws no picture that these limits would shrink.
-      world: the procedural world's name, of shapes/scene.WORLDS.
+      seed: of procedural sources; files do not depend on it.
+      images: procedural sources draw no image that these limits would shrink.
     Raises:
       DataError: it is missing, empty or unreadable.
     """
     try:
-        if config.kind == "shapes":
-            from mogao_jax.worlds.shapes.scene import fitting_world
-            from mogao_jax.worlds.shapes.world import ShapesSource
-
-            fitting = fitting_world(world, images.max_pixels, images.max_side)
-            return ShapesSource(config.task, seed, split, world=fitting, category=config.category)
-        if config.kind == "documents":
-            return DocumentsSource(config.path, split)
-        return TfdsSource(config.path, split)
+        kind = SOURCES.get(config.kind)
+        return kind.open(config, seed=seed, split=split, images=images)
     except DataError as e:
         raise DataError(f"data source {name!r}: {e}") from None
 
@@ -89,8 +76,8 @@ def held_out(length: int) -> np.ndarray:
     return out
 
 
-def _select(length: int, split: Split, own_split: bool) -> np.ndarray | None:
-    """Indices of a split's records; None for all of them."""
+def select_split(length: int, split: Split, own_split: bool) -> np.ndarray | None:
+    """Indices of a split's records; None for all of them (the source has splits of its own)."""
     if own_split:
         return None
     return np.flatnonzero(held_out(length) == (split == "validation"))
@@ -129,7 +116,7 @@ class DocumentsSource:
                 f"{str(root)!r} holds no documents: a .jsonl file with one document per line, "
                 ".json files, or pictures with captions in .txt files of the same name."
             )
-        self._selected = _select(total, split, own_split)
+        self._selected = select_split(total, split, own_split)
         self._length = total if self._selected is None else len(self._selected)
 
     def __len__(self) -> int:
@@ -290,61 +277,27 @@ class _Captioned:
         return Document(items, id=place)
 
 
-# --------------------------------------------------------------------------------------- tfds
+# ------------------------------------------------------------------------------ kinds of sources
 
 
-class TfdsSource:
-    """A dataset prepared with tensorflow-datasets (file format array_record), by its folder.
+@dataclasses.dataclass(frozen=True)
+class DocumentsOptions:
+    """`config.data.sources.NAME.options` of documents on disk."""
 
-    Its features are those of data/builders/documents.py: `id`, `complete`, and for the items
-    `kinds`, `roles`, `losses` and `contents`.
-    """
-
-    def __init__(self, path: str | pathlib.Path, split: Split = "train"):
-        """Raises DataError if there is no such dataset, or tensorflow-datasets is missing."""
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError:
-            raise DataError(
-                "reading tfds datasets needs the package tensorflow-datasets "
-                "(without TensorFlow): pip install tensorflow-datasets"
-            ) from None
-        folder = expanded(path)
-        if not (folder / "dataset_info.json").is_file():
-            raise DataError(f"no prepared tfds dataset in {str(folder)!r} (no dataset_info.json).")
-        try:
-            builder = tfds.builder_from_directory(str(folder))
-            own_split = "validation" in builder.info.splits
-            wanted = split if own_split else "train"
-            self._records: Any = builder.as_data_source(split=wanted)
-        except Exception as e:  # noqa: BLE001  (damaged metadata or shards, unknown split, ...)
-            raise DataError(f"the tfds dataset in {str(folder)!r} cannot be opened: {e}") from None
-        self._name = f"{builder.info.name}/{wanted}"
-        self._selected = _select(len(self._records), split, own_split)
-        if split == "train" and not len(self):
-            raise DataError(f"the tfds dataset in {str(folder)!r} has no records.")
-
-    def __len__(self) -> int:
-        return len(self._records if self._selected is None else self._selected)
-
-    def __deepcopy__(self, memo: dict) -> TfdsSource:
-        return self
-
-    def __getitem__(self, index: int) -> Document:
-        """Raises DocumentError if the record is damaged or has other features."""
-        from mogao_jax.data.builders.documents import decode
-
-        record = index if self._selected is None else int(self._selected[index])
-        place = f"{self._name}:{record}"
-        try:
-            example = self._records[record]
-        except Exception as e:  # noqa: BLE001  (array_record raises its own on damaged bytes)
-            raise DocumentError(f"{place} cannot be read: {e}") from None
-        return decode(example, place)
+    task: str = field(
+        "",
+        "what stands for documents that are not here, in 'mogao plan': text, qa, t2i, edit or "
+        "story; empty: by flow_weight",
+    )
 
 
-def write_jsonl(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
-    """Writes JSON objects, one per line."""
-    with open(path, "w", encoding="utf-8") as f:
-        for record in records:
-            f.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _contents(config: SourceConfig) -> Contents:
+    """Nobody has looked into the files; a flow weight says that they hold images to generate."""
+    return Contents(generates=config.flow_weight > 0)
+
+
+DOCUMENTS = SourceKind(
+    options=DocumentsOptions,
+    open=lambda config, *, split, **_: DocumentsSource(config.path, split),
+    contents=_contents,
+)

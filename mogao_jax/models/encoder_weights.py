@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.resources
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -31,9 +30,9 @@ from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models import taef1
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
+from mogao_jax.registry import EMBEDDED_WEIGHTS
 
 EMBEDDED = "embedded"
-_EMBEDDED_FILES = {"vae": "tiny_vae.safetensors", "vit": "tiny_vit.safetensors"}
 # Fields that say how weights are used, not what they are.
 _FREE_FIELDS = {"weights", "sample_posterior"}
 _LISTED = 12  # keys named in a message before the rest is only counted
@@ -125,7 +124,7 @@ def tiny_vit_config() -> VitConfig:
 
 def weights_file(part: Literal["vae", "vit"], weights: str = EMBEDDED) -> pathlib.Path:
     """The file that `weights` of a config names."""
-    return _embedded_path(part) if weights == EMBEDDED else pathlib.Path(weights)
+    return EMBEDDED_WEIGHTS.get(part) if weights == EMBEDDED else pathlib.Path(weights)
 
 
 def file_digests(config: MogaoConfig) -> dict[str, str]:
@@ -265,11 +264,6 @@ def _vit_example(config: VitConfig):
 
 
 # --------------------------------------------------------------------------------------- reading
-
-
-def _embedded_path(part: str) -> pathlib.Path:
-    package = pathlib.Path(str(importlib.resources.files("mogao_jax")))
-    return package / "worlds" / "shapes" / "assets" / _EMBEDDED_FILES[part]
 
 
 def _names(path: pathlib.Path) -> list[str]:

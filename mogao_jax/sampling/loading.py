@@ -18,11 +18,11 @@ from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.models.modules import EncoderParams, Modules, load_modules, param_shapes
 from mogao_jax.paths import expanded
+from mogao_jax.registry import CHECKPOINTS
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 Weights = Literal["best", "ema", "raw"]
 DEMO = "demo"
-_DEMO_FILE = pathlib.Path(__file__).resolve().parents[1] / "worlds/shapes/assets/demo.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,12 +171,13 @@ def _check_encoders(
 
 def _find(path: str | os.PathLike) -> pathlib.Path:
     if str(path) == DEMO:
-        if not _DEMO_FILE.is_file():
+        file = CHECKPOINTS.get(DEMO)
+        if not file.is_file():
             raise CheckpointError(
                 "the demo checkpoint is not in this installation. Train it with `bash "
                 "launch/demo.sh` and give runs/demo.safetensors instead, or another checkpoint."
             )
-        return _DEMO_FILE
+        return file
     place = expanded(path).absolute()
     if not place.exists():
         raise CheckpointError(

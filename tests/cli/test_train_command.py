@@ -29,13 +29,16 @@ def refused(capsys, *arguments: str) -> str:
         ("--config.model.num_kv_heads=3", ["num_heads", "num_kv_heads"]),
         ("--config.model.fusion=deeper", ["model.fusion", "deep", "shared"]),
         ("--config.packing.noised_tokens=4", ["packing.noised_tokens"]),
-        ("--config.data.sources.t2i.task=paint", ["data.sources.t2i.task", "paint"]),
         (
-            "--config.data.sources.t2i.category=shapes",
+            "--config.data.sources.t2i.options.task=paint",
+            ["data.sources.t2i.options.task", "paint"],
+        ),
+        (
+            "--config.data.sources.t2i.options.category=shapes",
             ["data source 't2i'", "category", "counting"],
         ),
         (
-            "--config.data.sources.edit.category=move",
+            "--config.data.sources.edit.options.category=move",
             ["data source 'edit'", "category", "leave it empty"],
         ),
         ("--config.model.vocab_size=100", ["model.vocab_size", "768"]),

@@ -32,7 +32,7 @@ def test_a_sound_config_passes():
     [
         ({"data.sources": {}}, ["data.sources is empty"]),
         ({"data.sources.pictures.weight": 0.0}, ["every weight is 0"]),
-        ({"data.sources.pictures.task": "draw"}, ["pictures.task", "'draw'", "t2i"]),
+        ({"data.sources.pictures.options.task": "draw"}, ["options.task", "'draw'", "t2i"]),
         ({"data.sources.pictures.kind": "documents"}, ["pictures.path=PATH"]),
         ({"tokenizer.kind": "file"}, ["tokenizer.path"]),
         ({"tokenizer.kind": "file", "tokenizer.path": "/no/such"}, ["/no/such"]),

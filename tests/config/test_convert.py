@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mogao_jax import config as config_lib
-from mogao_jax.config import convert, schema
+from mogao_jax.config import schema
 from mogao_jax.errors import ConfigError
 
 
@@ -121,9 +121,10 @@ def test_every_mistake_names_field_value_and_remedy(path, value, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_schema_type_that_is_not_known_is_our_own_error():
+def test_a_schema_type_that_is_not_known_is_our_own_error(monkeypatch):
+    monkeypatch.setitem(schema.ImageConfig.__annotations__, "max_side", "bytes")
     with pytest.raises(TypeError, match="schema.py"):
-        convert._value(bytes, b"", "x", {})
+        config_lib.from_config_dict({"images": {"max_side": b""}})
 
 
 def test_source_refuses_unknown_fields():
@@ -203,6 +204,45 @@ def test_flags_override_fields_of_every_type(tmp_path):
     assert config.model.fusion == "shared"
     assert config.data.sources["pictures"].weight == 0.5
     assert config.name == "a=b"
+
+
+def test_flags_of_a_source(tmp_path):
+    def options(*flags):
+        flags = [f"--config.data.sources.pictures.{flag}" for flag in flags]
+        args = [f"--config={_recipe(tmp_path)}", *flags]
+        return config_lib.parse_config_args(args, checked=False)[0].data.sources["pictures"].options
+
+    assert options("options.task=qa") == {"task": "qa", "category": "", "world": "free"}
+    assert options("kind=documents") == {"task": "t2i"}  # what that kind knows is kept
+    assert options("options.task=story", "kind=documents") == {"task": "story"}
+    for flags, words in [
+        (["options.world=grid", "kind=documents"], "pictures.options.world'; there are: task"),
+        (["kind=pictures"], "choose one of 'documents', 'tfds', 'shapes'"),
+        (["options.world=gird"], "'free', 'grid', 'primer'. Did you mean 'grid'?"),
+        (["options.task.x=1"], "single value"),
+        (["options=1"], "it is a group.*task, category, world"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            options(*flags)
+
+
+def test_options_of_a_source_are_checked(tmp_path):
+    for fields, words in [
+        ({"kind": "shapes"}, "sources.a.options.task is missing; it has no default"),
+        ({"kind": "shapes", "options": {"task": 3}}, r"options.task is 3 \(int\); choose one of"),
+        ({"kind": "shapes", "options": 3}, "a.options must be a group of fields"),
+        ({"kind": "tfds", "options": {"tsk": ""}}, "options.tsk'; did you mean 'task'"),
+        ({"kind": "shaped"}, "choose one of .* Did you mean 'shapes'?"),
+        ({"kind": 3}, r"a.kind is 3 \(int\); it must be a string"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            config_lib.from_config_dict({"data": {"sources": {"a": fields}}})
+
+
+def test_a_mistake_of_the_file_is_told_where_flags_go_into_it(tmp_path):
+    recipe = _recipe(tmp_path, "config.model = 3")
+    with pytest.raises(ConfigError, match="config.model must be a group"):
+        config_lib.parse_config_args([f"--config={recipe}", "--config.model.num_layers=2"])
 
 
 @pytest.mark.parametrize(

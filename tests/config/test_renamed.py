@@ -58,25 +58,71 @@ def test_a_run_of_before_goes_on():
     assert refused.field == "train.global_batch_rows"
 
 
-@pytest.mark.parametrize("old", sorted(renamed.RENAMED))
-def test_recipes_and_flags_are_told_the_new_name(tmp_path, old):
-    message = f"{old}'; it is called '{renamed.RENAMED[old].new}' now."
-    group, name = old.split(".")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("train.accumulate", "train.grad_accum_steps"),
+        ("train.batch_rows", "train.global_batch_rows"),
+        ("mesh.weights", "mesh.param_axes"),
+        ("data.world", "data.sources.NAME.options.world"),
+        ("data.sources.t2i.task", "data.sources.t2i.options.task"),
+        ("data.sources.t2i.category", "data.sources.t2i.options.category"),
+    ],
+)
+def test_recipes_and_flags_are_told_the_new_name(tmp_path, old, new):
+    message = f"{old}'; it is called '{new}' now."
+    fields = {"data": {"sources": {"t2i": {}}}}
+    *groups, name = old.split(".")
+    node = fields
+    for group in groups:
+        node = node.setdefault(group, {})
+    node[name] = "grid"
     with pytest.raises(ConfigError) as e:
-        config_lib.from_config_dict({group: {name: 1}})
+        config_lib.from_config_dict(fields)
     assert message in str(e.value)
     recipe = tmp_path / "recipe.py"
-    recipe.write_text("def get_config():\n    return {}\n")
+    recipe.write_text("def get_config():\n    return {'data': {'sources': {'t2i': {}}}}\n")
     with pytest.raises(ConfigError) as e:
         config_lib.parse_config_args([f"--config={recipe}", f"--config.{old}=1"])
     assert message in str(e.value)
+
+
+def test_every_old_name_is_tested_and_its_new_one_exists():
+    names = {
+        *config_lib.to_dict(MogaoConfig())["train"],
+        *config_lib.to_dict(MogaoConfig())["mesh"],
+    }
+    for new in renamed.RENAMED.values():
+        assert new.startswith("data.sources.*.options.") or new.split(".")[1] in names
+
+
+def test_what_one_kind_of_source_knew_has_moved_into_its_options():
+    saved = {
+        "data": {
+            "world": "grid",
+            "sources": {
+                "t2i": {"kind": "shapes", "task": "t2i", "category": "counting", "path": ""},
+                "pairs": {"kind": "documents", "task": "t2i", "category": "", "path": "a.jsonl"},
+                "later": {"kind": "shapes", "options": {"task": "qa", "world": "primer"}},
+            },
+        }
+    }
+    sources = config_lib.from_dict(saved).data.sources
+    assert sources["t2i"].options == {"task": "t2i", "category": "counting", "world": "grid"}
+    assert sources["pairs"].options == {"task": "t2i"}
+    assert sources["later"].options == {"task": "qa", "category": "", "world": "primer"}
 
 
 def test_the_demo_checkpoint_was_written_under_the_old_names():
     with safetensors.safe_open(DEMO, "np") as f:
         fields = json.loads(f.metadata()["config"])
     assert {"accumulate", "batch_rows"} <= fields["train"].keys() and "weights" in fields["mesh"]
+    assert "world" in fields["data"] and "options" not in fields["data"]["sources"]["qa"]
     config = config_lib.from_dict(fields)
     assert config.train.grad_accum_steps == fields["train"]["accumulate"]
     assert config.train.global_batch_rows == fields["train"]["batch_rows"]
     assert config.mesh.param_axes == ("fsdp",)
+    assert config.data.sources.keys() == fields["data"]["sources"].keys()
+    for name, old in fields["data"]["sources"].items():
+        options = {"task": old["task"], "category": old["category"], "world": "grid"}
+        assert config.data.sources[name].options == options

@@ -27,7 +27,7 @@ EMBEDDED = {"text": 0.05, "qa": 0.2, "t2i": 0.4, "edit": 0.15, "story": 0.12, "c
 
 
 def embedded_config(**packing) -> MogaoConfig:
-    sources = {task: SourceConfig(task=task, weight=w) for task, w in EMBEDDED.items()}
+    sources = {task: SourceConfig("shapes", w, {"task": task}) for task, w in EMBEDDED.items()}
     return MogaoConfig(
         tokenizer=TokenizerConfig("shapes"),
         images=ImageConfig(max_pixels=64 * 64, max_side=96, vit_resize="match_vae_grid"),

@@ -9,7 +9,8 @@ import pytest
 from mogao_jax import images
 from mogao_jax.config.schema import ImageConfig, SourceConfig
 from mogao_jax.data import sources
-from mogao_jax.data.sources import DocumentsSource, TfdsSource, held_out, open_source
+from mogao_jax.data.sources import DocumentsSource, held_out, open_source
+from mogao_jax.data.tfds_source import TfdsSource
 from mogao_jax.errors import DataError, DocumentError
 from mogao_jax.sequence.document import Image, Text
 
@@ -164,7 +165,7 @@ def test_copies_share_the_index(tmp_path):
 
 
 def test_the_shapes_world_by_task():
-    config = SourceConfig(kind="shapes", task="t2i")
+    config = SourceConfig(kind="shapes", options={"task": "t2i"})
     train = open_source("s", config, seed=3, split="train", images=ImageConfig())
     validation = open_source("s", config, seed=3, split="validation", images=ImageConfig())
     kinds = [type(item) for item in train[5].items]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import mogao_jax
-from mogao_jax.sampling.loading import _DEMO_FILE
+from mogao_jax.registry import CHECKPOINTS
 from mogao_jax.sampling.prompts import as_document, make_options
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.worlds.shapes.evals.scorers.reader import read_image
+from mogao_jax.worlds.shapes.options import world_name
 from mogao_jax.worlds.shapes.scene import fitting_world
 from mogao_jax.worlds.shapes.truth import Request as Asked
 from mogao_jax.worlds.shapes.truth import Wanted, satisfies
@@ -22,7 +23,7 @@ def demo():
 
 
 def test_it_is_small():
-    assert _DEMO_FILE.stat().st_size <= 20e6
+    assert CHECKPOINTS.get("demo").stat().st_size <= 20e6
 
 
 def pictures(result):
@@ -31,7 +32,7 @@ def pictures(result):
 
 def world(model):
     images = model.config.images
-    return fitting_world(model.config.data.world, images.max_pixels, images.max_side)
+    return fitting_world(world_name(model.config), images.max_pixels, images.max_side)
 
 
 ASKED = "red circle, blue square, green triangle, black star, yellow ring, purple cross, " \

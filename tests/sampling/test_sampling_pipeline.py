@@ -17,6 +17,7 @@ from fake_sampler import FakeSampler
 import mogao_jax
 from mogao_jax.errors import CheckpointError, ConfigError, DocumentError, RequestError
 from mogao_jax.models.encoder_weights import file_digests
+from mogao_jax.registry import CHECKPOINTS
 from mogao_jax.sampling import pipeline as generator_lib
 from mogao_jax.sampling.loading import Model, load_model, open_checkpoint
 from mogao_jax.sampling.options import SamplingOptions
@@ -52,7 +53,7 @@ def test_all_ways_to_name_a_checkpoint(file, run):
 
 
 def test_the_demo_that_is_not_there(monkeypatch, tmp_path):
-    monkeypatch.setattr("mogao_jax.sampling.loading._DEMO_FILE", tmp_path / "demo.safetensors")
+    monkeypatch.setattr(CHECKPOINTS, "get", lambda name: tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match="bash launch/demo.sh"):
         mogao_jax.load()
 

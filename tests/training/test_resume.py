@@ -32,7 +32,7 @@ def get_config():
     c.images.max_pixels, c.images.max_side = 4096, 96
     c.images.vit_resize = "match_vae_grid"
     c.data.sources = {
-        "edit": source(task="edit"), "qa": source(task="qa"), "t2i": source(task="t2i")}
+        name: source(kind="shapes", task=name) for name in ("edit", "qa", "t2i")}
     c.data.validation_documents = 6
     c.packing.und_tokens, c.packing.clean_tokens, c.packing.noised_tokens = 256, 80, 80
     c.packing.images, c.packing.vit_patches, c.packing.pool = 8, 384, 8

@@ -24,6 +24,7 @@ from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Document, Item
 from mogao_jax.tokenizer import load_tokenizer
+from mogao_jax.worlds.shapes.options import world_name
 from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, WORLDS, World
 from mogao_jax.worlds.shapes.tasks import TASKS, make_document
 
@@ -114,7 +115,7 @@ def _world(config: MogaoConfig) -> World:
     """The shapes world, with images as large as the model sees them."""
     images = config.images
     area = min(images.max_pixels, images.max_side**2)
-    world = WORLDS[config.data.world]
+    world = WORLDS[world_name(config)]
     world = world.scaled(max(math.isqrt(area // world.max_pixels), 1))
     return world.fitting(images.max_pixels, images.max_side)
 

@@ -16,6 +16,7 @@ import numpy as np
 from mogao_jax.config.schema import MogaoConfig, SourceConfig
 from mogao_jax.errors import ConfigError, DocumentError, MogaoError
 from mogao_jax.paths import expanded
+from mogao_jax.registry import SOURCES
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.layout import lay_out
@@ -49,7 +50,7 @@ def packed_rows(config: MogaoConfig, num_rows: int, seed: int = 0) -> Rows:
       ConfigError: no document of the mixture fits the budgets.
     """
     sources = [s for s in config.data.sources.values() if s.weight > 0]
-    here = all(s.kind == "shapes" or pathlib.Path(s.path).exists() for s in sources)
+    here = all(not SOURCES.get(s.kind).needs_path or pathlib.Path(s.path).exists() for s in sources)
     tokenizer = config.tokenizer
     here = here and (tokenizer.kind != "file" or expanded(tokenizer.path).exists())
     origin = "made-up documents of the config's mixture"
@@ -102,7 +103,7 @@ def _made_up_rows(config: MogaoConfig, num_rows: int, seed: int) -> PackedBatch:
 
 def _fitting(config: MogaoConfig, rng: np.random.Generator, limits: Sizes) -> PackedBatch | None:
     """A document of the mixture, laid out; None if it does not fit."""
-    sources = list(config.data.sources.values()) or [SourceConfig(task="story")]
+    sources = list(config.data.sources.values()) or [SourceConfig(options={"task": "story"})]
     weights = np.array([s.weight for s in sources])
     source = sources[rng.choice(len(sources), p=weights / weights.sum())]
     document = made_up_document(source, config, rng)
@@ -119,12 +120,12 @@ def _fitting(config: MogaoConfig, rng: np.random.Generator, limits: Sizes) -> Pa
 
 
 def made_up_document(source: SourceConfig, config: MogaoConfig, rng) -> Document:
-    """A document of the kind that a source's `task` names; without one, by its weights.
+    """A document of the kind that a source's option `task` names; without one, by its weights.
 
     text: a page. qa: an image, question and answer. t2i: a caption, then its image.
     edit: two images. story, clip, and sources that generate: an interleaved document.
     """
-    task = source.task or ("story" if source.flow_weight else "qa")
+    task = source.options.get("task") or ("story" if source.flow_weight else "qa")
     if task == "text":
         return Document((_text(rng, PAGE),))
     if task == "qa":

@@ -33,8 +33,10 @@ GPUS = parse("8xH100")
 def config(**mesh):
     rows = mesh.pop("rows", 8)
     sources = {
-        "pairs": SourceConfig(kind="documents", path="nowhere", task="t2i"),
-        "questions": SourceConfig(kind="documents", path="nowhere", task="qa", flow_weight=0.0),
+        "pairs": SourceConfig(kind="documents", path="nowhere", options={"task": "t2i"}),
+        "questions": SourceConfig(
+            kind="documents", path="nowhere", options={"task": "qa"}, flow_weight=0.0
+        ),
     }
     base = tiny.config(
         data={"sources": sources}, packing={"und_tokens": 1024}, model={"vocab_size": 300}
@@ -230,7 +232,7 @@ def test_documents_that_are_made_up_follow_their_task():
     cfg, rng = config(), np.random.default_rng(0)
 
     def images(task, **fields):
-        source = SourceConfig(kind="documents", task=task, **fields)
+        source = SourceConfig(kind="documents", options={"task": task}, **fields)
         items = made_up_document(source, cfg, rng).items
         return [x.loss for x in items if isinstance(x, Image)]
 

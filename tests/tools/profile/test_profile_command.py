@@ -27,7 +27,7 @@ def get_config():
     c.tokenizer.kind = "shapes"
     c.images.max_pixels, c.images.max_side = 1024, 48
     c.images.vit_resize = "match_vae_grid"
-    c.data.sources = {"edit": source(task="edit"), "t2i": source(task="t2i")}
+    c.data.sources = {t: source(kind="shapes", task=t) for t in ("edit", "t2i")}
     c.packing.und_tokens, c.packing.clean_tokens, c.packing.noised_tokens = 128, 24, 24
     c.packing.images, c.packing.vit_patches, c.packing.pool = 8, 96, 8
     c.model.num_layers, c.model.embed_dim, c.model.mlp_dim = 1, 16, 24

@@ -111,7 +111,7 @@ def test_page_shows_the_run(workdir):
         "2 x cpu:0",
         "Document 1",
         "learned in full context",
-        "data.sources.qa.task",
+        "data.sources.qa.options.task",
     ):
         assert expected in words
     for chart in ("All losses", "Text, per data source", "Images, per timestep", "Speed"):

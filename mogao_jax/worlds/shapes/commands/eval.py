@@ -187,6 +187,7 @@ class _Scored:
 def _model(arguments: argparse.Namespace) -> _Scored:
     from mogao_jax.sampling.loading import DEMO
     from mogao_jax.worlds.shapes.evals.benchmark import Benchmark
+    from mogao_jax.worlds.shapes.options import world_name
     from mogao_jax.worlds.shapes.scene import fitting_world
 
     model = eval_options.load(arguments)
@@ -196,7 +197,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
     if arguments.untrained:
         params, role, facts = _initial(model, arguments.seed), "untrained", "initial parameters"
     images = model.config.images
-    world = fitting_world(model.config.data.world, images.max_pixels, images.max_side)
+    world = fitting_world(world_name(model.config), images.max_pixels, images.max_side)
     benchmark = Benchmark(
         tasks=arguments.tasks,
         per_category=arguments.per_category,

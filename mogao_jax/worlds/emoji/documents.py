@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from mogao_jax.data.builders.archive import SafeZip
-from mogao_jax.data.sources import write_jsonl
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.paths import expanded
+from mogao_jax.worlds.emoji.archive import SafeZip
 
 KINDS = ("captions", "names", "edits", "series")
 VALIDATION_EVERY = 20
@@ -57,7 +56,7 @@ _QUESTIONS = (
 )
 _ANSWERS = ("{name}", "{name}.", "This is {name}.", "It shows {name}.", "The emoji for {name}.")
 _CATEGORY_QUESTIONS = ("Which group does this emoji belong to?", "What category is this?")
-_EDITS = (
+EDITS = (
     "make the skin tone {tone}",
     "Change the skin tone to {tone}.",
     "give it {tone} skin",
@@ -65,7 +64,7 @@ _EDITS = (
     "{tone} skin tone instead",
     "now with {tone} skin",
 )
-_EDITS_TO_DEFAULT = (
+EDITS_TO_DEFAULT = (
     "make it yellow again",
     "Take the skin tone away.",
     "back to the default colour",
@@ -165,7 +164,8 @@ def _write(archive: SafeZip, emojis: list[Emoji], out: pathlib.Path) -> dict[str
             name = f"{kind}.validation.jsonl" if emoji.is_validation else f"{kind}.jsonl"
             documents.setdefault(name, []).extend(documents_of(emoji, kind))
     for name, records in documents.items():
-        write_jsonl(out / name, records)
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        (out / name).write_text("".join(lines), encoding="utf-8")
     if "LICENSE.txt" in archive:
         (out / "LICENSE.txt").write_bytes(archive.read("LICENSE.txt", MAX_IMAGE_BYTES))
     return {name: len(records) for name, records in sorted(documents.items())}
@@ -234,20 +234,20 @@ def _names(emoji: Emoji, rng: np.random.Generator) -> list[list[dict]]:
     return found
 
 
-def _tones(emoji: Emoji) -> dict[str, str]:
+def files_by_tone(emoji: Emoji) -> dict[str, str]:
     return {_DEFAULT: emoji.file, **emoji.variants} if emoji.variants else {}
 
 
 def _edits(emoji: Emoji, rng: np.random.Generator) -> list[list[dict]]:
-    tones = _tones(emoji)
+    tones = files_by_tone(emoji)
     pairs = [(a, b) for a in tones for b in tones if a != b]
     found = []
     for index in rng.permutation(len(pairs))[:16]:
         before, after = pairs[int(index)]
         if after == _DEFAULT:
-            text = _pick(rng, _EDITS_TO_DEFAULT, 1)[0]
+            text = _pick(rng, EDITS_TO_DEFAULT, 1)[0]
         else:
-            text = _pick(rng, _EDITS, 1)[0].format(tone=after)
+            text = _pick(rng, EDITS, 1)[0].format(tone=after)
         found.append(
             [_image(tones[before], "user"), _text(text, "user"), _image(tones[after], "assistant")]
         )
@@ -255,7 +255,7 @@ def _edits(emoji: Emoji, rng: np.random.Generator) -> list[list[dict]]:
 
 
 def _series(emoji: Emoji, rng: np.random.Generator) -> list[list[dict]]:
-    tones = _tones(emoji)
+    tones = files_by_tone(emoji)
     found = []
     for _ in range(2 if tones else 0):
         chosen = _pick(rng, list(tones), int(rng.integers(2, 5)))

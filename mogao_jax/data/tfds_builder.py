@@ -1,69 +1,20 @@
-"""Documents as a tensorflow-datasets data set (array_record; no TensorFlow needed).
+"""Writes documents as a tensorflow-datasets data set (array_record; no TensorFlow needed).
 
-Features of a record:
-
-    id        text    the document's id
-    complete  bool    see sequence/document.py
-    kinds     int64[n]  of each item: 0 text, 1 image
-    roles     int64[n]  0 none, 1 system, 2 user, 3 assistant
-    losses    int64[n]  0 or 1
-    contents  n byte strings: UTF-8 text, or an encoded image file
+See mogao_jax/data/tfds_source.py for the features of a record.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mogao_jax import images
 from mogao_jax.data.sources import DocumentsSource, Split
-from mogao_jax.errors import DocumentError, EnvironmentProblem
-from mogao_jax.sequence.document import Document, Image, Item, Role, Text
-
-_ROLES: tuple[Role | None, ...] = (None, "system", "user", "assistant")
-
-
-def encode(document: Document) -> dict[str, Any]:
-    """A record of the features above. Raises DocumentError if an image cannot be read."""
-    items = document.items
-    return {
-        "id": document.id,
-        "complete": document.complete,
-        "kinds": np.array([isinstance(item, Image) for item in items], np.int64),
-        "roles": np.array([_ROLES.index(item.role) for item in items], np.int64),
-        "losses": np.array([item.loss for item in items], np.int64),
-        "contents": [
-            item.text.encode("utf-8", "replace")
-            if isinstance(item, Text)
-            else images.encoded_bytes(item)
-            for item in items
-        ],
-    }
-
-
-def decode(example: Mapping[str, Any], place: str) -> Document:
-    """The document of a record. Raises DocumentError, naming the place."""
-    try:
-        identity = example["id"]
-        identity = identity.decode("utf-8") if isinstance(identity, bytes) else str(identity)
-        columns = zip(
-            example["kinds"], example["roles"], example["losses"], example["contents"], strict=True
-        )
-        items: list[Item] = []
-        for kind, role_index, loss, content in columns:
-            role = _ROLES[int(role_index)]
-            if int(kind) == 0:
-                items.append(Text(bytes(content).decode("utf-8"), role, bool(loss)))
-            else:
-                items.append(Image(data=bytes(content), role=role, loss=bool(loss)))
-        complete = bool(example["complete"])
-    except (KeyError, IndexError, TypeError, ValueError) as e:
-        raise DocumentError(f"{place}: not a record of documents ({e!r}).") from None
-    return Document(tuple(items), id=identity or place, complete=complete)
+from mogao_jax.data.tfds_source import encode
+from mogao_jax.errors import EnvironmentProblem
 
 
 class MogaoDocuments(tfds.core.GeneratorBasedBuilder):

@@ -1,4 +1,4 @@
-"""Converters: emoji archives and tfds data sets."""
+"""Noto emoji: the archive, read with suspicion, becomes documents."""
 
 import io
 import json
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from mogao_jax import images
-from mogao_jax.data.builders import archive, emoji
-from mogao_jax.data.sources import DocumentsSource, TfdsSource
-from mogao_jax.errors import DataError, DocumentError, EnvironmentProblem
-from mogao_jax.sequence.document import Document, Image, Text, to_json
+from mogao_jax.data.sources import DocumentsSource
+from mogao_jax.errors import DataError, EnvironmentProblem
+from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.worlds.emoji import archive
+from mogao_jax.worlds.emoji import documents as emoji
 
 
 def png(shade: int) -> bytes:
@@ -88,7 +89,7 @@ def test_every_kind_of_document(tmp_path):
 
 def test_an_edit_says_what_its_second_picture_is():
     parsed = emoji.read_index(json.dumps(record(1)))[0]
-    files = {v: k for k, v in emoji._tones(parsed).items()}
+    files = {v: k for k, v in emoji.files_by_tone(parsed).items()}
     edits = emoji.documents_of(parsed, "edits")
     assert len(edits) == 4 * 3
     for document in edits:
@@ -96,9 +97,9 @@ def test_an_edit_says_what_its_second_picture_is():
         tone = files[after["path"].removeprefix("images/")]
         assert before["path"] != after["path"]
         if tone == "default":
-            assert text["text"] in emoji._EDITS_TO_DEFAULT
+            assert text["text"] in emoji.EDITS_TO_DEFAULT
         else:
-            assert any(text["text"] == t.format(tone=tone) for t in emoji._EDITS)
+            assert any(text["text"] == t.format(tone=tone) for t in emoji.EDITS)
 
 
 def test_conversion_twice_gives_the_same(tmp_path):
@@ -195,36 +196,3 @@ def test_the_real_archive(shared_dir, tmp_path):
     assert sum(n for k, n in counts.items() if "validation" in k) > 1_000
     document = DocumentsSource(tmp_path / "edits.jsonl")[0]
     assert images.load_pixels(document.items[0]).shape == (64, 64, 3)
-
-
-def test_tfds_round_trip(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
-    from mogao_jax.data.builders import documents
-
-    made = [
-        Document(
-            (
-                Text(f"ü {i}", role="user", loss=False),
-                Image(data=png(i), role="assistant"),
-                Text("<|im_end|>"),
-            )[: 1 + i % 3],
-            id=f"d{i}",
-            complete=bool(i % 2),
-        )
-        for i in range(12)
-    ]
-    path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(to_json(d)) for d in made))
-    folder = documents.prepare(path, tmp_path / "tfds")
-    for split in ("train", "validation"):
-        source, want = TfdsSource(folder, split), DocumentsSource(path, split)
-        got = {source[i].id: source[i] for i in range(len(source))}
-        assert set(got) == {want[i].id for i in range(len(want))} and got
-        for i in range(len(want)):
-            a, b = want[i], got[want[i].id]
-            assert a.complete == b.complete and len(a.items) == len(b.items)
-            for x, y in zip(a.items, b.items, strict=True):
-                assert (type(x), x.role, x.loss) == (type(y), y.role, y.loss)
-                assert x.text == y.text if isinstance(x, Text) else x.data == y.data
-    with pytest.raises(DocumentError, match="place: not a record"):
-        documents.decode({"id": b"x"}, "place")

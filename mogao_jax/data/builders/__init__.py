@@ -1,1 +1,0 @@
-"""Converters of data sets into documents."""

@@ -100,7 +100,7 @@ def encoders() -> EncoderParams:
     return _encoders()
 
 
-def picture(rng: np.random.Generator, height: int = 32, width: int = 32) -> Image:
+def image(rng: np.random.Generator, height: int = 32, width: int = 32) -> Image:
     return Image(pixels=rng.integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -113,7 +113,7 @@ def interleaved_document(seed: int, num_images: int = 2, id: str | None = None) 
     rng = np.random.default_rng(seed)
     items: list = [Text("go" + "abcdefgh"[: 1 + seed % 5])]
     for i in range(num_images):
-        items.append(picture(rng, 16 * (1 + (seed + i) % 2), 16 * (1 + (seed + 2 * i) % 3)))
+        items.append(image(rng, 16 * (1 + (seed + i) % 2), 16 * (1 + (seed + 2 * i) % 3)))
         items.append(Text("xyz"[: 1 + i % 3]))
     return Document(items, id=id or f"interleaved-{seed}")
 

@@ -123,7 +123,7 @@ def test_text_through_the_whole_model_at_its_start_is_the_llm(order, measured):
         np.testing.assert_array_equal, params["layers_1"]["und"], params["layers_1"]["gen"]
     )
     rng = np.random.default_rng(0)
-    items = [tiny.Text("hello, what is this") if part == "text" else tiny.picture(rng)
+    items = [tiny.Text("hello, what is this") if part == "text" else tiny.image(rng)
              for part in order.split(", ")]  # fmt: skip
     batch = tiny.rows([[tiny.Document(items)]], config)
     modules = tiny.load_modules(config)

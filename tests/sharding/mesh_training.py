@@ -55,11 +55,11 @@ def documents() -> list[list[Document]]:
     rng = np.random.default_rng(0)
     rows = []
     for i in range(ROWS):
-        question = Image(pixels=tiny.picture(rng).pixels, loss=False)
+        question = Image(pixels=tiny.image(rng).pixels, loss=False)
         rows.append(
             [
                 [Document([Text("a" * (1 + i))], id=f"text-{i}")],
-                [Document([tiny.picture(rng, 16, 16)], id=f"image-{i}")],
+                [Document([tiny.image(rng, 16, 16)], id=f"image-{i}")],
                 [tiny.interleaved_document(i), tiny.interleaved_document(i + 50, 1)],
                 [Document([question, Text("what?", loss=False), Text("x")], id=f"answer-{i}")],
             ][i % 4]

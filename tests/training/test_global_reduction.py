@@ -26,11 +26,11 @@ def unequal_rows() -> list[list[Document]]:
         if i % 4 == 0:
             rows.append([Document([Text("a" * (1 + i))], id=f"text-{i}")])
         elif i % 4 == 1:
-            rows.append([Document([tiny.picture(rng, 16, 16)], id=f"image-{i}")])
+            rows.append([Document([tiny.image(rng, 16, 16)], id=f"image-{i}")])
         elif i % 4 == 2:
             rows.append([tiny.interleaved_document(i), tiny.interleaved_document(i + 50, 1)])
         else:
-            condition = Image(pixels=tiny.picture(rng).pixels, loss=False)
+            condition = Image(pixels=tiny.image(rng).pixels, loss=False)
             question = Text("what is it?", loss=False)
             rows.append([Document([condition, question, Text("x")], id=f"answer-{i}")])
     return rows

@@ -121,7 +121,7 @@ def test_later_items_change_nothing_earlier(run):
     document = tiny.interleaved_document(1)
     rng = np.random.default_rng(9)
     shape = document.items[3].pixels.shape[:2]
-    changed = _with_item(document, 3, tiny.picture(rng, *shape))
+    changed = _with_item(document, 3, tiny.image(rng, *shape))
     changed = _with_item(changed, 4, Text("q" * len(document.items[4].text)))
     before, after = tiny.rows([[document]]), tiny.rows([[changed]])
     a, b = run(before), run(after)
@@ -184,11 +184,11 @@ def test_laying_out_everything_changes_no_loss(run):
 def test_image_only_context_is_the_document_without_its_text(run):
     """Dropping the condition = laying out a document of images alone, positions included."""
     document = tiny.interleaved_document(5)
-    pictures = Document(
+    images = Document(
         [i for i in document.items if isinstance(i, Image)], id=document.id, complete=False
     )
     dropped = tiny.rows([[document]], context=IMAGE_ONLY)
-    alone = tiny.rows([[pictures]], context=FULL)
+    alone = tiny.rows([[images]], context=FULL)
     a, b = run(dropped), run(alone)
     _, flow_dropped = per_document(a, dropped, 0, 2)
     _, flow_alone = per_document(b, alone, 0, 1)
@@ -197,9 +197,9 @@ def test_image_only_context_is_the_document_without_its_text(run):
 
 
 def test_empty_context_sees_nothing(run):
-    """One picture has the same prediction whatever document it was dropped from."""
+    """One image has the same prediction whatever document it was dropped from."""
     rng = np.random.default_rng(0)
-    image = tiny.picture(rng)
+    image = tiny.image(rng)
     flows = []
     for text in ("a", "quite another text"):
         document = Document([Text(text), image], id="same")
@@ -237,12 +237,12 @@ def test_variants_keep_packed_equal_to_alone(sections):
 
 
 def test_text_reads_images_through_the_vae_in_ablation_b(params):
-    """VAE-only understanding: the answer depends on the picture; with the ViT mask it could not."""
+    """VAE-only understanding: the answer depends on the image; with the ViT mask it could not."""
     cfg = tiny.config(layout={"understanding_encoder": "vae"})
     rng = np.random.default_rng(2)
     documents = [
-        Document([tiny.picture(rng), Text("answer")], id="d"),
-        Document([tiny.picture(rng), Text("answer")], id="d"),
+        Document([tiny.image(rng), Text("answer")], id="d"),
+        Document([tiny.image(rng), Text("answer")], id="d"),
     ]
     documents = [
         Document([Image(pixels=d.items[0].pixels, loss=False), d.items[1]], id="d")

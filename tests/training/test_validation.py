@@ -55,7 +55,7 @@ def test_hidden_images_change_no_answer(encoder):
     rng = np.random.default_rng(0)
     answers: dict[bool, list] = {True: [], False: []}
     for _ in range(2):
-        image = Image(pixels=tiny.picture(rng).pixels, loss=False)
+        image = Image(pixels=tiny.image(rng).pixels, loss=False)
         batch = tiny.rows([[Document([image, Text("answer")], id="d")]], cfg, context=EMPTY)
         for hidden in answers:
             shown = hide_images(batch) if hidden else batch

@@ -170,7 +170,7 @@ def test_the_remedy_is_for_the_memory_that_the_compiler_names():
     assert "smem capacity by 40.6K. That is a core's memory" in flag(SMEM)
 
 
-def test_pictures_that_were_encoded_beforehand_are_planned_as_that(known, plan):
+def test_images_that_were_encoded_beforehand_are_planned_as_that(known, plan):
     plain = config(data=1, fsdp=8)
     cfg = dataclasses.replace(plain, data=dataclasses.replace(plain.data, encoded="nowhere"))
     row, before = memory.batch_row(cfg), memory.batch_row(plain)

@@ -95,7 +95,7 @@ def test_no_samples_no_section(run: Run, text):
 def test_broken_documents_are_left_out(run: Run):
     good = Document((Text("a"), image(3)), id="good")
     folder = save(run, [good, Document((Text("b"), image(4)), id="bad"), good])
-    (folder.path / "002-1.png").write_bytes(b"no picture")
+    (folder.path / "002-1.png").write_bytes(b"no image")
     assert [d["title"] for d in samples_section(run)["documents"]] == ["good", "good"]
     (folder.path / "001.json").write_text("{")
     record = json.loads((folder.path / "run.json").read_text())

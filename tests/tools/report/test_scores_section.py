@@ -69,7 +69,7 @@ def test_only_pngs_of_the_folder_itself_are_shown(run: Run, tmp_path_factory):
         return scores_section(run)[0]["grid"]
 
     os.symlink(outside, run.workdir / "link.png")
-    (run.workdir / "text.png").write_text("no picture")
+    (run.workdir / "text.png").write_text("no image")
     PIL.Image.new("RGB", (4, 4)).save(run.workdir / "grid.png")
     assert shown("grid.png").startswith("data:image/png;base64,")
     for name in ("", "missing.png", str(outside), "../outside/secret.png", "link.png", "text.png"):

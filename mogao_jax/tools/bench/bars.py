@@ -18,13 +18,12 @@ import jax.numpy as jnp
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
-from mogao_jax.models.modules import init_params, make_model
+from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.models.mogao import example_inputs
 from mogao_jax.ops.attention.pallas_tpu import attend_blocks, pallas_attention
 from mogao_jax.ops.attention.parts import Parts, blocked, static_of
 from mogao_jax.ops.attention.tiles import tile_statistics
 from mogao_jax.sequence.masking import TokenMeta
-from mogao_jax.sharding import rules
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.mixture import packed_rows
 from mogao_jax.tools.plan.plan import Plan, make_plan
@@ -122,8 +121,6 @@ def _model_program(config: MogaoConfig, num_layers: int, device: Any) -> Any:
         config, num_layers=num_layers, scan_layers=False, remat="none", vocab_size=256
     )
     module = make_model(config, 256, "tpu")
-    key = jax.random.key(0)
-    params = rules.unbox(jax.eval_shape(lambda: init_params(config, module, key)))
     inputs = jax.eval_shape(
         lambda: example_inputs(module, (1, p.und_tokens, p.clean_tokens, p.noised_tokens, p.images))
     )
@@ -134,7 +131,7 @@ def _model_program(config: MogaoConfig, num_layers: int, device: Any) -> Any:
 
     sharding = jax.sharding.SingleDeviceSharding(device)
     program = jax.jit(jax.value_and_grad(loss), in_shardings=sharding)
-    return program.lower(params, inputs).compile()
+    return program.lower(param_shapes(config, module), inputs).compile()
 
 
 def tiles(config: MogaoConfig, say: Say) -> Iterator[Row]:

@@ -8,6 +8,7 @@ the transformer's forward and backward pass, in float32.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import (
     AttentionConfig,
     ImageConfig,
@@ -25,7 +27,8 @@ from mogao_jax.config.schema import (
     VaeConfig,
     VitConfig,
 )
-from mogao_jax.models.mogao import Mogao, example_inputs, make_inputs, vit_feature_shape
+from mogao_jax.models.modules import init_params, make_model
+from mogao_jax.models.mogao import make_inputs, vit_feature_shape
 from mogao_jax.sequence.batch import PackedBatch, Sizes, sizes
 from mogao_jax.sequence.document import Document, Image, Item, Text
 from mogao_jax.sequence.layout import lay_out
@@ -163,34 +166,26 @@ def make_step(setting: Setting, batch: PackedBatch) -> Callable[[], None]:
     The transformer is as `mogao train` runs it on this machine.
     """
     config = setting.config()
-    model = Mogao(
-        config.model,
-        config.vae,
-        config.vit,
-        vocab_size=ByteTokenizer().vocab_size,
-        text_reads_vae=False,
-    )
-    channels = 4 * config.vae.latent_channels
-    features = vit_feature_shape(config.vit, config.model.connector, batch.vit.pixels.shape[1])
+    model = make_model(config, ByteTokenizer().vocab_size)
     mesh = make_mesh(MeshConfig(), jax.devices()[: min(setting.rows, len(jax.devices()))])
     rng = np.random.default_rng(1)
-    rows, copies = batch.noised.image.shape[0], batch.images.size.shape[1]
 
     def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape, np.float32))
+        return jnp.asarray(rng.standard_normal((setting.rows, *shape), np.float32))
 
+    channels = config.vae.latent_channels * LATENT_PATCH**2
+    patches, copies = batch.vit.pixels.shape[1], batch.images.size.shape[1]
     inputs = make_inputs(
         batch,
-        vit_features=normal(rows, *features),
-        clean_latents=normal(rows, batch.clean.image.shape[1], channels),
-        noised_latents=normal(rows, batch.noised.image.shape[1], channels),
-        timesteps=jnp.asarray(rng.random((rows, copies), np.float32)),
+        vit_features=normal(*vit_feature_shape(config.vit, config.model.connector, patches)),
+        clean_latents=normal(batch.clean.image.shape[1], channels),
+        noised_latents=normal(batch.noised.image.shape[1], channels),
+        timesteps=jnp.asarray(rng.random((setting.rows, copies), np.float32)),
         noised_index=batch.noised.image,
     )
     inputs = jax.device_put(inputs, batch_sharding(mesh))
-    tiny = example_inputs(model, (1, 8, 4, 4, 1))
-    params = rules.unbox(jax.jit(model.init)(jax.random.key(0), tiny)["params"])
-    params = jax.device_put(params, replicated(mesh))
+    init = jax.jit(functools.partial(init_params, config, model))
+    params = jax.device_put(rules.unbox(init(jax.random.key(0))), replicated(mesh))
 
     def loss(params, inputs):
         out = model.apply({"params": params}, inputs)

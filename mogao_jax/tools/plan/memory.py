@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
@@ -24,10 +25,10 @@ from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import budgets, empty_row
 from mogao_jax.sharding import rules
 from mogao_jax.sharding.ambient import BATCH_AXES
-from mogao_jax.sharding.mesh import MeshSizes, axis_sizes
-from mogao_jax.tools.profile.flops import branch_weights
+from mogao_jax.sharding.mesh import MeshSizes, axis_sizes, batch_sharding
+from mogao_jax.tools.plan.roofline import transformer_weights
 from mogao_jax.training.optimizer import count_trained, make_optimizer
-from mogao_jax.training.state import TrainState
+from mogao_jax.training.state import TrainState, num_bytes
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -73,7 +74,7 @@ def encoder_bytes(config: MogaoConfig) -> int:
     trees = [vae_template(config.vae)]
     if config.layout.understanding_encoder == "vit":
         trees.append(vit_template(config.vit))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees))
+    return num_bytes(trees)
 
 
 def batch_row(config: MogaoConfig) -> PackedBatch:
@@ -93,6 +94,16 @@ def batch_row(config: MogaoConfig) -> PackedBatch:
     _, width = vit_feature_shape(config.vit, config.model.connector, p.vit_patches)
     features = np.zeros((p.vit_patches, width), np.float32)
     return row._replace(vit=row.vit._replace(pixels=row.vit.pixels[:, :0], features=features))
+
+
+def abstract_batch(config: MogaoConfig, mesh: Mesh) -> PackedBatch:
+    """A step's batch [A, B, ...] as ShapeDtypeStructs with shardings."""
+    leading = (config.train.grad_accum_steps, config.train.global_batch_rows)
+    rows = batch_sharding(mesh, batch_axis=1)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype, sharding=rows),
+        batch_row(config),
+    )
 
 
 def batch_bytes(config: MogaoConfig, mesh: AnyMesh) -> int:
@@ -124,7 +135,7 @@ def estimate(
     m, p = config.model, config.packing
     state = state_bytes(boxed, mesh, config.mesh.param_axes)
     tokens, rows = tokens_per_chip(config, mesh), rows_per_chip(config, mesh)
-    tensor, width = mesh.shape["tensor"], 2 if m.dtype == "bfloat16" else 4
+    tensor, width = mesh.shape["tensor"], jnp.dtype(m.dtype).itemsize
     heads = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim / tensor
     attended = m.num_heads * (m.head_dim * width + 4) / tensor  # and the log-sum-exp of its scores
     kept = {
@@ -136,8 +147,7 @@ def estimate(
     saved = m.num_layers * tokens * (m.embed_dim * width + kept)
     # While a layer's backward pass runs: its FFN and norms, and the next layer's gathered weights.
     layer = tokens * (4 * m.mlp_dim / tensor + 10 * m.embed_dim) * width
-    branches = 2 if m.fusion == "deep" else 1
-    gathered = 2 * branches * branch_weights(m) / m.num_layers / tensor * width
+    gathered = 2 * transformer_weights(m) / m.num_layers / tensor * width
     chunk = 3 * rows * m.cross_entropy_chunk * 4  # logits and their derivatives, per token
     head = vocab_size * (m.embed_dim * (width + 4) + chunk)
     channels = config.vae.block_channels[0] if config.vae.kind == "flux" else 64
@@ -148,7 +158,7 @@ def estimate(
         encoders //= mesh.shape["fsdp"]
     params = rules.unbox(boxed.params)
     trained = count_trained(params, config.optimizer) / sum(count_parameters(params).values())
-    gradients = 4.0 * state["parameters"] * trained / np.dtype(m.param_dtype).itemsize
+    gradients = 4.0 * state["parameters"] * trained / jnp.dtype(m.param_dtype).itemsize
     return {
         **{name: float(n) for name, n in state.items()},
         "frozen encoders": float(encoders),

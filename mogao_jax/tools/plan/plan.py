@@ -8,15 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 
+from mogao_jax.assembly import assemble
 from mogao_jax.config.checks import check_on_mesh, check_without_files
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError, EnvironmentProblem
 from mogao_jax.models.encoder_weights import vae_template
 from mogao_jax.models.modules import Modules, count_parameters, make_modules
-from mogao_jax.sharding.mesh import check_rows, make_mesh
+from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated
 from mogao_jax.tokenizer import load_tokenizer
-from mogao_jax.tools.plan import lowering, memory
+from mogao_jax.tools.plan import memory
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.collectives import Collective, collectives, traffic
 from mogao_jax.tools.plan.diagnostics import flags, out_of_memory
@@ -176,7 +179,7 @@ def vocab_size(config: MogaoConfig) -> int:
         ) from None
 
 
-def check(config: MogaoConfig, topology: Topology) -> jax.sharding.AbstractMesh:
+def check(config: MogaoConfig, topology: Topology) -> AbstractMesh:
     """Refuses what would fail after compiling; returns the mesh.
 
     Raises:
@@ -297,7 +300,7 @@ def _compile(
     """(the compiler's figures, the program's collectives, flags: why there are none)."""
     mesh = make_mesh(config.mesh, topologies.devices(topology))
     say("tracing the step")
-    lowered = lowering.lower_step(config, known.vocab_size, mesh)
+    lowered = lower_step(config, known.vocab_size, mesh)
     say(f"compiling it for {topology} (some minutes for a large model)")
     try:
         compiled, program = Compiled.of(lowered)
@@ -308,3 +311,12 @@ def _compile(
             ) from e
         return None, [], [out_of_memory(config, str(e))]
     return compiled, collectives(program.as_text(), dict(mesh.shape)), []
+
+
+def lower_step(config: MogaoConfig, vocab_size: int, mesh: Mesh) -> Any:
+    """The train step of `mogao train`, lowered for devices that are only described."""
+    assembly = assemble(config, vocab_size, mesh, load_weights=False)
+    batch = memory.abstract_batch(config, mesh)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    with assembly.on_mesh():
+        return assembly.train_step.lower(assembly.state, assembly.encoders, batch, rate)

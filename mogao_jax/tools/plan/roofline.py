@@ -91,9 +91,7 @@ def roofline(
     m = config.model
     # Gathered weights are read in the forward pass, its recomputation and twice in the backward.
     passes = 3 + (m.remat != "none")
-    weights = (
-        2.0 * _branches(m) * branch_weights(m) / tensor * passes * config.train.grad_accum_steps
-    )
+    weights = 2.0 * transformer_weights(m) / tensor * passes * config.train.grad_accum_steps
     memory = chip.bandwidth * EFFICIENCY["memory"]
     return Roofline(
         compute=compute,
@@ -104,8 +102,9 @@ def roofline(
     )
 
 
-def _branches(model: ModelConfig) -> int:
-    return 2 if model.fusion == "deep" else 1
+def transformer_weights(model: ModelConfig) -> int:
+    """Weights of the matmuls of all branches and layers."""
+    return (2 if model.fusion == "deep" else 1) * branch_weights(model)
 
 
 def sent_by_formula(
@@ -131,7 +130,7 @@ def sent_by_formula(
     m, p = config.model, config.packing
     data, fsdp, tensor, context = (mesh_shape[x] for x in ("data", "fsdp", "tensor", "context"))
     adaln = 6 * m.num_layers * m.embed_dim**2
-    weights = _branches(m) * branch_weights(m) + adaln + vocab_size * m.embed_dim
+    weights = transformer_weights(m) + adaln + vocab_size * m.embed_dim
     llm = branch_weights(m) + vocab_size * m.embed_dim
     trained = weights - (llm if config.optimizer.frozen == "llm" else 0)
     width = jnp.dtype(m.dtype).itemsize

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 from mogao_jax.config.checks import check_architecture, image_tokens, vit_tokens
 from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.models.modules import Modules, init_params, make_modules
+from mogao_jax.models.modules import Modules, make_modules, param_shapes
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import image, kv_cache
 from mogao_jax.sequence.masking import TokenMeta
-from mogao_jax.sharding import rules
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.plan import Compiled, vocab_size
 from mogao_jax.tools.plan.printing import table
 from mogao_jax.tools.plan.roofline import EFFICIENCY
 from mogao_jax.tools.plan.topology import Topology
 from mogao_jax.tools.profile.flops import branch_weights
+from mogao_jax.training.state import num_bytes
 
 CONTEXTS = 3  # full, image-only, empty: computed together
 PROMPT = 128  # und tokens of the history, besides those of one image
@@ -93,14 +93,9 @@ def make_sampling_plan(
     modules = make_modules(config, vocab_size(config), topology.chip.platform)
     tokens, und = image_tokens(config), PROMPT + vit_tokens(config)
     lines = CONTEXTS * images
-    key = jax.random.key(0)
-    params = rules.unbox(jax.eval_shape(lambda: init_params(config, modules.model, key)))
+    params = param_shapes(config, modules.model)
     cache = jax.eval_shape(
         lambda: Parts(*(kv_cache.allocate(config.model, lines, n) for n in (und, tokens)))
-    )
-    params_bytes, cache_bytes = (
-        sum((float(x.size * x.dtype.itemsize) for x in jax.tree.leaves(tree)), 0.0)
-        for tree in (params, cache)
     )
     compiled = None
     if compile_it:
@@ -113,7 +108,7 @@ def make_sampling_plan(
     pairs = lines * tokens * (und + 2 * tokens)  # history, a clean image, and itself
     attention = 4.0 * m.num_layers * m.num_heads * m.head_dim * pairs
     compute = matmuls / EFFICIENCY["matmuls"] + attention / EFFICIENCY["attention"]
-    read = jnp.dtype(m.param_dtype).itemsize * branch_weights(m) + cache_bytes
+    read = jnp.dtype(m.param_dtype).itemsize * branch_weights(m) + num_bytes(cache)
     return SamplingPlan(
         name=config.name,
         topology=topology,
@@ -121,8 +116,8 @@ def make_sampling_plan(
         tokens=tokens,
         history=(und, tokens),
         num_steps=config.sampling.num_steps,
-        parameters=params_bytes,
-        cache=cache_bytes,
+        parameters=float(num_bytes(params)),
+        cache=float(num_bytes(cache)),
         peak=compiled.peak if compiled else None,
         temporaries=compiled.temporaries if compiled else None,
         compile_seconds=compiled.seconds if compiled else None,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 
+from mogao_jax.assembly import assemble
 from mogao_jax.config.convert import parse_config_args
 from mogao_jax.config.schema import MeshConfig, SourceConfig, TrainConfig
 from mogao_jax.errors import ConfigError, EnvironmentProblem
@@ -18,7 +19,7 @@ from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.vae import moments_of_images
 from mogao_jax.sequence.document import Image
 from mogao_jax.sharding.mesh import make_mesh
-from mogao_jax.tools.plan import diagnostics, lowering, memory, roofline, search
+from mogao_jax.tools.plan import diagnostics, memory, roofline, search
 from mogao_jax.tools.plan.collectives import Collective
 from mogao_jax.tools.plan.mixture import made_up_document, packed_rows
 from mogao_jax.tools.plan.plan import Compiled, check, make_plan, make_workload
@@ -60,7 +61,7 @@ def test_state_per_chip_is_that_of_the_program(known):
     """Analytic bytes against the shards of what would really be handed to the step."""
     cfg = config(data=2, fsdp=4)
     mesh = make_mesh(cfg.mesh, jax.devices())
-    assembly = lowering.described(cfg, known.vocab_size, mesh)
+    assembly = assemble(cfg, known.vocab_size, mesh, load_weights=False)
 
     def held(tree):
         return sum(
@@ -74,7 +75,7 @@ def test_state_per_chip_is_that_of_the_program(known):
     assert found["moments"] == held(state.opt_state)
     assert found["moving average"] == held(state.ema_params)
     assert memory.batch_bytes(cfg, memory.abstract_mesh(cfg.mesh, 8)) == held(
-        lowering.abstract_batch(cfg, mesh)
+        memory.abstract_batch(cfg, mesh)
     )
     assert memory.encoder_bytes(cfg) == sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(assembly.encoders)
@@ -187,7 +188,7 @@ def test_images_that_were_encoded_beforehand_are_planned_as_that(known, plan):
     assert row.images.moments.shape == moments.shape and row.images.pixels.size == 0
     assert row.vit.features.shape == features.shape[1:] and row.vit.pixels.size == 0
     mesh = memory.abstract_mesh(cfg.mesh, 8)
-    batch = lowering.abstract_batch(cfg, make_mesh(cfg.mesh, jax.devices()))
+    batch = memory.abstract_batch(cfg, make_mesh(cfg.mesh, jax.devices()))
     assert memory.batch_bytes(cfg, mesh) == sum(
         x.dtype.itemsize * int(np.prod(x.sharding.shard_shape(x.shape)))
         for x in jax.tree.leaves(batch)

@@ -179,8 +179,7 @@ def _watch_shapes(sampler: Sampler) -> dict[str, set]:
     def noted(name: str, program: Callable[..., Any]) -> Callable[..., Any]:
         def call(params: Any, *args: Any, **static: Any) -> Any:
             leaves, tree = jax.tree.flatten(args)
-            shapes = tuple(np.shape(leaf) for leaf in leaves)
-            seen[name].add((shapes, tree, tuple(sorted(static.items()))))
+            seen[name].add((tree, *map(np.shape, leaves), *sorted(static.items())))
             return program(params, *args, **static)
 
         return call

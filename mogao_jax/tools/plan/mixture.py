@@ -1,6 +1,6 @@
 """Rows that a config's data would fill: from the data where they are here, else made up.
 
-What attention costs depends on how documents lie in a row, so rows are really laid out and
+What attention costs depends on where documents are in a row, so rows are really laid out and
 packed. Where a config names files that are not here, documents of the same kind replace them:
 blank images and letters, since only sizes matter.
 """

@@ -101,8 +101,8 @@ class Topology:
 
     @property
     def two_axes(self) -> tuple[int, int] | None:
-        """Sizes of a data and an fsdp axis that each lie along axes of a TPU slice's torus: its
-        first, and its others together. None for GPUs, and where it has but one."""
+        """Sizes of a data and an fsdp axis along a TPU slice's torus: its first axis, and the
+        others together. None for GPUs, and for slices of a single axis."""
         sizes = [int(n) for n in self.name.partition(":")[2].split("x") if n not in ("", "1")]
         return (sizes[0], math.prod(sizes[1:])) if len(sizes) > 1 else None
 
@@ -165,7 +165,7 @@ def _unknown(name: str) -> EnvironmentProblem:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """The devices of a topology, for a mesh; programs can be compiled for them and not run.
+    """The devices of a topology, for a mesh. Programs can be compiled for them, not run.
 
     Raises:
       EnvironmentProblem: the TPU compiler (libtpu) is missing, of another version than this jax

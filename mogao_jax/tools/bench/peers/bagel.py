@@ -1,10 +1,9 @@
 """BAGEL's packed mixture of transformers (github.com/ByteDance-Seed/Bagel), from a clone of it.
 
-Run as its training runs it with a mask per sample. Three things are changed from outside, without
-which it runs on CUDA alone: `flash_attn`, which it imports and its training path does not call, is
-an empty module; the demand for CUDA's memory-efficient attention is taken away, so that torch
-chooses its CPU kernel; and its casts to bfloat16 around attention become casts to float32.
-Needs torch and transformers 4.49.
+Run as in its training, with a mask per sample. Three patches let it run without CUDA: `flash_attn`,
+which it imports and its training path does not call, is an empty module; its request for CUDA's
+memory-efficient attention is ignored, so that torch chooses its CPU kernel; and its casts to
+bfloat16 around attention become casts to float32. Needs torch and transformers 4.49.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def make_step(
         pad_token_id=0,
     )
     model = module.Qwen2Model(config).float().train()
-    # Every row's documents one after the other: one packed sequence.
+    # The documents of all rows are one packed sequence.
     documents = [d for row in rows for d in row]
     is_gen = np.concatenate([d.is_gen for d in documents])
     sequence = torch.randn(len(is_gen), setting.width, requires_grad=True)
@@ -76,7 +75,7 @@ def make_step(
 
 
 class _Float32:
-    """torch, but for bfloat16, which is float32."""
+    """torch, with float32 in place of bfloat16."""
 
     def __init__(self, torch: Any):
         self._torch = torch
@@ -96,12 +95,11 @@ def _module(folder: pathlib.Path) -> Any:
         raise EnvironmentProblem(f"--bagel needs torch and transformers 4.49: {e}.") from e
     stub: Any = types.ModuleType("flash_attn")
     stub.flash_attn_varlen_func = None
-    # transformers looks for it by its specification, and finds by its missing version that it is
-    # no package to be used.
+    # transformers asks for a specification, and by the missing version knows not to use it.
     stub.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
     sys.modules.setdefault("flash_attn", stub)
-    # Its packages import one another, and with them encoders that need more libraries: here they
-    # are empty ones that only know where their modules lie.
+    # Its packages import encoders that need more libraries. Empty packages with the same paths
+    # load only the modules that are asked for.
     for name in ("modeling", "modeling.bagel", "modeling.cache_utils", "modeling.qwen2"):
         package: Any = types.ModuleType(name)
         package.__path__ = [str(folder.joinpath(*name.split(".")))]

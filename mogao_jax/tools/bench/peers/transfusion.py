@@ -1,7 +1,7 @@
 """The transformer of transfusion-pytorch (github.com/lucidrains/transfusion-pytorch), installed.
 
 One stream with adaptive norms for the tokens of images, a row of the batch per document, padded
-to the longest, our mask given to it. Its defaults but for sizes: it has no grouped queries.
+to the longest, with our mask. Its defaults except for sizes; it has no grouped queries.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make_step(setting: Setting, rows: list[list[Sequence]]) -> Callable[[], None
         depth=setting.layers,
         dim_head=setting.head_dim,
         heads=setting.heads,
-        # It takes two thirds of this as the width of its gated layer, as ours is given.
+        # Its gated layer is two thirds as wide as this; so it gets our width.
         ff_expansion_factor=setting.mlp * 3 / 2 / setting.width,
     ).train()
     documents = [d for row in rows for d in row]

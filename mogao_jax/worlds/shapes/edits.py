@@ -125,6 +125,10 @@ def place_again(
     if place == "relation":
         anchor, goal = pick(rng, scene.objects), pick(rng, RELATIONS)
         named = dataclasses.replace(edit, anchor=anchor, relation=goal)
+    return _placed(rng, scene, world, obj, named)
+
+
+def _placed(rng: Rng, scene: Scene, world: World, obj: Object, named: Edit) -> Edit | None:
     x0, x1, y0, y1 = _bounds(named, scene, world, obj)
     if x0 > x1 or y0 > y1:
         return None

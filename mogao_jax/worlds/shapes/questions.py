@@ -136,20 +136,20 @@ def _one_attribute(rng: Rng, world: World, name: str) -> _Asked:
 def _counted_scene(rng: Rng, world: World) -> tuple[Wanted, Scene]:
     """A description and a scene in which every number of matches is about equally likely."""
     like = random_kind(rng, world)
-    mode = pick(rng, ("all", "shape", "shape", "color", "both"))
-    shape = like.shape if mode in ("shape", "both") else None
-    color = like.color if mode in ("color", "both") else None
-    matching = between(rng, 1 if mode == "all" else 0, world.max_count)
-    rest = 0 if mode == "all" else between(rng, 0 if matching else 1, world.max_count - matching)
+    by_shape, by_color = Wanted(like.shape), Wanted(None, like.color)
+    subject = pick(rng, (Wanted(), by_shape, by_shape, by_color, Wanted.of(like)))
+    everything = subject == Wanted()
+    matching = between(rng, int(everything), world.max_count)
+    rest = 0 if everything else between(rng, int(matching == 0), world.max_count - matching)
     kinds: list[Kind] = []
     while len(kinds) < matching + rest:
         kind = random_kind(rng, world)
-        match = Kind(shape or kind.shape, color or kind.color, kind.size)
+        match = Kind(subject.shape or kind.shape, subject.color or kind.color, kind.size)
         if len(kinds) < matching:
             kinds.append(match)
         elif match != kind:
             kinds.append(kind)
-    return Wanted(shape, color), arrange(rng, shrink_crowd(kinds), world)
+    return subject, arrange(rng, shrink_crowd(kinds), world)
 
 
 def _count(rng: Rng, world: World) -> _Asked:

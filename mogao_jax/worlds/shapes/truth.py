@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from mogao_jax.worlds.shapes.scene import Object, Scene, relations
+from mogao_jax.worlds.shapes.scene import Kind, Object, Scene, relations
 
 CATEGORIES = (
     *("single_object", "two_objects", "counting"),
@@ -23,7 +23,7 @@ class Wanted:
     count: int = 1
 
     @classmethod
-    def of(cls, obj: Object) -> Wanted:
+    def of(cls, obj: Object | Kind) -> Wanted:
         """An object by its shape and colour."""
         return cls(obj.shape, obj.color)
 

@@ -53,12 +53,7 @@ def main(argv: list[str]) -> int:
 
 def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raises DataError or RequestError for what cannot be; makes --tasks a tuple."""
-    tasks = tuple(t.strip() for t in arguments.tasks.split(",") if t.strip())
-    unknown = [t for t in tasks or (arguments.tasks,) if t not in TASKS]
-    if unknown:
-        raise DataError(
-            f"--tasks: there is no task {unknown[0]!r}; the tasks are {', '.join(TASKS)}."
-        )
+    tasks = _tasks(arguments.tasks)
     flag = eval_options.flag
     for mode in [m for m in _USELESS if getattr(arguments, m)]:
         given = [n for n in _USELESS[mode] if getattr(arguments, n) != parser.get_default(n)]
@@ -70,6 +65,16 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
     # Before a model is loaded: without a size, options are the same for every config.
     picture_options(arguments, MogaoConfig())
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    tasks = tuple(t.strip() for t in text.split(",") if t.strip())
+    unknown = [t for t in tasks or (text,) if t not in TASKS]
+    if unknown:
+        raise DataError(
+            f"--tasks: there is no task {unknown[0]!r}; the tasks are {', '.join(TASKS)}."
+        )
+    return tasks
 
 
 def _score(arguments: argparse.Namespace) -> int:

@@ -140,33 +140,41 @@ def _story(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judg
     drawn, said = _told(items)
     readings = [read_image(pixels, world) for pixels in drawn]
     number = len(case.truth.scenes)
-    steps, repeated = [], []
-    for k in range(number):
-        if k >= len(drawn):
-            steps.append(Verdict(False, NOTHING))
-            repeated += [False] * (k > 0)
-        elif k == 0:
-            steps.append(_first_step(case, said[0], readings[0]))
-        else:
-            change = _next_step(case, k, said[k], readings[k - 1], readings[k], world)
-            steps.append(Verdict(change.right, change.reason))
-            if readings[k - 1].clear and readings[k].clear:
-                scenes = readings[k - 1].scene, readings[k].scene
-                repeated.append(verdicts.same_scene(*scenes, world))
-            else:
-                repeated.append(repeated_pixels(drawn[k - 1], drawn[k]))
+    steps = [Verdict(False, NOTHING)] * number
+    repeated = [False] * (number - 1)
+    if drawn:
+        steps[0] = _first_step(case, said[0], readings[0])
+    for k in range(1, min(number, len(drawn))):
+        steps[k] = _next_step(case, k, said[k], readings[k - 1], readings[k], world)
+        repeated[k - 1] = _repeats(drawn[k - 1 : k + 1], readings[k - 1 : k + 1], world)
     count = len(drawn) == number and stop == "end"
-    order = count and all(s.strip() for s in said) and _tells_all(case, said)
+    order = count and _tells_all(case, said)
     checks = {"count": count, "order": order, "whole": order and all(s.right for s in steps)}
-    reasons = [f"{k + 1}: {s.reason}" for k, s in enumerate(steps) if not s.right]
+    reasons = []
     if not count:
-        ended = "" if stop == "end" else f" ({stop.replace('_', ' ')})"
-        reasons.insert(0, f"{len(drawn)} images for {number}{ended}")
+        reasons = [f"{len(drawn)} images for {number}{_ended(stop)}"]
     elif not order:
-        told = "what was asked" if case.truth.planned else "such a story"
-        reasons.insert(0, f"the sentences do not tell {told}")
-    reason = "; ".join(reasons)
+        reasons = [f"the sentences do not tell {_ASKED[case.truth.planned]}"]
+    reason = "; ".join([*reasons, *_step_reasons(steps)])
     return Judged(case, items, stop, checks, tuple(steps), (0, 0), tuple(repeated), reason)
+
+
+_ASKED = {True: "what was asked", False: "such a story"}  # planned or not
+
+
+def _ended(stop: str) -> str:
+    return "" if stop == "end" else f" ({stop.replace('_', ' ')})"
+
+
+def _step_reasons(steps: Sequence[Verdict]) -> list[str]:
+    return [f"{k}: {step.reason}" for k, step in enumerate(steps, start=1) if not step.right]
+
+
+def _repeats(drawn: list[np.ndarray], readings: list[Reading], world: World) -> bool:
+    """Whether the second of two images shows what the first one does."""
+    if all(reading.clear for reading in readings):
+        return verdicts.same_scene(readings[0].scene, readings[1].scene, world)
+    return repeated_pixels(*drawn)
 
 
 def _told(items: tuple[Item, ...]) -> tuple[list[np.ndarray], list[str]]:
@@ -196,6 +204,7 @@ def _agree(wanted: Wanted | None, told: Wanted) -> bool:
 
 
 def _tells_all(case: Case, said: list[str]) -> bool:
+    """Whether there is a sentence before each image, and they tell such a story, in order."""
     first, claims = sentences.opening(said[0]), [sentences.change(text) for text in said[1:]]
     if first is None or None in claims or not _agree(_first_wanted(case), first):
         return False
@@ -218,7 +227,7 @@ def _first_step(case: Case, text: str, reading: Reading) -> Verdict:
 
 def _next_step(
     case: Case, k: int, text: str, last: Reading, reading: Reading, world: World
-) -> Verdict | Change:
+) -> Verdict:
     if not last.clear:
         return Verdict(False, reading.problems[0] if reading.problems else "follows an unclear one")
     if case.truth.planned:
@@ -230,4 +239,5 @@ def _next_step(
         edit = sentences.resolve(claim, last.scene)
     if edit is None:
         return Verdict(False, "what is to change is not there")
-    return verdicts.judge_change(last.scene, reading, edit, world)
+    change = verdicts.judge_change(last.scene, reading, edit, world)
+    return Verdict(change.right, change.reason)

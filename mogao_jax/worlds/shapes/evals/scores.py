@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mogao_jax.errors import DataError
@@ -159,19 +159,18 @@ def read(path: pathlib.Path) -> Scores:
 
 def tables(scores: Scores, beside: Scores | None = None) -> list[dict[str, Any]]:
     """[{'title', 'lines', 'notes'}]: the tables as people read them, the first line the header."""
-    out = []
-    for task, title in TITLES.items():
-        rows = [r for r in scores.rows if r.task == task]
-        if rows:
-            metrics = [m for m in METRICS if any(r.metric == m for r in rows)]
-            several = len(metrics) > 1
-            lines = (
-                _several_metrics(rows, metrics, beside) if several else _one_metric(rows, beside)
-            )
-            known = [m for m in metrics if (task, m) in EXPLAINED]
-            notes = [f"{METRICS[m]}: {EXPLAINED[task, m]}" for m in known]
-            out.append({"title": title, "lines": lines, "notes": notes})
-    return out
+    by_task = {task: [r for r in scores.rows if r.task == task] for task in TITLES}
+    return [_table(task, rows, beside) for task, rows in by_task.items() if rows]
+
+
+def _table(task: str, rows: Sequence[Row], beside: Scores | None) -> dict[str, Any]:
+    found = {r.metric for r in rows}
+    metrics = [m for m in METRICS if m in found]
+    lines = _one_metric(rows, beside)
+    if len(metrics) > 1:
+        lines = _several_metrics(rows, metrics, beside)
+    notes = [f"{METRICS[m]}: {EXPLAINED[task, m]}" for m in metrics if (task, m) in EXPLAINED]
+    return {"title": TITLES[task], "lines": lines, "notes": notes}
 
 
 def _one_metric(rows: Sequence[Row], beside: Scores | None) -> list[list[str]]:
@@ -191,15 +190,18 @@ def _several_metrics(
 ) -> list[list[str]]:
     """The same with a column per metric; chance and the other model stand below."""
     found = {(r.group, r.metric): r for r in rows}
+
+    def line(name: str, group: str, cell: Callable[[Row], str], absent: str = "") -> list[str]:
+        shown = (found.get((group, m)) for m in metrics)
+        return [name, *(cell(row) if row else absent for row in shown)]
+
+    groups = dict.fromkeys(r.group for r in rows)
     table = [["", *(METRICS[m] for m in metrics)]]
-    for group in dict.fromkeys(r.group for r in rows):
-        table.append([label(group), *(_cell(found.get((group, m))) for m in metrics)])
-    overall = [found.get((OVERALL, m)) for m in metrics]
-    below = {"trials": lambda r: str(r.proportion.total), "chance": lambda r: percent(r.chance)}
+    table += [line(label(g), g, _with_interval, "-") for g in groups]
+    table.append(line("  trials", OVERALL, lambda row: str(row.proportion.total)))
+    table.append(line("  chance", OVERALL, lambda row: percent(row.chance)))
     if beside:
-        below[beside.role] = lambda r: _beside(r, beside)
-    for name, cell in below.items():
-        table.append([f"  {name}", *(cell(r) if r else "" for r in overall)])
+        table.append(line(f"  {beside.role}", OVERALL, lambda row: _beside(row, beside)))
     return table
 
 
@@ -228,9 +230,7 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     return out
 
 
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return "-"
+def _with_interval(row: Row) -> str:
     low, high = row.proportion.interval
     return f"{row.percent} [{100 * low:.0f}, {100 * high:.0f}]"
 

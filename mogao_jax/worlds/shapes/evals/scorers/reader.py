@@ -1,16 +1,16 @@
-"""Reads the scene back from a picture's pixels, which may be soft, noisy and off in colour.
+"""Reads the scene back from an image's pixels, which may be soft, noisy and off in colour.
 
-The background is measured where the picture looks like one. Every pixel is explained as a mixture
+The background is measured where the image looks like one. Every pixel is explained as a mixture
 of it with the object colour that leaves the least residual; pixels that are mostly object make
 connected pieces; a piece's colour is that of its inside; and the piece's soft mask is fitted with
-the world's own shapes. Whatever is not explained so makes the picture unclear: a piece that fits
+the world's own shapes. Whatever is not explained so makes the image unclear: a piece that fits
 no shape (two objects grown together, half an object, a blot), a colour between the world's, and
 anything left besides the objects.
 
 Limits, and why they are where they are:
 
-- MIN_FIT: what the autoencoder makes of true pictures fits with 0.99, soft or noisy ones with 0.98;
-  pictures bent by half a pixel on average, whose shapes a person still names, with 0.93 to 0.97.
+- MIN_FIT: what the autoencoder makes of true images fits with 0.99, soft or noisy ones with 0.98;
+  images bent by half a pixel on average, whose shapes a person still names, with 0.93 to 0.97.
   Two objects grown together, half an object or an L stay below 0.9. Shapes that come near one of
   ours and are none (templates.OTHERS) compete with it instead.
 - MAX_COLOR_DISTANCE: half of the least distance of two object colours in RGB is 52; a piece takes
@@ -43,7 +43,7 @@ MIN_FIT = 0.92
 MIN_LEAD = 0.004  # of the best shape over the second
 MAX_COLOR_DISTANCE = 60.0  # of pixels from mixtures of colour and background, in RGB values
 MAX_BACKGROUND_DISTANCE = 40.0
-MIN_BACKGROUND = 0.15  # share of the picture that must look like a background
+MIN_BACKGROUND = 0.15  # share of the image that must look like a background
 SPECK = 1 / 12  # of the smallest object's area
 MAX_MIXED = 0.12  # share of a piece that may be of another colour than its inside
 LEFT_OVER_DISTANCE = 36.0  # from the background, of a pixel (3x3 mean) outside the objects
@@ -56,12 +56,12 @@ _BACKGROUNDS = np.asarray(list(BACKGROUNDS.values()), np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a picture shows.
+    """What an image shows.
 
     Attributes:
       scene: all that was recognised; objects from top to bottom of the canvas, then left to right,
         with the world's diameters and whole-pixel centres; background "" if it is none of ours.
-      problems: what could not be explained, in words; empty if the picture is clear.
+      problems: what could not be explained, in words; empty if the image is clear.
       fits: of each object, 1 being perfect.
     """
 
@@ -75,7 +75,7 @@ class Reading:
 
 
 def read_image(pixels: np.ndarray, world: World = DEFAULT_WORLD) -> Reading:
-    """The scene of a picture.
+    """The scene of an image.
 
     Args:
       pixels: uint8[H, W, 3].
@@ -178,11 +178,14 @@ def _read_piece(
         parts = _split(values, ground, piece, solid, world) if split else []
         return parts, "" if parts else "something of several colors"
     foreign = _grown(solid & ~piece, 1)
-    mask = share * (_grown(piece, 2) & (piece | ~foreign))
+    return _fitted(share * (_grown(piece, 2) & (piece | ~foreign)), COLOR_NAMES[color], world)
+
+
+def _fitted(mask: np.ndarray, name: str, world: World) -> tuple[list[tuple[Object, float]], str]:
+    """The object of this color that a soft mask shows, or else the problem."""
     rows, columns = np.flatnonzero((mask > 0.25).any(1)), np.flatnonzero((mask > 0.25).any(0))
     cy, cx = int(rows[0] + rows[-1] + 1) // 2, int(columns[0] + columns[-1] + 1) // 2
     extent = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
-    name = COLOR_NAMES[color]
     fits = templates.fit(mask, extent, cx, cy, world)
     if not fits or fits[0].score < MIN_FIT or fits[0].shape in templates.OTHERS:
         return [], f"something {name} that is no shape of ours"

@@ -1,6 +1,6 @@
-"""Reads what a model's own sentences claim: an opening of a story, or a change of its last picture.
+"""Reads what a model's own sentences claim: an opening of a story, or a change of its last image.
 
-Sentences are those of the embedded world (data/shapes), whole: anything else is not understood.
+Sentences are those of the embedded world (worlds/shapes), whole: anything else is not understood.
 A claim speaks of things by description, as the words do; `resolve` finds them in a scene.
 """
 
@@ -64,7 +64,7 @@ _CHANGES = tuple(
 _LEAD = re.compile(r"(?:then|now|next,|after that,|finally,|at last) ")
 _OPENING = re.compile(f"(?:first, |first there is |here is |we start with )?{_Y}")
 _MENTION = re.compile(rf"\b{_Y}\b")
-_PICTURES = re.compile(rf"\b({_any(NUMBERS)}|\d+) pictures?\b")
+_COUNT = re.compile(rf"\b({_any(NUMBERS)}|\d+) pictures?\b")
 
 
 def _sentence(text: str) -> str:
@@ -113,9 +113,9 @@ def change(text: str) -> Claim | None:
 
 
 def asked_story(text: str) -> tuple[int | None, Wanted | None]:
-    """How many pictures a request for a free story asks for, and about what, if it says."""
+    """How many images a request for a free story asks for, and about what, if it says."""
     sentence = _sentence(text)
-    number, about = _PICTURES.search(sentence), _MENTION.search(sentence)
+    number, about = _COUNT.search(sentence), _MENTION.search(sentence)
     count = None
     if number:
         word = number[1]

@@ -1,7 +1,7 @@
-"""The world's own shapes as soft masks, and how well a piece of a picture fits each of them.
+"""The world's own shapes as soft masks, and how well a piece of an image fits each of them.
 
 A mask of coverage (0 background, 1 object) is compared with every shape, at diameters around its
-own extent, at half-pixel steps of place and at a few widths of blur, so that a picture that is a
+own extent, at half-pixel steps of place and at a few widths of blur, so that an image that is a
 little soft, off or too small is still recognised as what it is nearest to. Shapes that the world
 does not have compete too, so that a diamond is not taken for the circle it resembles.
 

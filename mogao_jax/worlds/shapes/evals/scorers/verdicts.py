@@ -188,19 +188,22 @@ def _undone(scene: Scene, rest: _Rest, edit: Edit) -> str:
         return f"the background is {scene.background}"
     if edit.kind in ("background", "remove"):
         return _added(rest, edit.target)
-    target = edit.target
     if not rest.new:
-        return "nothing is new" if target is None else f"{_the(target)} is gone"
+        return f"{_the(edit.target)} is gone" if edit.target else "nothing is new"
     if len(rest.new) > 1:
         return f"new are {_all(rest.new)}"
     new = rest.new[0]
     if not _as_asked(new, edit):
-        if target is None:
-            return f"new is {_all(rest.new)}"
-        same = new.kind == target.kind
-        return f"{_the(target)} " + ("has not changed" if same else f"became {_all(rest.new)}")
-    anchor = rest.places.get(id(edit.anchor), edit.anchor) if edit.anchor else None
+        return _instead(new, edit.target)
+    anchor = rest.places.get(id(edit.anchor), edit.anchor)
     return "" if _in_place(new, scene, edit, anchor) else f"{_the(new)} is in the wrong place"
+
+
+def _instead(new: Object, target: Object | None) -> str:
+    if target is None:
+        return f"new is {_all([new])}"
+    same = new.kind == target.kind
+    return f"{_the(target)} " + ("has not changed" if same else f"became {_all([new])}")
 
 
 def _added(rest: _Rest, removed: Object | None) -> str:

@@ -71,10 +71,7 @@ def _wrong_news(
     made: dict[str, Scene | None] = {}
     if edit.asked is None or edit.asked.color is not None:
         made["wrong color"] = _recolored(rng, after, new)
-    taken = {o.shape for o in after.objects if o.color == new.color}
-    free = [s for s in SHAPES if s not in taken]
-    shape = pick(rng, free) if free else pick_other(rng, SHAPES, new.shape)
-    made["wrong shape"] = _with(after, new, shape=shape)
+    made["wrong shape"] = _reshaped(rng, after, new)
     if edit.kind in ("recolor", "replace"):
         made["elsewhere"] = _moved(rng, after, new, world)
     if edit.relation is not None or edit.region is not None:
@@ -91,6 +88,14 @@ def _recolored(rng: Rng, scene: Scene, obj: Object) -> Scene:
     """In a color that makes the object no twin of another."""
     taken = {o.color for o in scene.objects if o.shape == obj.shape}
     return _with(scene, obj, color=pick(rng, [c for c in COLOR_NAMES if c not in taken]))
+
+
+def _reshaped(rng: Rng, scene: Scene, obj: Object) -> Scene:
+    """In a shape that makes the object no twin of another, if there is one."""
+    taken = {o.shape for o in scene.objects if o.color == obj.color}
+    free = [s for s in SHAPES if s not in taken]
+    shape = pick(rng, free) if free else pick_other(rng, SHAPES, obj.shape)
+    return _with(scene, obj, shape=shape)
 
 
 def _on_other_ground(rng: Rng, scene: Scene, besides: str = "") -> Scene:

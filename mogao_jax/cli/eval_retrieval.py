@@ -12,7 +12,7 @@ from typing import Any
 
 from mogao_jax.atomic import atomic_file, require_writable, write_file
 from mogao_jax.console import eval_options
-from mogao_jax.console.image_options import picture_options
+from mogao_jax.console.image_options import sampling_options
 from mogao_jax.console.logs import configure_logging, progress
 from mogao_jax.console.parser import Parser
 from mogao_jax.errors import DocumentError
@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     asked = DocumentsSource(arguments.documents, arguments.split)
     model = eval_options.load(arguments)
-    options = picture_options(arguments, model.config)
+    options = sampling_options(arguments, model.config)
     images = model.config.images
     # Evenly over the file: neighbours are often about the same image.
     step = max(1, len(asked) // arguments.num)

@@ -10,7 +10,7 @@ from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.load_params import best_weights, load_params
 from mogao_jax.checkpoints.sidecar_files import origin
 from mogao_jax.config.convert import from_dict
-from mogao_jax.console.image_options import add_picture_flags, picture_options
+from mogao_jax.console.image_options import add_image_flags, sampling_options
 from mogao_jax.console.parser import Parser
 from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.tokenizer import load_tokenizer
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> int:
         help="ema: the moving average; raw: the last parameters; best: ema where there is one",
     )
     add = parser.add_argument_group("what the model is best sampled with").add_argument
-    add_picture_flags(add, solver=False)
+    add_image_flags(add, solver=False)
     arguments = parser.parse_args(argv)
     config = from_dict(files.read_meta(arguments.checkpoint)["config"])
-    options = picture_options(arguments, config)
+    options = sampling_options(arguments, config)
     recommended = dataclasses.replace(
         config.sampling,
         **{f.name: getattr(options, f.name) for f in dataclasses.fields(config.sampling)},

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from mogao_jax.console.image_options import add_picture_flags
+from mogao_jax.console.image_options import add_image_flags
 from mogao_jax.console.sample_options import check_seed
 from mogao_jax.errors import DataError
 
@@ -32,7 +32,7 @@ def add_model_flags(parser: argparse.ArgumentParser, default: str | None = None)
 def add_sampling_flags(parser: argparse.ArgumentParser) -> Any:
     """Steps, guidance, --seed and --batch-size; returns their group's `add`."""
     add = parser.add_argument_group("sampling").add_argument
-    add_picture_flags(add)
+    add_image_flags(add)
     add("--seed", type=int, default=0, help="of sampling")
     add("--batch-size", type=int, default=32, metavar="N", help="requests at a time (32)")
     return add

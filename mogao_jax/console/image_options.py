@@ -1,4 +1,4 @@
-"""How pictures are to be drawn: flags that several commands share."""
+"""How images are drawn: flags that several commands share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 
-def picture_options(arguments: argparse.Namespace, config: Any) -> Any:
+def sampling_options(arguments: argparse.Namespace, config: Any) -> Any:
     """What the flags ask for; the others are as the model's config recommends."""
     from mogao_jax.sampling import prompts
 
@@ -21,8 +21,8 @@ def picture_options(arguments: argparse.Namespace, config: Any) -> Any:
     return options
 
 
-def add_picture_flags(add: Any, *, solver: bool = True) -> None:
-    """The flags that `picture_options` reads, with or without --solver."""
+def add_image_flags(add: Any, *, solver: bool = True) -> None:
+    """The flags that `sampling_options` reads, with or without --solver."""
     add("--steps", type=int, metavar="N", help="of the solver (default: the model's own)")
     if solver:
         add("--solver", choices=("euler", "heun"))

@@ -14,7 +14,7 @@ from typing import Any
 from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.console import eval_options
-from mogao_jax.console.image_options import picture_options
+from mogao_jax.console.image_options import sampling_options
 from mogao_jax.console.logs import configure_logging, progress
 from mogao_jax.console.parser import Parser
 from mogao_jax.errors import DataError
@@ -64,7 +64,7 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     if not re.fullmatch(r"\w{0,40}", arguments.suffix):
         raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
     # Before a model is loaded: without a size, options are the same for every config.
-    picture_options(arguments, MogaoConfig())
+    sampling_options(arguments, MogaoConfig())
 
 
 def _tasks(text: str) -> tuple[str, ...]:
@@ -206,7 +206,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
     benchmark = Benchmark(
         tasks=arguments.tasks,
         per_category=arguments.per_category,
-        options=picture_options(arguments, model.config),
+        options=sampling_options(arguments, model.config),
         draw_first=arguments.draw_first,
         seed=arguments.seed,
         data_seed=arguments.data_seed,

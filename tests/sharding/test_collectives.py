@@ -96,7 +96,7 @@ def test_fsdp_sends_weights_and_their_gradients_alone():
 
 
 @pytest.mark.slow
-def test_weights_cut_over_data_too_are_gathered_in_two_steps():
+def test_weights_sharded_over_data_too_are_gathered_in_two_steps():
     found = communicated(2, 4, 1, 1, param_axes=("fsdp", "data"))
     gathered = {tuple(sorted({*dims} - {1})) for kind, dims in found if kind == "all-gather"}
     assert {(10, 72), (40, 72)} <= gathered  # over data, then over fsdp

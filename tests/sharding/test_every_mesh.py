@@ -50,13 +50,13 @@ def test_training_is_that_of_one_device(sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (2, 2, 1, 2)], ids=name)
-def test_weights_cut_over_data_too_train_as_on_one_device(sizes):
+def test_weights_sharded_over_data_too_train_as_on_one_device(sizes):
     assert_as_alone(*mesh_training.train(sizes, ("fsdp", "data")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 1, 2), (1, 1, 1, 8)], ids=name)
-def test_weights_cut_over_context_too_train_as_on_one_device(sizes):
+def test_weights_sharded_over_context_too_train_as_on_one_device(sizes):
     assert_as_alone(*mesh_training.train(sizes, ("fsdp", "context")))
 
 

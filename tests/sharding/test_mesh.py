@@ -94,7 +94,7 @@ def test_rows_must_be_shared_out_evenly():
         mesh_lib.check_rows(mesh, 1)
 
 
-def test_global_batch_is_cut_along_the_rows():
+def test_global_batch_is_sharded_along_the_rows():
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     batch = {"a": np.arange(24.0, dtype=np.float32).reshape(8, 3), "b": np.arange(8)}
     placed = mesh_lib.global_batch(mesh, batch)
@@ -192,7 +192,7 @@ def test_slices_that_do_not_fit_say_what_does(config, error, message):
         mesh_lib.make_mesh(config)
 
 
-def test_frozen_weights_may_be_cut_up():
+def test_frozen_weights_may_be_sharded():
     mesh = mesh_lib.make_mesh(MeshConfig(data=2, fsdp=4))
     shapes = {"a": np.zeros((3, 3, 8, 16)), "b": np.zeros((12, 6)), "c": np.zeros(5)}
     cut = mesh_lib.encoder_shardings(mesh, shapes, "sharded")

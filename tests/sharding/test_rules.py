@@ -26,7 +26,7 @@ def test_specs():
     assert rules.partition_spec(("embed", None)) == P("fsdp", None)
 
 
-def test_weights_cut_over_two_axes():
+def test_weights_sharded_over_two_axes():
     both = ("fsdp", "data")
     assert rules.partition_spec(("embed", "mlp"), both) == P(("fsdp", "data"), "tensor")
     # Axes of activations stay as they were.
@@ -45,7 +45,7 @@ def test_weights_cut_over_two_axes():
         assert rules.ambient_spec((8, 12), ("embed", "mlp")) == P(("fsdp",), ("tensor",))
 
 
-def test_weights_cut_over_context_leave_tokens_where_they_are():
+def test_weights_sharded_over_context_leave_tokens_where_they_are():
     long = ("fsdp", "context")
     assert rules.partition_spec(("q_heads", "head_dim", "embed"), long) == P(
         "tensor", None, ("fsdp", "context")

@@ -31,7 +31,7 @@ from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.layout import lay_out
 from mogao_jax.sequence.packing import pack_row, stack_rows
 from mogao_jax.tokenizer import ByteTokenizer
-from mogao_jax.training.objective import draw_noise, model_inputs
+from mogao_jax.training.step import draw_noise, model_inputs
 
 TOKENIZER = ByteTokenizer()
 BUDGETS = Sizes(und=112, clean=24, noised=32, images=8, vit_patches=96)

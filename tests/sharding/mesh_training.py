@@ -30,10 +30,9 @@ from mogao_jax.sharding.mesh import (
     replicated,
     row_reader,
 )
-from mogao_jax.training.objective import total_loss
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import abstract_state, shardings_of, state_from
-from mogao_jax.training.step import make_train_step
+from mogao_jax.training.step import make_train_step, total_loss
 
 DEVICES, STEPS, ROWS = 8, 20, 8
 

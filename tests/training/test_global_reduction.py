@@ -11,8 +11,7 @@ from mogao_jax.losses import global_sum
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sharding import rules
 from mogao_jax.sharding.mesh import global_batch, make_mesh, replicated
-from mogao_jax.training.objective import total_loss
-from mogao_jax.training.step import loss_and_gradients
+from mogao_jax.training.step import loss_and_gradients, total_loss
 
 DEVICES, MICRO_STEPS = 8, 3
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ import tiny_system as tiny
 from mogao_jax.sequence.batch import FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.packing import pack_row, stack_rows
-from mogao_jax.training.objective import draw_noise, losses, model_inputs
+from mogao_jax.training.step import draw_noise, losses, model_inputs
 
 TOLERANCE = 1e-5
 VAE_ONLY = {"understanding_encoder": "vae"}

@@ -11,7 +11,7 @@ from mogao_jax.sequence.batch import EMPTY
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sharding import multihost
 from mogao_jax.training import validation
-from mogao_jax.training.objective import losses
+from mogao_jax.training.step import losses
 from mogao_jax.training.validation import hide_images, spread_uniforms
 
 

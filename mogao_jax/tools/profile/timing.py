@@ -20,9 +20,8 @@ from mogao_jax.assembly import Assembly
 from mogao_jax.models.vae import encode_images
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
-from mogao_jax.training.objective import draw_noise, losses, model_inputs, total_loss
 from mogao_jax.training.state import TrainState
-from mogao_jax.training.step import without_gradients
+from mogao_jax.training.step import draw_noise, losses, model_inputs, total_loss, without_gradients
 
 # Matmuls enqueued before waiting: an accelerator's queue then never runs dry.
 IN_FLIGHT = {"cpu": 1}

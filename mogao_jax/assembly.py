@@ -179,7 +179,7 @@ class TrainResult:
     Attributes:
       state: the last one, as in the last checkpoint; its arrays lie on the mesh.
       step: optimizer steps done.
-      finished: whether the run is over; False if it was stopped. The same call then goes on.
+      finished: whether the run is over; False if it was stopped. The same call then resumes it.
       metrics: the last record of every split: {"train": {"loss": ...}, "validation": {...}, ...}.
       counters: seconds trained and tokens seen, over all calls that the run was made of.
       workdir: the run's folder, an absolute path.
@@ -203,14 +203,14 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     restart_data: bool = False,
 ) -> TrainResult:
-    """Trains a model, or goes on with the run that the folder holds.
+    """Trains a model, or resumes the run that the folder holds.
 
     Validation losses are always measured. Every process of a multi-host run must make the same
     call, after `sharding.multihost.initialize()`.
 
     Args:
       config: a config, or the path of a file as `--config` takes it.
-      workdir: the run's folder, made if need be. Where it holds a checkpoint of this config,
+      workdir: the run's folder, made if it is absent. Where it holds a checkpoint of this config,
         training resumes from it.
       evaluators: {split: function}. Each takes the parameters (the moving average where there is
         one) and returns {metric: value}. It is called every `train.eval_every` steps and at the
@@ -218,7 +218,7 @@ def train(
       writers: get every record besides metrics.jsonl and TensorBoard, in the first process.
       on_start: called once before the first step, with the assembled run.
       should_stop: asked after every step; true ends the run early, with a checkpoint.
-      restart_data: on resuming, begin the data anew.
+      restart_data: on resuming, start the data again.
     Raises:
       ConfigError, EnvironmentProblem, CheckpointError, DataError: before time is spent wherever
         that can be known, with the place and the remedy.

@@ -28,9 +28,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mogao train --config=FILE [--config.FIELD=VALUE ...]", description=__doc__
     )
-    parser.add_argument("--workdir", required=True, help="the run's folder; made if need be")
+    parser.add_argument("--workdir", required=True, help="the run's folder; made if it is absent")
     parser.add_argument(
-        "--restart-data", action="store_true", help="on resuming, begin the data anew"
+        "--restart-data", action="store_true", help="on resuming, start the data again"
     )
     arguments = parser.parse_args(rest)
     configure_logging()

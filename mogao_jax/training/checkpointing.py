@@ -7,8 +7,8 @@ A checkpoint is a folder `checkpoints/<step>` with the items
     meta/   JSON: the whole config, counters, versions, checksums of everything else
 
 Saving is asynchronous and never leaves half a checkpoint under its final name. Files that were
-damaged later are noticed by checksum (Orbax restores flipped bits without a word), put aside,
-and training goes on from the one before.
+damaged later are noticed by checksum (Orbax restores flipped bits silently) and moved away, and
+training resumes from the checkpoint before.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Checkpointer:
           config: stored with every checkpoint, and compared on restore;
             `train.checkpoint_every` and `train.keep_checkpoints` are followed.
           made_with: what else meta says: "tokenizer" (`sidecar_files.describe_tokenizer`) and
-            "encoders" (`models.encoder_weights.file_digests`). A run that goes on with other
+            "encoders" (`models.encoder_weights.file_digests`). A run that resumes with other
             encoders is told so.
           report: what to do with messages for the user (default: a log warning).
         """
@@ -206,7 +206,7 @@ class Checkpointer:
         Args:
           abstract: of ShapeDtypeStructs with shardings (`state.abstract_state`): where the arrays
             go now, whatever the mesh was when they were saved.
-          data: the Grain iterator to put at its saved position, made anew by the caller.
+          data: the Grain iterator to put at its saved position, newly made by the caller.
           restart_data: leave `data` as it is, at its beginning.
         Returns:
           None if there is no checkpoint.
@@ -297,7 +297,7 @@ class Checkpointer:
         grain.checkpoint.CheckpointHandler().restore(file.parent, data)
 
     def _put_aside(self, reasons: Mapping[int, str], used: int) -> None:
-        """Moves damaged checkpoints away (their steps will be saved again), and says so."""
+        """Moves damaged checkpoints away, because their steps will be saved again; reports it."""
         if not reasons:
             return
         aside = self._folder / _DAMAGED

@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 def differences(
     saved: Mapping[str, Any], config: MogaoConfig
 ) -> tuple[list[Difference], list[Difference]]:
-    """Compares a stored config with the one of now.
+    """Compares a stored config with the current one.
 
     A field that one of them lacks (it was added or removed since) counts as having its default.
 
@@ -71,13 +71,13 @@ def differences(
 
 def remedy(refused: list[Difference]) -> str:
     """What to do about differences that forbid resuming."""
-    said = "Set these fields back, or use another --workdir"
+    text = "Set these fields back, or use another --workdir"
     if any(d.field.startswith("optimizer.") for d in refused):
-        said += (
+        text += (
             "; there, --config.train.init_from=FOLDER (this run's) starts from its parameters with "
             "an optimizer that begins anew"
         )
-    return said + "."
+    return text + "."
 
 
 def _may_change(d: Difference, muon: bool) -> bool:

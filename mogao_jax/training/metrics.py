@@ -224,8 +224,8 @@ class MetricsWriter:
         """
         Args:
           workdir: the run's folder.
-          resume_step: steps done in the state that training goes on from; later records, of
-            steps that will be done again, are removed. 0: a run begins, all records are.
+          resume_step: steps done in the state that training resumes from. Later records, of steps
+            that will be done again, are removed. 0: a run begins, and all records are removed.
           tensorboard: False: JSON lines only.
         """
         folder = pathlib.Path(workdir)

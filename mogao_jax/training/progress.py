@@ -25,8 +25,8 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 class Progress:
     """Shows how far a run is.
 
-    Use as a context manager; call `update` after every step and `write` for anything else that
-    should be said meanwhile.
+    Use as a context manager; call `update` after every step and `write` for any other line to
+    print meanwhile.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing computed.
 
-    Optimizer moments and the average are cut like the parameters they belong to.
+    Optimizer moments and the average are sharded like the parameters they belong to.
 
     Args:
       init_params: () -> parameters, boxed with logical names or not; only traced.

@@ -60,7 +60,7 @@ def executed_flops(
     branches = sum(full[part] * _FORWARD / flops.per_weight(config, part) for part in parts)
     again = recomputed["matmuls"] * branches
     again += recomputed["attention"] * _FORWARD * per_pair * work.pairs_executed
-    # Its logits are computed anew in the backward pass.
+    # Its logits are computed again in the backward pass.
     head = useful["language head"] * _FORWARD / flops.per_weight(config, "language head")
     return useful | {
         "padding of rows": padding,

@@ -196,7 +196,7 @@ def vit_flops(vit: VitConfig, segment: np.ndarray) -> float:
 def vae_flops(
     vae: Any, params: Any, config: VaeConfig, size: np.ndarray, canvas: tuple[int, ...]
 ) -> float:
-    """Convolutions counted on a canvas and shared out by pixels; attention per image.
+    """Convolutions counted on a canvas and divided in proportion to pixels; attention per image.
 
     Args:
       size: int32[N, 2] height and width in pixels; (0, 0) = no image.

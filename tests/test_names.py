@@ -81,7 +81,6 @@ TO_MEND = {
     "halved",
     "power",
     "configs/mogao_7b_stage1.py: cut (over|up)",
-    "mogao_jax/cli/main.py: jax along",
     "mogao_jax/cli/port.py: jax along",
     "mogao_jax/cli/sample.py: jax along",
     "mogao_jax/config/schema.py: cut (over|up)",

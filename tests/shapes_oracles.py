@@ -49,7 +49,7 @@ class Silent(Oracle):
 
 
 class Blank(Oracle):
-    """Right texts without their last letters, and white pictures."""
+    """Right texts without their last letters, and white images."""
 
     def spoil(self, items, request):
         white = np.full((64, 64, 3), 255, np.uint8)
@@ -60,7 +60,7 @@ class Blank(Oracle):
 
 
 class Repeating(Oracle):
-    """Right texts; every picture is the last one there was."""
+    """Right texts; every image is the last one there was."""
 
     def spoil(self, items, request):
         last = [i for i in request.document.items if isinstance(i, Image)][-1:]

@@ -223,7 +223,7 @@ def test_a_real_model(tmp_path, monkeypatch, capsys):
 
 
 class Draws:
-    """White pictures, of requests that a sampler could serve."""
+    """White images, of requests that a sampler could serve."""
 
     def sample(self, requests):
         pixels = [np.full((*r.options.size, 3), 255, np.uint8) for r in requests]
@@ -233,13 +233,13 @@ class Draws:
         ]
 
 
-def test_unreadable_pictures_and_long_prompts_are_left_out(loaded, tmp_path, capsys):
+def test_unreadable_images_and_long_prompts_are_left_out(loaded, tmp_path, capsys):
     loaded.sampler = Draws()
     PIL.Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     lines = []
     for number in range(40):
         path = "gone.png" if number % 4 == 0 else "a.png"
-        text = "x" * 5000 if number % 4 == 1 else f"picture {number}"
+        text = "x" * 5000 if number % 4 == 1 else f"image {number}"
         items = [{"type": "text", "text": text, "role": "user"},
                  {"type": "image", "path": path, "role": "assistant"}]  # fmt: skip
         lines.append(json.dumps({"id": str(number), "items": items}))

@@ -1,4 +1,4 @@
-"""Ranks and figures of the retrieval benchmark, with samplers whose pictures are known."""
+"""Ranks and figures of the retrieval benchmark, with samplers whose images are known."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mogao_jax.sequence.document import Document, Image, Text
 IMAGES = ImageConfig(max_pixels=32 * 32, max_side=32)
 
 
-def picture(seed):
+def image(seed):
     blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return np.kron(blocks, np.ones((4, 4, 1), np.uint8))
 
 
 def caption(seed):
-    wanted = Image(pixels=picture(seed), role="assistant", loss=True)
-    return Document((Text(f"picture {seed}", "user", False), wanted), id=f"c{seed}")
+    wanted = Image(pixels=image(seed), role="assistant", loss=True)
+    return Document((Text(f"image {seed}", "user", False), wanted), id=f"c{seed}")
 
 
 def edit(before, after):
-    given = Image(pixels=picture(before), role="user", loss=False)
-    wanted = Image(pixels=picture(after), role="assistant", loss=True)
+    given = Image(pixels=image(before), role="user", loss=False)
+    wanted = Image(pixels=image(after), role="assistant", loss=True)
     return Document((given, Text("change it", "user", False), wanted), id=f"e{before}-{after}")
 
 
@@ -57,9 +57,9 @@ def run(documents, what, gallery=None):
     return retrieval.run(sampler, tasks, known, options=SamplingOptions(), batch_size=3), sampler
 
 
-def test_true_pictures_come_first_and_others_do_not():
+def test_true_images_come_first_and_others_do_not():
     documents = [caption(i) for i in range(8)]
-    found, sampler = run(documents, lambda n: picture(n if n < 6 else 0))
+    found, sampler = run(documents, lambda n: image(n if n < 6 else 0))
     assert found.size == 8 and [j.rank == 1 for j in found.judged] == [True] * 6 + [False] * 2
     assert found.within(1).right == 6 and found.chance(5) == 5 / 8
     assert all(r.options.size == (32, 32) and r.options.draw_first for r in sampler.seen)
@@ -78,9 +78,9 @@ def test_ranks_against_a_plain_search():
                 for x in range(0, 32, 4)]  # fmt: skip
 
     for n, judged in enumerate(found.judged):
-        far = [np.linalg.norm(np.subtract(means(drawn[n]), means(picture(k)))) for k in range(12)]
+        far = [np.linalg.norm(np.subtract(means(drawn[n]), means(image(k)))) for k in range(12)]
         assert judged.rank == 1 + sum(d < far[n] for d in far)
-        error = np.mean((drawn[n].astype(float) - picture(n)) ** 2)
+        error = np.mean((drawn[n].astype(float) - image(n)) ** 2)
         assert judged.psnr == pytest.approx(10 * math.log10(255**2 / error))
 
 
@@ -89,7 +89,7 @@ def test_a_little_noise_changes_no_rank():
     rng = np.random.default_rng(1)
 
     def noisy(n):
-        return np.clip(picture(n) + rng.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+        return np.clip(image(n) + rng.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
 
     found, _ = run(documents, noisy)
     assert found.within(1).value == 1 and 15 < found.psnr < 25
@@ -97,7 +97,7 @@ def test_a_little_noise_changes_no_rank():
 
 def test_edits_are_nearer_to_one_side():
     documents = [edit(0, 1), edit(2, 3), edit(4, 4)]
-    found, _ = run(documents, lambda n: picture((1, 2, 4)[n]))
+    found, _ = run(documents, lambda n: image((1, 2, 4)[n]))
     assert [j.changed for j in found.judged] == [True, False, None]
     assert (found.changed.right, found.changed.total) == (1, 2)
     assert found.size == 5  # 0 to 4, each once
@@ -113,7 +113,7 @@ def test_nothing_drawn_is_no_success():
 
 def test_what_cannot_be_served_is_left_out(tmp_path):
     gone = Image(path=tmp_path / "gone.png", role="user", loss=False)
-    say, wanted = Text("change it", "user", False), Image(pixels=picture(1), loss=True)
+    say, wanted = Text("change it", "user", False), Image(pixels=image(1), loss=True)
     documents = [
         caption(0),
         Document((say, dataclasses.replace(gone, loss=True)), id="nothing to compare with"),
@@ -132,7 +132,7 @@ def test_what_cannot_be_served_is_left_out(tmp_path):
 
     tasks = retrieval.tasks_of(documents, IMAGES, 2, check=check, leave_out=reasons.append)
     assert [t.prompt.id for t in tasks] == ["c0", "e4-5"]
-    np.testing.assert_array_equal(tasks[1].given, picture(4))
+    np.testing.assert_array_equal(tasks[1].given, image(4))
     assert len(reasons) == 4 and ["gone.png" in str(e) for e in reasons] == [True] * 3 + [False]
     with pytest.raises(DataError, match="can be read"):
         retrieval.tasks_of(documents[1:3], IMAGES, 2)

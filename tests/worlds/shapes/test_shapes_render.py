@@ -56,7 +56,7 @@ def test_mirror_images():
         np.testing.assert_allclose(coverage(shape, 22), coverage(shape, 22)[:, ::-1], atol=1e-6)
 
 
-def test_picture_is_mixed_by_coverage():
+def test_image_is_mixed_by_coverage():
     rng = np.random.default_rng(5)
     for _ in range(20):
         scene = random_scene(rng)
@@ -73,7 +73,7 @@ def test_picture_is_mixed_by_coverage():
         assert np.abs(got - want).max() <= 0.502  # rounding alone
 
 
-def test_a_known_picture():
+def test_a_known_image():
     scene = Scene(16, 32, "white", (Object("square", "red", "small", 6, 10, 8),))
     want = np.full((16, 32, 3), 255, np.uint8)
     want[5:11, 7:13] = COLORS["red"]
@@ -84,12 +84,12 @@ def test_objects_over_the_edge_are_cut_and_later_ones_lie_on_top():
     over = Object("square", "blue", "small", 8, 0, 15)
     away = Object("square", "red", "small", 8, 100, 100)
     scene = Scene(16, 16, "mint", (over, away, Object("square", "black", "small", 4, 2, 14)))
-    picture = render(scene)
+    image = render(scene)
     want = np.empty((16, 16, 3), np.uint8)
     want[:] = BACKGROUNDS["mint"]
     want[11:, :4] = COLORS["blue"]
     want[12:16, :4] = COLORS["black"]
-    np.testing.assert_array_equal(picture, want)
+    np.testing.assert_array_equal(image, want)
 
 
 def test_refuses_what_it_cannot_draw():

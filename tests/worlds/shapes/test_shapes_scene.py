@@ -65,16 +65,16 @@ def test_default_world_keeps_its_promises():
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("task", [t for t in TASKS if t != "text"])
-def test_no_overlaps_in_any_picture_and_pictures_show_the_truth(task, world):
+def test_no_overlaps_in_any_image_and_images_show_the_truth(task, world):
     world = WORLDS[world]
     source = ShapesSource(task, seed=3, world=world)
     for index in range(150):
         document, truth = source.with_truth(index)
-        pictures = [item.pixels for item in document.items if hasattr(item, "pixels")]
-        assert len(pictures) == len(truth.scenes) > 0
-        for picture, scene in zip(pictures, truth.scenes, strict=True):
+        images = [item.pixels for item in document.items if hasattr(item, "pixels")]
+        assert len(images) == len(truth.scenes) > 0
+        for image, scene in zip(images, truth.scenes, strict=True):
             check_scene(scene, world)
-            np.testing.assert_array_equal(picture, render(scene))
+            np.testing.assert_array_equal(image, render(scene))
 
 
 def test_random_scenes_show_everything():
@@ -243,7 +243,7 @@ def test_regions():
             }
 
 
-def test_a_world_can_leave_out_pictures_that_would_be_shrunk():
+def test_a_world_can_leave_out_images_that_would_be_shrunk():
     world = DEFAULT_WORLD.fitting(max_pixels=4096, max_side=64)
     assert world.canvases and all(max(size) <= 64 for size in world.canvases)
     assert set(world.canvases) < set(DEFAULT_WORLD.canvases)

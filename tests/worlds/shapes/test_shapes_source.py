@@ -97,8 +97,8 @@ def test_roles_and_losses():
             elif task == "edit":
                 assert kinds == [user_image, user_text, drawn]
             elif task == "story":
-                pictures = (len(kinds) - 2) // 2
-                assert kinds == [user_text, *([said, drawn] * pictures), said]
+                images = (len(kinds) - 2) // 2
+                assert kinds == [user_text, *([said, drawn] * images), said]
             elif task == "clip":
                 assert kinds == [(Text, None), (Image, None)] * (len(kinds) // 2)
             else:

@@ -19,7 +19,7 @@ def texts(document):
     return [item.text for item in document.items if hasattr(item, "text")]
 
 
-def test_captions_determine_requests_and_pictures_grant_them():
+def test_captions_determine_requests_and_images_grant_them():
     source = ShapesSource("t2i", seed=1)
     seen = collections.Counter()
     for index in range(1500):
@@ -60,8 +60,8 @@ def test_captions_determine_requests_and_pictures_grant_them():
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_requests_refuse_other_pictures(category):
-    """What the caption asks is not granted by a picture made for another request, but if it is."""
+def test_requests_refuse_other_images(category):
+    """What the caption asks is not granted by an image made for another request, but if it is."""
     rng = np.random.default_rng(CATEGORIES.index(category))
     pairs = [captions.request_and_scene(rng, DEFAULT_WORLD, category) for _ in range(60)]
     crossed = 0
@@ -77,22 +77,22 @@ def test_satisfies():
 
     red_left = ("circle", "red", "small", 14, 10, 30)
     blue_right = ("square", "blue", "large", 22, 45, 30)
-    picture = scene(red_left, blue_right)
+    image = scene(red_left, blue_right)
     red, blue = Wanted("circle", "red"), Wanted("square", "blue")
     for order in ((red, blue), (blue, red)):
-        assert satisfies(picture, Request("two_objects", order))
-    assert satisfies(picture, Request("position", (red, blue), "left of"))
-    assert satisfies(picture, Request("position", (blue, red), "right of"))
+        assert satisfies(image, Request("two_objects", order))
+    assert satisfies(image, Request("position", (red, blue), "left of"))
+    assert satisfies(image, Request("position", (blue, red), "right of"))
     for name in set(RELATIONS) - {"left of"}:
-        assert not satisfies(picture, Request("position", (red, blue), name))
-    assert not satisfies(picture, Request("colors", (red,)))  # something besides
+        assert not satisfies(image, Request("position", (red, blue), name))
+    assert not satisfies(image, Request("colors", (red,)))  # something besides
     assert not satisfies(scene(red_left), Request("two_objects", (red, blue)))
     swapped = Wanted("circle", "blue"), Wanted("square", "red")
-    assert not satisfies(picture, Request("color_attribution", swapped))
-    assert not satisfies(picture, Request("two_objects", (red, blue), background="mint"))
-    assert satisfies(picture, Request("counting", (Wanted(count=2),)))
-    assert not satisfies(picture, Request("counting", (Wanted(count=3),)))
-    assert not satisfies(picture, Request("two_objects", (Wanted("circle", size="large"), blue)))
+    assert not satisfies(image, Request("color_attribution", swapped))
+    assert not satisfies(image, Request("two_objects", (red, blue), background="mint"))
+    assert satisfies(image, Request("counting", (Wanted(count=2),)))
+    assert not satisfies(image, Request("counting", (Wanted(count=3),)))
+    assert not satisfies(image, Request("two_objects", (Wanted("circle", size="large"), blue)))
 
 
 def test_every_answer_is_right():

@@ -53,7 +53,7 @@ def test_nothing_drawn_is_shown_too():
     assert cards.png("t", sections(made.outcomes, PNG_PER_CATEGORY)).height > 100
 
 
-def test_png_holds_the_pictures_in_frames_of_their_verdict():
+def test_png_holds_the_images_in_frames_of_their_verdict():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
     shown = cards.card_image(
         Card("a prompt", (CardImage(pixels, "words", True),), "", False, "why")
@@ -66,7 +66,7 @@ def test_png_holds_the_pictures_in_frames_of_their_verdict():
     assert (values == cards.WRONG).all(-1).any()  # the words of the verdict
 
 
-def test_long_texts_and_large_pictures_fit():
+def test_long_texts_and_large_images_fit():
     large = np.zeros((300, 200, 3), np.uint8)
     shown = cards.card_image(Card("word " * 200, (CardImage(large),) * 3, "é ☃ " * 50, True, ""))
     assert shown.width < 600 and shown.height < 600

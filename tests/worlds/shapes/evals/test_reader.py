@@ -1,4 +1,4 @@
-"""The reader of pictures, against the renderer and against pictures that are not of the world."""
+"""The reader of images, against the renderer and against images that are not of the world."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_larger_world():
 
 
 def painted(mask, color=RED, ground=WHITE):
-    """A picture of a soft mask [H, W]."""
+    """An image of a soft mask [H, W]."""
     return np.rint(mask[..., None] * color + (1 - mask[..., None]) * ground).astype(np.uint8)
 
 
@@ -111,9 +111,9 @@ def test_touching_objects_of_one_color_do_not_count_as_one():
 
 
 def test_touching_objects_of_two_colors_are_two():
-    picture = painted(np.zeros((48, 64)))
-    picture[10:24, 10:24], picture[10:24, 24:38] = RED, COLORS["blue"]
-    reading = read_image(picture)
+    image = painted(np.zeros((48, 64)))
+    image[10:24, 10:24], image[10:24, 24:38] = RED, COLORS["blue"]
+    reading = read_image(image)
     assert reading.clear
     assert [(o.shape, o.color, o.cx) for o in reading.scene.objects] == [
         ("square", "red", 17),
@@ -122,9 +122,9 @@ def test_touching_objects_of_two_colors_are_two():
 
 
 def test_an_object_of_two_colors_is_none():
-    picture = painted(np.zeros((48, 64)))
-    picture[10:24, 10:17], picture[10:24, 17:24] = RED, COLORS["blue"]
-    assert not read_image(picture).clear
+    image = painted(np.zeros((48, 64)))
+    image[10:24, 10:17], image[10:24, 17:24] = RED, COLORS["blue"]
+    assert not read_image(image).clear
 
 
 @pytest.mark.parametrize("color", [(139, 69, 19), (255, 0, 255), (255, 200, 200), (128, 255, 0)])
@@ -135,35 +135,35 @@ def test_colors_that_the_world_does_not_have(color):
 
 
 def test_backgrounds():
-    picture = np.empty((48, 48, 3), np.uint8)
-    picture[:] = (150, 220, 255)
-    assert read_image(picture).problems == ("a background of no known color",)
-    picture[:] = BACKGROUNDS["white"]
-    assert read_image(picture).clear and not read_image(picture).scene.objects
-    picture[:, :20] = BACKGROUNDS["lavender"]
-    assert not read_image(picture).clear
-    picture[:] = COLORS["red"]
-    assert "no background" in read_image(picture).problems
+    image = np.empty((48, 48, 3), np.uint8)
+    image[:] = (150, 220, 255)
+    assert read_image(image).problems == ("a background of no known color",)
+    image[:] = BACKGROUNDS["white"]
+    assert read_image(image).clear and not read_image(image).scene.objects
+    image[:, :20] = BACKGROUNDS["lavender"]
+    assert not read_image(image).clear
+    image[:] = COLORS["red"]
+    assert "no background" in read_image(image).problems
 
 
 def test_specks_are_ignored_and_smears_are_not():
     scene = Scene(48, 48, "white", (Object("ring", "green", "large", 22, 20, 20),))
-    picture = render(scene)
-    picture[40:42, 40:42] = RED
-    assert read_image(picture).clear
-    smeared = picture.copy()
+    image = render(scene)
+    image[40:42, 40:42] = RED
+    assert read_image(image).clear
+    smeared = image.copy()
     smeared[34:46, 34:46] = 0.75 * WHITE + 0.25 * RED
     assert read_image(smeared).problems == ("something besides the objects",)
 
 
-def test_noise_and_random_pictures_are_unclear_and_bearable():
+def test_noise_and_random_images_are_unclear_and_bearable():
     rng = np.random.default_rng(1)
-    for picture in (
+    for image in (
         rng.integers(0, 256, (64, 64, 3), np.uint8),
         np.clip(rng.normal(128, 40, (64, 64, 3)), 0, 255).astype(np.uint8),
         np.full((16, 16, 3), 128, np.uint8),
     ):
-        assert not read_image(picture).clear
+        assert not read_image(image).clear
 
 
 def test_pieces_against_a_flood_fill():

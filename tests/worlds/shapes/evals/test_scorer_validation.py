@@ -1,4 +1,4 @@
-"""The scorer on true and on minimally wrong pictures, rendered and distorted: >= 0.99 both ways.
+"""The scorer on true and on minimally wrong images, rendered and distorted: >= 0.99 both ways.
 
 `mogao eval shapes --validate` does the same with more documents and through the autoencoder for
 all tasks.
@@ -39,7 +39,7 @@ def test_trials_cover_every_violation(trials, task):
     assert names == VIOLATIONS[task] | {"true"}
 
 
-def test_wrong_pictures_are_wrong_by_the_truth(trials):
+def test_wrong_images_are_wrong_by_the_truth(trials):
     for trial in trials["t2i"]:
         assert satisfies(trial.items[0], trial.case.truth.request) == trial.right
 
@@ -60,9 +60,9 @@ def test_through_the_autoencoder_and_everything(trials):
     vae = validation.through_vae(batch_size=8)
     kept = []
 
-    def encoded(pictures, rng):
-        kept.extend(kept or vae(pictures, rng))
-        return kept[: len(pictures)]
+    def encoded(images, rng):
+        kept.extend(kept or vae(images, rng))
+        return kept[: len(images)]
 
     for distort in (encoded, validation.everything(encoded)):
         found = validation.validate("t2i", made, "", distort)
@@ -72,16 +72,16 @@ def test_through_the_autoencoder_and_everything(trials):
 
 def test_distortions_distort():
     rng = np.random.default_rng(0)
-    picture = render(validation.trials("t2i", 1)[0].items[0])
+    image = render(validation.trials("t2i", 1)[0].items[0])
     for distort in (validation.soft, validation.noisy, validation.tinted):
-        (made,) = distort([picture], rng)
-        assert made.shape == picture.shape and made.dtype == np.uint8
-        assert 1 < np.abs(made.astype(int) - picture).mean() < 20
+        (made,) = distort([image], rng)
+        assert made.shape == image.shape and made.dtype == np.uint8
+        assert 1 < np.abs(made.astype(int) - image).mean() < 20
 
 
 def test_a_scorer_that_always_agrees_or_never_does_is_found_out(trials):
     accepted, refused = Proportion(0, 0), Proportion(0, 0)
-    for trial in trials["t2i"]:  # with requests that a blank picture cannot grant
+    for trial in trials["t2i"]:  # with requests that a blank image cannot grant
         blank = Image(pixels=np.full((64, 64, 3), 255, np.uint8))
         right = judge(trial.case, [blank]).right
         if trial.right:

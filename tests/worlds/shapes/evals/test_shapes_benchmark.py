@@ -76,18 +76,18 @@ def test_requests_are_held_out_prompts_with_limits(oracle):
     assert all(len(set(s)) == len(s) and min(s) == 5 * 2**20 for s in seeds.values())
 
 
-def test_silence_and_blank_pictures_score_nothing():
+def test_silence_and_blank_images_score_nothing():
     for sampler in (Silent(), Blank()):
         found = run(sampler, Benchmark(per_category=2, with_chance=False))
         for row in found.rows:
             if isinstance(sampler, Blank) and row.task == "story" and row.metric == "count":
-                continue  # blank pictures are pictures
+                continue  # blank images are images
             assert row.metric == "repeated" or row.proportion.right == 0, row
     reasons = {j.reason for j in run(Silent(), Benchmark(("t2i",), 1)).outcomes["t2i"]}
     assert reasons == {"nothing was drawn"}
 
 
-def test_repeating_the_last_picture_is_found_out():
+def test_repeating_the_last_image_is_found_out():
     found = run(Repeating(), Benchmark(("edit", "clip", "story"), 4, with_chance=False))
     assert found.find("edit", metric="done").proportion.value == 0
     assert found.find("edit", metric="repeated").proportion.value == 1
@@ -179,12 +179,12 @@ def test_answers_are_compared_up_to_spaces():
 
 def test_repeated_pixels():
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 200, (32, 48, 3), np.uint8)
-    noisy = (picture + rng.integers(0, 20, picture.shape)).astype(np.uint8)
-    changed = picture.copy()
+    image = rng.integers(0, 200, (32, 48, 3), np.uint8)
+    noisy = (image + rng.integers(0, 20, image.shape)).astype(np.uint8)
+    changed = image.copy()
     changed[4:14, 4:14] += 50
-    assert repeated_pixels(picture, noisy) and not repeated_pixels(picture, changed)
-    assert not repeated_pixels(picture, picture[:16])
+    assert repeated_pixels(image, noisy) and not repeated_pixels(image, changed)
+    assert not repeated_pixels(image, image[:16])
 
 
 def test_unusable_arguments():

@@ -138,12 +138,12 @@ def test_a_lost_or_repainted_object_is_neither_done_nor_kept_alone():
 @pytest.mark.parametrize(
     "edit", [Edit("remove", target=BLUE), Edit("background", background="mint")]
 )
-def test_an_empty_picture_is_no_edit(edit):
+def test_an_empty_image_is_no_edit(edit):
     found = change(scene(background=edit.background or "white"), edit)
     assert not found.done and not found.kept and "all objects are gone" in found.reason
 
 
-def test_unclear_pictures_are_not_done():
+def test_unclear_images_are_not_done():
     found = change(scene(GREEN, BLUE), RECOLOR, ("a blot",))
     assert not found.done and found.kept and found.reason == "a blot" and not found.repeated
 

@@ -57,7 +57,7 @@ def test_embedded_vit_reaches_its_figures():
 def test_psnr_by_hand():
     a = np.zeros((1, 8, 8, 3), np.uint8)
     b = a.copy()
-    b[0, :4, :4] = 10  # the picture is 4 x 4: what lies outside does not count
+    b[0, :4, :4] = 10  # the image is 4 x 4: what lies outside does not count
     b[0, 4:] = 200
     assert train_vae.psnr(a, b, [(4, 4)])[0] == pytest.approx(20 * math.log10(25.5))
 

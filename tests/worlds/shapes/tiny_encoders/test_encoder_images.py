@@ -72,10 +72,10 @@ def test_rows_and_labels():
     assert truth.color_counts[0, COLOR_NAMES.index("red")] == 1
     assert truth.shape_counts.sum(1).tolist() == [2, 1]
     # Patch by patch: what the labels say lies there is the colour of most of its pixels.
-    picture = render(SCENE)
+    image = render(SCENE)
     for p in range(24):
         y, x = given.positions[0, p]
-        cell = picture[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].astype(int)
+        cell = image[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].astype(int)
         own = [(y + 0.5) / 8, (x + 0.5) / 8, (8 * y + 4) / SCENE.height, (8 * x + 4) / SCENE.width]
         np.testing.assert_allclose(truth.patch_place[0, p], own, rtol=1e-6)
         if truth.patch_color[0, p] and (cell == cell[0, 0]).all():
@@ -86,7 +86,7 @@ def test_rows_and_labels():
             o = SCENE.objects[0 if SHAPES[k - 1] == "square" else 1]
             centre = (np.asarray([y, x]) + 0.5 + truth.patch_offset[0, p]) * 8
             np.testing.assert_allclose(centre, [o.cy, o.cx])
-            in_picture = truth.patch_center[0, p] * [SCENE.height, SCENE.width]
-            np.testing.assert_allclose(in_picture, [o.cy, o.cx], rtol=1e-6)
+            in_image = truth.patch_center[0, p] * [SCENE.height, SCENE.width]
+            np.testing.assert_allclose(in_image, [o.cy, o.cx], rtol=1e-6)
             assert truth.patch_size[0, p] == (o.size == "large")
     assert (truth.patch_shape[1, 4:] == 0).all()

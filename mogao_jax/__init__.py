@@ -18,20 +18,20 @@ def load(
     path: str | os.PathLike = "demo",
     *,
     weights: Literal["best", "ema", "raw"] = "best",
-    max_context: int | None = None,
+    max_length: int | None = None,
     **places: Any,
 ) -> Pipeline:
     """Loads a model to write and draw with.
 
         model = mogao_jax.load("demo")
         for item in model.generate("a red circle left of a blue square"):
-            ...  # str: text as it comes; Image: a picture (item.pixels), when it is done
+            ...  # str: text as it comes; Image: its pixels (item.pixels), when it is done
 
     Args:
       path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
         a run's folder, or one checkpoint's folder.
       weights: ema (the moving average), raw, or best: ema where there is one.
-      max_context: tokens of text, and of pictures as the ViT sees them, that a document may have;
+      max_length: tokens of text, and of images as the ViT sees them, that a document may have;
         None: as a row of the training data.
       **places: tokenizer, vae, vit: where these files are, if not where the config says.
     Raises:
@@ -39,7 +39,7 @@ def load(
     """
     from mogao_jax.sampling import pipeline
 
-    return pipeline.load(path, weights=weights, max_context=max_context, **places)
+    return pipeline.load(path, weights=weights, max_length=max_length, **places)
 
 
 def __getattr__(name: str) -> Any:

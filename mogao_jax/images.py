@@ -81,8 +81,8 @@ def encoded_bytes(item: Image) -> bytes:
             status = item.path.stat()
             if not stat.S_ISREG(status.st_mode):  # a pipe blocks, a device may have no end
                 raise DocumentError(
-                    f"{_name(item)} cannot be read: it is a folder, a pipe or a device; name a "
-                    "picture's file."
+                    f"{_name(item)} cannot be read: it is a folder, a pipe or a device; name an "
+                    "image file."
                 )
             data, size = b"", status.st_size
             if size <= MAX_ENCODED_BYTES:

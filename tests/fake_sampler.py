@@ -10,8 +10,8 @@ import numpy as np
 from mogao_jax.sampling.requests import (
     Finished,
     GeneratedImage,
-    PictureProgress,
-    PictureStarted,
+    ImageProgress,
+    ImageStarted,
     Result,
     TextChunk,
 )
@@ -37,9 +37,9 @@ class FakeSampler:
         self.batches.append(list(requests))
         self.num_compilations = 5
         tell = on_event or (lambda index, event: None)
-        return [self._one(i, r, tell) for i, r in enumerate(requests)]
+        return [self.serve_one(i, r, tell) for i, r in enumerate(requests)]
 
-    def _one(self, index, request, tell):
+    def serve_one(self, index, request, tell):
         options, items = request.options, []
 
         def write(text):
@@ -51,13 +51,13 @@ class FakeSampler:
             write(self.script[0])
         if options.allow_images:
             height, width = options.size or (32, 32)
-            tell(index, PictureStarted((height, width)))
+            tell(index, ImageStarted((height, width)))
             for step in range(options.num_steps):
                 if step == self.fail_at:
                     raise RuntimeError("the fake failed")
                 time.sleep(self.delay)
                 self.steps_done += 1
-                tell(index, PictureProgress(step + 1, options.num_steps))
+                tell(index, ImageProgress(step + 1, options.num_steps))
             pixels = np.full((height, width, 3), request.seed % 256, np.uint8)
             items.append(Image(pixels=pixels, role="assistant"))
             tell(index, GeneratedImage(items[-1]))

@@ -24,18 +24,11 @@ TO_MEND = {
     "mogao_jax.config.schema",
     "porting/streaming.py stream_checkpoint",
     "porting/to_hf.py export",
-    "sampling/image.py draw",
-    "sampling/text.py decode",
     "tests/checkpoints/test_chunked_io.py: _PIECE",
     "tests/checkpoints/test_chunked_io.py: reader._meta",
     "tests/checkpoints/test_exported.py: exported._digest",
-    "tests/cli/test_sample_command.py: FakeSampler._one",
-    "tests/cli/test_sample_command.py: _one",
     "tests/porting/test_initialising.py: _LARGE_BYTES",
     "tests/porting/test_streaming.py: _HEAD_BYTES",
-    "tests/sampling/test_sampler.py: batch._cache",
-    "tests/sampling/test_sampler.py: sampler._open",
-    "tests/sampling/test_sampling_pipeline.py: stream._thread",
 }
 # Public in spite of their underscore: methods of named tuples.
 _NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"}

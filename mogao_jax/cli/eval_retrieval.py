@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from mogao_jax.data.sources import DocumentsSource
     from mogao_jax.evals import retrieval
-    from mogao_jax.sampling import lengths
+    from mogao_jax.sampling.requests import Request, prepare, token_limits
 
     asked = DocumentsSource(arguments.documents, arguments.split)
     model = eval_options.load(arguments)
@@ -48,12 +48,12 @@ def _run(arguments: argparse.Namespace) -> int:
     # Evenly over the file: neighbours are often about the same image.
     step = max(1, len(asked) // arguments.num)
     left_out = _LeftOut("document", "documents", "what is asked for")
-    limits = lengths.context_limits(model.config)
+    limits = token_limits(model.config)
     tasks = retrieval.tasks_of(
         _readable(asked, range(0, len(asked), step), left_out),
         images,
         arguments.num,
-        check=lambda prompt: lengths.check_length(prompt, model.config, model.tokenizer, limits),
+        check=lambda prompt: prepare(Request(prompt), model.config, model.tokenizer, limits),
         leave_out=left_out,
     )
     left_out.say()

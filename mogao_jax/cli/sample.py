@@ -1,4 +1,4 @@
-"""`mogao sample "a red circle left of a blue square"`: writes, draws, and keeps what came out."""
+"""`mogao sample "a red circle left of a blue square"`: generates text and images."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from mogao_jax.cli import sample_prompts as prompts_lib
 from mogao_jax.cli.sample_progress import Progress
-from mogao_jax.cli.sample_prompts import Prompt, Refused
+from mogao_jax.cli.sample_prompts import TASKS, ReadyPrompt, Refused
 from mogao_jax.console.logs import configure_logging
 from mogao_jax.console.parser import Parser
-from mogao_jax.console.sample_options import TASKS
 from mogao_jax.errors import EnvironmentProblem, RequestError
-from mogao_jax.gallery import page
-from mogao_jax.gallery.folder import PAGE, Folder, default_folder
+from mogao_jax.gallery.folder import PAGE, Conversation, Folder, default_folder, render_page
+from mogao_jax.sampling.requests import Event, Finished, PreparedRequest, Result
 from mogao_jax.sequence.document import Image, Text
 
 if TYPE_CHECKING:
-    from mogao_jax.sampling.requests import Result
+    from mogao_jax.sampling.pipeline import Pipeline
 
 _EXAMPLES = """examples:
   mogao sample "a red circle left of a blue square"
   mogao sample --image room.png "how many squares are there?"
   mogao sample --task edit --image room.png "make the square green"
-  mogao sample --document samples/room/001.json "and now a picture of both"
+  mogao sample --document samples/room/001.json "and now an image of both"
   mogao sample --batch prompts.jsonl --num 4 --out samples/batch
 """
 
@@ -37,9 +36,9 @@ def main(argv: list[str]) -> int:
     """Parses, checks everything that can be checked, then samples."""
     arguments = _parser().parse_args(argv)
     configure_logging()
-    prompts, refused = prompts_lib.read_prompts(arguments)
+    found, refused = prompts_lib.read_prompts(arguments)
 
-    # These bring JAX along: not for those who ask for help or mistype a flag.
+    # These import JAX, which --help and mistyped flags do not need.
     from mogao_jax.console.compile_cache import keep_compiled_programs
     from mogao_jax.sampling.loading import open_checkpoint
 
@@ -51,9 +50,8 @@ def main(argv: list[str]) -> int:
         vae=arguments.vae,
         vit=arguments.vit,
     )
-    sources = prompts_lib.sources(prompts, arguments)
     prompts, more, notes = prompts_lib.prepare_all(
-        prompts, arguments, opened.config, opened.tokenizer
+        found, arguments, opened.config, opened.tokenizer
     )
     refused = sorted(refused + more)
     prompts_lib.say_refused(refused, len(prompts), arguments)
@@ -62,14 +60,14 @@ def main(argv: list[str]) -> int:
     folder = Folder(
         arguments.out or default_folder(prompts[0].title), overwrite=arguments.overwrite
     )
-    _spare_inputs(folder, sources)
+    _spare_inputs(folder, prompts_lib.sources(found, arguments))
     model = opened.load()
 
     from mogao_jax.sampling.pipeline import Pipeline
 
-    generator = Pipeline(model, batch_size=arguments.batch_size, max_context=arguments.max_context)
+    pipeline = Pipeline(model, batch_size=arguments.batch_size, max_length=arguments.max_length)
     folder.clear()  # as --overwrite allows; not before all that can be checked is checked
-    _Session(generator, folder, arguments, refused).run(prompts)
+    _Run(pipeline, folder, refused).sample_all(prompts, arguments.num, arguments.batch_size)
     if refused:
         print(f"mogao: {prompts_lib.summary(refused, len(prompts))}", file=sys.stderr)
     return 2 if refused else 0
@@ -87,11 +85,15 @@ def _spare_inputs(folder: Folder, sources: Sequence[pathlib.Path]) -> None:
 
 @dataclasses.dataclass
 class _Sample:
-    """One line of the run: a prompt with a seed."""
+    """One document of the run: a prompt with a seed. `number` counts documents, from 1."""
 
-    prompt: Prompt
-    seed: int
+    title: str
+    request: PreparedRequest
     number: int
+
+    @property
+    def given(self) -> tuple[Text | Image, ...]:
+        return self.request.document.items
 
 
 @dataclasses.dataclass
@@ -100,27 +102,26 @@ class _Kept:
 
     record: dict[str, Any]
     options: dict[str, Any]
-    conversation: page.Conversation
-    pictures: int
+    conversation: Conversation
+    images: int
     tokens: int
 
 
-class _Session:
+class _Run:
     """Samples everything, batch by batch; what is done is on disk whatever happens later."""
 
-    def __init__(self, generator: Any, folder: Folder, arguments: Any, refused: Sequence[Refused]):
-        self._generator, self._folder = generator, folder
-        self._arguments, self._refused = arguments, refused
+    def __init__(self, pipeline: Pipeline, folder: Folder, refused: Sequence[Refused]):
+        self._pipeline, self._folder, self._refused = pipeline, folder, refused
         self._kept: dict[int, _Kept] = {}  # by the document's number
 
-    def run(self, prompts: Sequence[Prompt]) -> None:
+    def sample_all(self, prompts: Sequence[ReadyPrompt], num: int, batch_size: int) -> None:
+        """`num` documents of each prompt, with seeds counted on."""
+        seeded = [(p, p.request.seed + j) for p in prompts for j in range(num)]
         samples = [
-            _Sample(prompt, prompt.arguments.seed + j, i * self._arguments.num + j + 1)
-            for i, prompt in enumerate(prompts)
-            for j in range(self._arguments.num)
+            _Sample(prompt.title, dataclasses.replace(prompt.request, seed=seed), number)
+            for number, (prompt, seed) in enumerate(seeded, start=1)
         ]
         began = time.monotonic()
-        batch_size = self._arguments.batch_size
         try:
             for start in range(0, len(samples), batch_size):
                 self._sample(samples[start : start + batch_size], len(samples))
@@ -128,59 +129,53 @@ class _Session:
             seconds = time.monotonic() - began
             if self._kept:
                 self._write_summary(seconds)
-        pictures, tokens = self._produced()
+        images, tokens = self._produced()
         print(
-            f"{seconds:.1f} s, {_count(pictures, 'picture')}, {_count(tokens, 'token')} of text, "
-            f"{_count(self._generator.num_compilations, 'compilation')}; {self._folder.path}",
+            f"{seconds:.1f} s, {_count(images, 'image')}, {_count(tokens, 'token')} of text, "
+            f"{_count(self._pipeline.num_compilations, 'compilation')}; {self._folder.path}",
             file=sys.stderr,
         )
 
     def _sample(self, samples: Sequence[_Sample], total: int) -> None:
-        from mogao_jax.sampling.requests import Event, Finished, Request
-
-        requests = [Request(s.prompt.document, s.seed, s.prompt.options) for s in samples]
         names = [f"{s.number:03d}" if total > 1 else "" for s in samples]
-        progress = Progress(self._folder, [s.number for s in samples], names)
-        with progress:
-            given = [[i for i in s.prompt.document.items if isinstance(i, Image)] for s in samples]
-            show = progress.start([len(g) for g in given])
+        given = [sum(isinstance(item, Image) for item in s.given) for s in samples]
+        with Progress(self._folder, [s.number for s in samples], names, given) as progress:
 
             def on_event(index: int, event: Event) -> None:
-                show(index, event)
+                progress.show(index, event)
                 if isinstance(event, Finished):
                     self._keep(samples[index], event.result)
 
-            self._generator.sample(requests, on_event)
+            self._pipeline.sample([s.request for s in samples], on_event)
 
     def _keep(self, sample: _Sample, result: Result) -> None:
         """Writes the document of one request that has come to its end."""
         path = self._folder.write_document(sample.number, result.document)
         texts = [i.text for i in result.items if isinstance(i, Text)]
-        tokens = sum(len(self._generator.tokenizer.encode(t)) for t in texts)
+        request, num_given = sample.request, len(sample.given)
         record = {
             "file": path.name,
-            "id": sample.prompt.document.id,
-            "seed": sample.seed,
-            "given": len(sample.prompt.document.items),
+            "id": request.document.id,
+            "seed": request.seed,
+            "given": num_given,
             "stop": result.stop,
         }
-        conversation = page.Conversation(
-            result.document,
-            len(sample.prompt.document.items),
-            _short(sample.prompt.title),
-            f"{path.name}, seed {sample.seed}, ended by {_STOPS[result.stop]}",
+        caption = f"{path.name}, seed {request.seed}, ended by {_STOPS[result.stop]}"
+        self._kept[sample.number] = _Kept(
+            record,
+            dataclasses.asdict(request.options),
+            Conversation(result.document, num_given, _short(sample.title), caption),
+            images=sum(isinstance(i, Image) for i in result.items),
+            tokens=sum(len(self._pipeline.tokenizer.encode(t)) for t in texts),
         )
-        pictures = sum(isinstance(i, Image) for i in result.items)
-        options = dataclasses.asdict(sample.prompt.options)
-        self._kept[sample.number] = _Kept(record, options, conversation, pictures, tokens)
 
     def _produced(self) -> tuple[int, int]:
-        """Pictures and tokens of text, in all."""
+        """Images and tokens of text, in all."""
         kept = self._kept.values()
-        return sum(k.pictures for k in kept), sum(k.tokens for k in kept)
+        return sum(k.images for k in kept), sum(k.tokens for k in kept)
 
     def _write_summary(self, seconds: float) -> None:
-        model = self._generator.model
+        model = self._pipeline.model
         kept = [self._kept[number] for number in sorted(self._kept)]
         shared = {
             name: value
@@ -191,7 +186,7 @@ class _Session:
             {**k.record, **{name: v for name, v in k.options.items() if name not in shared}}
             for k in kept
         ]
-        pictures, tokens = self._produced()
+        images, tokens = self._produced()
         facts = {
             "checkpoint": model.name,
             "config": model.config.name,
@@ -199,16 +194,16 @@ class _Session:
             "weights": model.weights,
             **shared,
             "seconds": round(seconds, 2),
-            "pictures": pictures,
+            "images": images,
             "text tokens": tokens,
-            "compilations": self._generator.num_compilations,
+            "compilations": self._pipeline.num_compilations,
         }
         refused = [dataclasses.asdict(r) for r in self._refused]
         self._folder.write_run({**facts, "documents": records, "refused": refused})
         conversations = [k.conversation for k in kept]
         name = conversations[0].title if len(conversations) == 1 else "Samples"
         try:
-            text = page.render(name, conversations, facts)
+            text = render_page(name, conversations, facts)
         except EnvironmentProblem as e:
             print(f"No page was written: {e}", file=sys.stderr)
         else:
@@ -217,7 +212,7 @@ class _Session:
 
 _STOPS = {
     "end": "the model",
-    "max_images": "the number of pictures asked for",
+    "max_images": "the number of images asked for",
     "max_tokens": "the limit of text",
     "cache_full": "a full context",
 }
@@ -234,16 +229,16 @@ def _count(number: int, noun: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mogao sample",
-        description="Goes on with a prompt: the model writes, and draws where it decides to. "
-        "Texts and the names of pictures go to stdout as they come; the folder of --out gets "
-        "the pictures, a JSON document each (to be fed back in) and a page.",
+        description="Continues a prompt: the model writes text, and generates an image where it "
+        "decides to. Texts and the names of images go to stdout as they come; the folder of --out "
+        "gets the images, a JSON document each (to be fed back in) and a page.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("what to go on with").add_argument
     add("prompt", nargs="?", help="what the user says")
     add("--image", action="append", default=[], metavar="FILE",
-        help="a picture shown before the text; may be repeated")  # fmt: skip
+        help="an image shown before the text; may be repeated")  # fmt: skip
     add("--document", metavar="FILE.json", help="a document so far; PROMPT is added to it")
     add("--batch", metavar="FILE.jsonl",
         help='a prompt per line: a text in quotes ("..."), or an object: a JSON document, or '
@@ -252,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         help="refuse a batch with broken lines; by default the others are served, and the exit "
         "status is 2")  # fmt: skip
     add("--task", choices=tuple(TASKS),
-        help="t2i, edit: draws at once, one picture; qa: only writes; clip: frames of a motion, "
+        help="t2i, edit: one image, at once; qa: text alone; clip: frames of a motion, "
         "plain text; chat: as the model likes (default)")  # fmt: skip
 
     add = parser.add_argument_group("the model").add_argument
@@ -262,13 +257,13 @@ def _parser() -> argparse.ArgumentParser:
     for part in ("tokenizer", "vae", "vit"):
         add(f"--{part}", metavar="PATH", help=f"where the {part}'s file is, if it was moved")
 
-    add("--max-context", type=int, metavar="N",
+    add("--max-length", "--max-context", type=int, metavar="N",
         help="tokens that a document may have (default: a row of the training data)")  # fmt: skip
 
-    add = parser.add_argument_group("pictures").add_argument
+    add = parser.add_argument_group("images").add_argument
     add("--size", metavar="HxW", help="height x width, or one number for a square")
-    add("--aspect", metavar="W:H", help="shape, such as 4:3; the largest the model can draw")
-    add("--max-images", "--frames", type=int, metavar="N", help="pictures per document, at most")
+    add("--aspect", metavar="W:H", help="shape, such as 4:3; the largest the model can generate")
+    add("--max-images", "--frames", type=int, metavar="N", help="images per document, at most")
     add("--steps", type=int, metavar="N", help="steps of the solver (default: the model's own)")
     add("--solver", choices=("euler", "heun"))
     add(
@@ -281,10 +276,10 @@ def _parser() -> argparse.ArgumentParser:
         "--image-guidance",
         type=float,
         metavar="X",
-        help="... earlier pictures are (the model's own)",
+        help="... earlier images are (the model's own)",
     )
     add("--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"),
-        help="the times (0 noise, 1 picture) in which guidance applies (0 1)")  # fmt: skip
+        help="the times (0 noise, 1 image) in which guidance applies (0 1)")  # fmt: skip
 
     add = parser.add_argument_group("text").add_argument
     add("--temperature", type=float, metavar="X", help="0: the likeliest token (default)")

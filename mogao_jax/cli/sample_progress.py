@@ -1,4 +1,4 @@
-"""What is seen while `mogao sample` works: texts and picture files on stdout, a bar on stderr."""
+"""What is seen while `mogao sample` works: texts and image files on stdout, a bar on stderr."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from mogao_jax.sampling.requests import (
     Event,
     Finished,
     GeneratedImage,
-    OnEvent,
-    PictureProgress,
-    PictureStarted,
+    ImageProgress,
+    ImageStarted,
     TextChunk,
 )
 
@@ -24,7 +23,7 @@ _LINE_EVERY = 10.0  # seconds, where there is no terminal to draw a bar on
 
 
 class Progress:
-    """Shows one batch of requests, and saves pictures as they come.
+    """Shows one batch of requests, and saves images as they come.
 
     One request alone streams its text; of several, whole passages are printed, each with the
     request's name. Use as a context manager.
@@ -35,30 +34,27 @@ class Progress:
         folder: Folder,
         numbers: Sequence[int],
         names: Sequence[str],
+        num_images: Sequence[int],
         *,
         out: TextIO | None = None,
         stream: TextIO | None = None,
     ):
         """
         Args:
-          folder: where pictures are saved.
+          folder: where images are saved.
           numbers: of the documents, in the folder.
           names: printed before what belongs to a request; "" for one alone.
+          num_images: images that each document already has.
           out, stream: default stdout and stderr.
         """
         self._folder, self._numbers, self._names = folder, numbers, names
         self._out, self._stream = out or sys.stdout, stream or sys.stderr
         self._passages = [""] * len(names)
-        self._num_pictures = [0] * len(names)
+        self._num_images = list(num_images)
         self._drawing: dict[int, tuple[int, int]] = {}  # request -> (step, steps)
         self._is_mid_line = False
         self._bar: tqdm.tqdm | None = None
         self._said = time.monotonic()
-
-    def start(self, num_pictures: Sequence[int]) -> OnEvent:
-        """Takes the number of pictures that each document already has; what to tell of events."""
-        self._num_pictures = list(num_pictures)
-        return self._on_event
 
     def __enter__(self) -> Progress:
         return self
@@ -69,26 +65,27 @@ class Progress:
             self._flush(index)
         self._end_line()
 
-    def _on_event(self, index: int, event: Event) -> None:
+    def show(self, index: int, event: Event) -> None:
+        """To be called with every event."""
         if isinstance(event, TextChunk):
             if self._names[index]:
                 self._passages[index] += event.text
             else:
                 self._write(event.text)
-        elif isinstance(event, PictureStarted):
+        elif isinstance(event, ImageStarted):
             self._flush(index)
             self._end_line()
             self._drawing[index] = (0, 0)
-        elif isinstance(event, PictureProgress):
+        elif isinstance(event, ImageProgress):
             self._drawing[index] = (event.step, event.num_steps)
             self._show()
         elif isinstance(event, GeneratedImage):
             self._drawing.pop(index, None)
             if not self._drawing:
                 self._end_bar()
-            self._num_pictures[index] += 1
-            path = self._folder.write_picture(
-                self._numbers[index], self._num_pictures[index], event.image
+            self._num_images[index] += 1
+            path = self._folder.write_image(
+                self._numbers[index], self._num_images[index], event.image
             )
             self._line(index, str(path))
         elif isinstance(event, Finished):
@@ -128,7 +125,7 @@ class Progress:
         step = min(s for s, _ in self._drawing.values())
         total = max(n for _, n in self._drawing.values())
         count = len(self._drawing)
-        what = "drawing" if count == 1 else f"drawing {count} pictures"
+        what = "drawing" if count == 1 else f"drawing {count} images"
         if not self._stream.isatty():
             if step < total and time.monotonic() - self._said > _LINE_EVERY:
                 self._said = time.monotonic()

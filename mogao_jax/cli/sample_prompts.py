@@ -1,4 +1,4 @@
-"""From the arguments of `mogao sample` to prompts, each judged with its place.
+"""From the arguments of `mogao sample` to prepared requests, each judged with its place.
 
 A line of a batch is a text in quotes, or an object: a document, or `prompt` and `image` as on the
 command line; and besides that, any of the options that the command has:
@@ -16,38 +16,67 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console import sample_options
+from mogao_jax.console.image_options import check_seed
 from mogao_jax.errors import DocumentError, MogaoError, RequestError
-from mogao_jax.sampling import lengths, prompts
+from mogao_jax.sampling import options as options_lib
 from mogao_jax.sampling.options import SamplingOptions
+from mogao_jax.sampling.requests import PreparedRequest, Request, prepare, token_limits
 from mogao_jax.sequence.document import Document, Image, Item, Text, from_json
 from mogao_jax.tokenizer import Tokenizer
 
-_NEED_PICTURE = ("edit", "qa")
-_LISTED = 20  # refused lines whose reasons are printed, before the rest is only counted
+# What a task means in options; what is asked for by a flag wins.
+TASKS: dict[str, dict[str, Any]] = {
+    "t2i": {"draw_first": True, "max_images": 1},
+    "edit": {"draw_first": True, "max_images": 1},
+    "qa": {"allow_images": False},
+    "clip": {"draw_first": True, "max_images": 4},
+    "chat": {},
+}
+_FLAGS = {
+    "max_images": "max_images",
+    "steps": "num_steps",
+    "solver": "solver",
+    "guidance": "guidance_scale",
+    "image_guidance": "image_guidance_scale",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_tokens": "max_tokens",
+}
+_LINE_FIELDS = ("task", "seed", "size", "aspect", "guidance_interval", *_FLAGS)
+_MAX_RATIO = 1000.0
+_NEED_IMAGE = ("edit", "qa")
+_LISTED = 20  # maximum number of refused lines listed in a message
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """A document to go on with.
+    """A document to continue.
 
     Attributes:
       document, title: and its name on the page.
       arguments: of the command; in a batch, with what its line says.
       line: of the batch, from 1; 0 if there is no batch.
-      options: of the sampler, once `prepare_all` has judged them.
     """
 
     document: Document
     title: str
     arguments: argparse.Namespace
     line: int = 0
-    options: SamplingOptions = SamplingOptions()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReadyPrompt:
+    """A prompt that can be sampled; the request's seed is the first of its seeds."""
+
+    title: str
+    request: PreparedRequest
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -70,8 +99,8 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[Refu
     for name in ("num", "batch_size"):
         if getattr(arguments, name) < 1:
             raise RequestError(f"--{name.replace('_', '-')} must be at least 1.")
-    sample_options.check_seed(arguments.seed, arguments.num)
-    sample_options.option_fields(arguments)  # what can be judged without a model
+    check_seed(arguments.seed, arguments.num)
+    _option_fields(arguments)  # what can be judged without a model
     if arguments.batch is not None:
         if arguments.prompt is not None or arguments.document or arguments.image:
             raise RequestError(
@@ -103,9 +132,9 @@ def _said(text: str | None, images: Sequence[str], is_plain: bool) -> list[Item]
 
 
 def _check_task(document: Document, task: str | None) -> None:
-    has_picture = any(isinstance(item, Image) for item in document.items)
-    if task in _NEED_PICTURE and not has_picture:
-        raise RequestError(f"--task {task} is about a picture: give one with --image FILE.")
+    has_image = any(isinstance(item, Image) for item in document.items)
+    if task in _NEED_IMAGE and not has_image:
+        raise RequestError(f"--task {task} is about an image: give one with --image FILE.")
 
 
 def _read_document(path: pathlib.Path) -> Document:
@@ -161,9 +190,9 @@ def _read_line(
         record = {"prompt": record}
     if not isinstance(record, dict):
         raise DocumentError('a line is a text in quotes ("...") or an object ({...}).')
-    names = sample_options.LINE_FIELDS
+    names = _LINE_FIELDS
     given = {name: record.pop(name) for name in names if name in record}
-    arguments = sample_options.of_line(arguments, given)
+    arguments = _of_line(arguments, given)
     document = _said_in_line(record, path.parent, place, arguments.task)
     _check_task(document, arguments.task)
     texts = [i.text for i in document.items if isinstance(i, Text) and i.text.strip()]
@@ -179,7 +208,7 @@ def _said_in_line(
     unknown = sorted(set(record) - {"prompt", "image", "id"})
     if unknown or not record:
         what = f"unknown field {unknown[0]!r}" if unknown else "no prompt"
-        known = ("prompt", "image", "id", "items", *sample_options.LINE_FIELDS)
+        known = ("prompt", "image", "id", "items", *_LINE_FIELDS)
         raise DocumentError(f"{what}; a line may have {', '.join(known)}.")
     images = record.get("image", [])
     images = [images] if isinstance(images, str) else images
@@ -197,10 +226,79 @@ def _said_in_line(
 
 
 def sources(found: Sequence[Prompt], arguments: argparse.Namespace) -> list[pathlib.Path]:
-    """The files that prompts are read from, their pictures' included."""
+    """The files that prompts are read from, their images' included."""
     named = [pathlib.Path(name) for name in (arguments.document, arguments.batch) if name]
     items = [item for prompt in found for item in prompt.document.items]
     return named + [i.path for i in items if isinstance(i, Image) and i.path is not None]
+
+
+# --------------------------------------------------------------------------------------- options
+
+
+def _option_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fields of SamplingOptions that the arguments set, but for what --aspect means."""
+    fields = dict(TASKS[arguments.task or "chat"])
+    for flag, name in _FLAGS.items():
+        value = getattr(arguments, flag)
+        if value is not None:
+            fields[name] = value
+    if arguments.guidance_interval is not None:
+        fields["guidance_interval"] = tuple(arguments.guidance_interval)
+    if arguments.size is not None and arguments.aspect is not None:
+        raise RequestError("--size says the shape too: leave out --aspect.")
+    if arguments.size is not None:
+        fields["size"] = _size(arguments.size)
+    if arguments.aspect is not None:
+        _aspect(arguments.aspect)
+    return fields
+
+
+def _make_options(arguments: argparse.Namespace, config: MogaoConfig) -> SamplingOptions:
+    """The options, with the size that --aspect means for this model; not judged yet."""
+    fields = _option_fields(arguments)
+    if arguments.aspect is not None:
+        width, height = _aspect(arguments.aspect)
+        fields["size"] = options_lib.fitting_size(height, width, config.images)
+    return options_lib.make_options(fields, config)
+
+
+def _of_line(arguments: argparse.Namespace, given: Mapping[str, Any]) -> argparse.Namespace:
+    """The command's arguments, with what one line of a batch says (of LINE_FIELDS) in their place.
+
+    Values may be of any JSON type; numbers are judged with all other options later.
+    """
+    line = argparse.Namespace(**vars(arguments))
+    if given.get("size") is not None or given.get("aspect") is not None:
+        line.size = line.aspect = None
+    for name, value in given.items():
+        if name == "task" and not (isinstance(value, str) and value in TASKS):
+            raise RequestError(f"task is {value!r}; choose one of {', '.join(TASKS)}.")
+        if name == "guidance_interval" and not isinstance(value, list):
+            raise RequestError(f"guidance_interval is {value!r}; give [low, high].")
+        if name in ("size", "aspect"):
+            value = str(value)
+        setattr(line, name, value)
+    check_seed(line.seed, line.num)
+    return line
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
+    if not found:
+        raise RequestError(
+            f"--size is {text!r}; give height x width, such as 48x64, or one number for a square."
+        )
+    height = int(found[1])
+    return height, int(found[2]) if found[2] else height
+
+
+def _aspect(text: str) -> tuple[float, float]:
+    """(width, height) of '4:3'."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)[:/](\d{1,6}(?:\.\d{1,6})?)", text.strip())
+    width, height = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+    if not (width and height) or max(width, height) / min(width, height) > _MAX_RATIO:
+        raise RequestError(f"--aspect is {text!r}; give width:height, such as 4:3, 16:9 or 1:2.")
+    return width, height
 
 
 # --------------------------------------------------------------------------------------- judging
@@ -211,28 +309,29 @@ def prepare_all(
     arguments: argparse.Namespace,
     config: MogaoConfig,
     tokenizer: Tokenizer,
-) -> tuple[list[Prompt], list[Refused], list[str]]:
-    """Loads the pictures: (prompts that can be sampled, a batch's others, remarks).
+) -> tuple[list[ReadyPrompt], list[Refused], list[str]]:
+    """Prepares all requests: (what can be sampled, a batch's other lines, remarks).
 
     Raises:
       RequestError, DocumentError: for arguments, or a prompt that is not of a batch.
     """
-    sample_options.make_options(arguments, config)
-    limits = lengths.context_limits(config, arguments.max_context)
-    good, refused, notes = [], [], []
+    # The command's own options are judged even if every line brings others.
+    options_lib.check_options(_make_options(arguments, config), config)
+    limits = token_limits(config, arguments.max_length)
+    ready, refused, notes = [], [], []
     for prompt in found:
         try:
-            options = sample_options.make_options(prompt.arguments, config)
-            document, remarks = prompts.prepare(prompt.document, config)
-            lengths.check_length(document, config, tokenizer, limits, may_draw=options.may_draw)
+            options = _make_options(prompt.arguments, config)
+            request = Request(prompt.document, prompt.arguments.seed, options)
+            prepared = prepare(request, config, tokenizer, limits)
         except MogaoError as e:
             if not prompt.line:
                 raise
             refused.append(_refused(pathlib.Path(arguments.batch), prompt.line, e))
             continue
-        good.append(dataclasses.replace(prompt, document=document, options=options))
-        notes += [f"line {prompt.line}: {r}" if prompt.line else r for r in remarks]
-    return good, refused, notes
+        ready.append(ReadyPrompt(prompt.title, prepared))
+        notes += [f"line {prompt.line}: {n}" if prompt.line else n for n in prepared.notes]
+    return ready, refused, notes
 
 
 def say_refused(refused: Sequence[Refused], num_good: int, arguments: argparse.Namespace) -> None:

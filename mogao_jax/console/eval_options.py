@@ -7,8 +7,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from mogao_jax.console.image_options import add_image_flags
-from mogao_jax.console.sample_options import check_seed
+from mogao_jax.console.image_options import add_image_flags, check_seed
 from mogao_jax.errors import DataError
 
 

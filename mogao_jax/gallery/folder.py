@@ -1,28 +1,34 @@
-"""The folder of sampled documents: pictures as PNG, a JSON document each, one page about all.
+"""The folder of sampled documents: images as PNG, a JSON document each, one page about all.
 
     001.json  001-1.png  001-2.png  002.json ...  index.html  run.json
 
-Each JSON document can be fed back in: its pictures are named by relative paths. A folder holds one
+Each JSON document can be fed back in: its images are named by relative paths. A folder holds one
 run: the files of two would not belong together, though their names are the same.
 """
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import datetime
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mogao_jax
 from mogao_jax import images as image_ops
 from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.errors import EnvironmentProblem
-from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.document import Document, Image, Text, to_json
 
 PAGE, RUN = "index.html", "run.json"
 _DEFAULT_ROOT = "samples"
 _REMEDY = "Give another folder with --out."
+_SMALL = 256  # images with smaller sides are shown enlarged
 _OURS = re.compile(r"\d{3,}(-\d+\.png|\.json)|index\.html|run\.json")
 
 
@@ -77,31 +83,21 @@ class Folder:
         path = path.resolve()
         return path.parent == self.path.resolve() and bool(_OURS.fullmatch(path.name))
 
-    def write_picture(self, number: int, index: int, image: Image) -> pathlib.Path:
-        """Saves picture `index` of document `number` (both count from 1); returns its path."""
+    def write_image(self, number: int, index: int, image: Image) -> pathlib.Path:
+        """Saves image `index` of document `number` (both count from 1); returns its path."""
         path = self.path / f"{number:03d}-{index}.png"
         self._write(path, image_ops.encoded_bytes(Image(pixels=image_ops.load_pixels(image))))
         return path
 
     def write_document(self, number: int, document: Document) -> pathlib.Path:
-        """Saves the document, with all its pictures."""
-        items: list[dict[str, Any]] = []
-        index = 0
-        for item in document.items:
-            if isinstance(item, Text):
-                record: dict[str, Any] = {"type": "text", "text": item.text}
-            else:
-                index += 1
-                picture = self.write_picture(number, index, item)
-                record = {"type": "image", "path": picture.name}
-            record["loss"] = item.loss
-            if item.role is not None:
-                record["role"] = item.role
-            items.append(record)
-        record = {"id": document.id, "complete": document.complete, "items": items}
-        path = self.path / f"{number:03d}.json"
-        self.write_text(path.name, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        return path
+        """Saves the document, with all its images."""
+        count = itertools.count(1)
+        record = to_json(
+            document, lambda image: {"path": self.write_image(number, next(count), image).name}
+        )
+        return self.write_text(
+            f"{number:03d}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        )
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Saves run.json: how it all was made."""
@@ -113,3 +109,80 @@ class Folder:
 
     def _write(self, path: pathlib.Path, data: bytes) -> None:
         write_file(path, data, remedy=_REMEDY)
+
+
+# ------------------------------------------------------------------------------------------- page
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """One sampled document.
+
+    Attributes:
+      document: the prompt, and after `num_given` items what was generated.
+      title: its name on the page.
+      caption: how it was made and why it ended, in words.
+    """
+
+    document: Document
+    num_given: int
+    title: str
+    caption: str
+
+
+def render_page(name: str, conversations: Sequence[Conversation], facts: Mapping[str, Any]) -> str:
+    """The self-contained page as HTML: texts are escaped, images inlined as PNG.
+
+    Args:
+      name: its title.
+      conversations: in order.
+      facts: how all of it was made, {name: value}.
+    Raises:
+      EnvironmentProblem: jinja2 is missing.
+    """
+    try:
+        import jinja2
+    except ImportError as e:
+        raise EnvironmentProblem(
+            "the page needs jinja2, which is not installed: pip install 'mogao_jax[demo]'"
+        ) from e
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mogao_jax.gallery", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        name=name,
+        version=mogao_jax.__version__,
+        conversations=[_shown(c) for c in conversations],
+        facts={key: str(value) for key, value in facts.items()},
+        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def _shown(conversation: Conversation) -> dict[str, Any]:
+    """Items in turns: neighbours of the same role, given or generated, stand together."""
+    turns: list[dict[str, Any]] = []
+    for index, item in enumerate(conversation.document.items):
+        who = (item.role or "", index >= conversation.num_given)
+        if not turns or turns[-1]["who"] != who:
+            role = item.role or ("model" if who[1] else "given")
+            turns.append({"who": who, "role": role, "is_generated": who[1], "items": []})
+        turns[-1]["items"].append(_item(item))
+    return {"title": conversation.title, "caption": conversation.caption, "turns": turns}
+
+
+def _item(item: Text | Image) -> dict[str, Any]:
+    if isinstance(item, Text):
+        return {"text": item.text}
+    pixels = image_ops.load_pixels(item)
+    height, width = pixels.shape[:2]
+    png = image_ops.encoded_bytes(Image(pixels=pixels))
+    grow = max(1, _SMALL // max(height, width))
+    return {
+        "image": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
+        "size": f"{height} x {width}",
+        "width": width * grow,
+    }

@@ -11,10 +11,11 @@ from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import head_table
-from mogao_jax.sampling import image, prefill, text
-from mogao_jax.sampling.buckets import Programs
-from mogao_jax.sampling.images import Encoders
-from mogao_jax.sampling.probing import Probe
+from mogao_jax.sampling.decode import allowed_tokens, decode
+from mogao_jax.sampling.encoders import Encoders
+from mogao_jax.sampling.guided_flow import integrate_flow
+from mogao_jax.sampling.prefill import prefill
+from mogao_jax.sampling.programs import Probe, Programs
 from mogao_jax.tokenizer import Tokenizer
 
 
@@ -24,7 +25,7 @@ class Engine:
     Attributes:
       params: on the device.
       programs: counts what was compiled.
-      extend, decode, draw: prefill.extend, text.decode and image.draw, jitted.
+      prefill, decode, integrate_flow: the functions of these names, jitted.
       encoders: the frozen encoders.
       allowed: bool[V] which tokens may be written.
       channels: of a VAE token (64).
@@ -44,21 +45,15 @@ class Engine:
         self.modules, self.params = modules, jax.device_put(params)
         self.text_chunk, self.step_chunk = text_chunk, step_chunk
         self.channels = modules.config.vae.latent_channels * LATENT_PATCH**2
-        self.allowed = text.allowed_tokens(tokenizer, head_table(params).shape[0])
+        self.allowed = allowed_tokens(tokenizer, head_table(params).shape[0])
         self.programs = programs = Programs()
         self.encoders = Encoders(modules, jax.device_put(encoder_params), programs)
-        self.extend = programs.jit(functools.partial(prefill.extend, modules), donate_argnums=1)
-        decode = functools.partial(
-            text.decode,
-            modules,
-            stop_tokens=(tokenizer.im_end, tokenizer.endoftext),
-            vision_start=tokenizer.vision_start,
-            chunk=text_chunk,
-            probe=probe,
-        )
-        self.decode = programs.jit(decode, donate_argnums=1)
-        draw = functools.partial(image.draw, modules, probe=probe)
-        self.draw = programs.jit(draw, static_argnames=("und_length", "clean_length", "solver"))
+        bind = functools.partial
+        self.prefill = programs.jit(bind(prefill, modules), donate_argnums=1)
+        decoding = bind(decode, modules, tokenizer=tokenizer, chunk=text_chunk, probe=probe)
+        self.decode = programs.jit(decoding, donate_argnums=1)
+        integrating = bind(integrate_flow, modules, probe=probe)
+        self.integrate_flow = programs.jit(integrating, static_argnames="settings")
 
     @property
     def config(self) -> MogaoConfig:

@@ -38,6 +38,10 @@ class EncodedImage:
     vit_grid: tuple[int, int] = (0, 0)
 
     @property
+    def num_vit_tokens(self) -> int:
+        return 0 if self.features is None else self.vit_grid[0] * self.vit_grid[1]
+
+    @property
     def vae_grid(self) -> tuple[int, int]:
         return self.size[0] // VAE_GRID, self.size[1] // VAE_GRID
 

@@ -1,6 +1,6 @@
 """The cache of a batch: a pool of rows, one per request and guidance context.
 
-A program works on some rows of the pool (those that write text, or all contexts of a picture): it
+A program works on some rows of the pool (those that write text, or all contexts of an image): it
 takes them out, computes, and puts them back. Rows that stand for padding lie beyond the pool:
 taken, they are empty; put back, they are dropped.
 

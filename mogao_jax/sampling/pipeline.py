@@ -5,12 +5,11 @@ for item in model.generate("a red circle left of a blue square", seed=3):
     if isinstance(item, str):
         print(item, end="")               # text, as it comes
     else:
-        show(item.pixels)                 # a picture, when it is done: uint8[H, W, 3]
+        show(item.pixels)                 # an image, when it is done: uint8[H, W, 3]
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import queue
 import threading
@@ -18,9 +17,20 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.sampling import lengths, prompts
 from mogao_jax.sampling.loading import DEMO, Model, Weights, open_checkpoint
-from mogao_jax.sampling.requests import Event, GeneratedImage, OnEvent, Request, Result, TextChunk
+from mogao_jax.sampling.options import make_options
+from mogao_jax.sampling.requests import (
+    Event,
+    GeneratedImage,
+    OnEvent,
+    PreparedRequest,
+    Request,
+    Result,
+    TextChunk,
+    as_document,
+    prepare,
+    token_limits,
+)
 from mogao_jax.sequence.document import Document, Image
 from mogao_jax.tokenizer import Tokenizer
 
@@ -35,16 +45,16 @@ def load(
     tokenizer: str | os.PathLike | None = None,
     vae: str | os.PathLike | None = None,
     vit: str | os.PathLike | None = None,
-    max_context: int | None = None,
+    max_length: int | None = None,
 ) -> Pipeline:
     """Loads a model to write and draw with; see `sampling.loading.open_checkpoint`.
 
     Args:
-      max_context: text and ViT tokens of a document; None: as a row of the training data.
+      max_length: text and ViT tokens of a document; None: as a row of the training data.
     """
     opened = open_checkpoint(path, weights=weights, tokenizer=tokenizer, vae=vae, vit=vit)
-    lengths.context_limits(opened.config, max_context)  # refused before parameters are read
-    return Pipeline(opened.load(), max_context=max_context)
+    token_limits(opened.config, max_length)  # refused before parameters are read
+    return Pipeline(opened.load(), max_length=max_length)
 
 
 class Pipeline:
@@ -55,16 +65,16 @@ class Pipeline:
       limits: tokens that a document may have.
     """
 
-    def __init__(self, model: Model, *, batch_size: int = 8, max_context: int | None = None):
+    def __init__(self, model: Model, *, batch_size: int = 8, max_length: int | None = None):
         """A sampler for the model.
 
         Args:
           batch_size: requests that are served together.
-          max_context: see `load`.
+          max_length: see `load`.
         """
         self.model = model
-        self.limits = lengths.context_limits(model.config, max_context)
-        self._sampler = make_sampler(model, batch_size, max_context)
+        self.limits = token_limits(model.config, max_length)
+        self._sampler = make_sampler(model, batch_size, max_length)
         self._lock = threading.Lock()
 
     @property
@@ -88,13 +98,12 @@ class Pipeline:
           seed: the same seed gives the same output.
           **options: fields of SamplingOptions; the others are as `config.sampling` has them.
         Returns:
-          An iterator of pieces of text (str) and pictures (Image), as they come; it has the whole
+          An iterator of pieces of text (str) and images (Image), as they come; it has the whole
           `result` when it has ended.
         Raises:
           RequestError, DocumentError: before anything is computed.
         """
-        made = prompts.make_options(options, self.config)
-        request = Request(prompts.as_document(prompt), seed, made)
+        request = Request(as_document(prompt), seed, make_options(options, self.config))
         return Stream(self, self.prepare(request))
 
     def sample(self, requests: Sequence[Request], on_event: OnEvent | None = None) -> list[Result]:
@@ -103,17 +112,13 @@ class Pipeline:
         with self._lock:
             return self._sampler.sample(prepared, on_event)
 
-    def prepare(self, request: Request) -> Request:
-        """The request with its pictures loaded; raises where it cannot be served."""
-        prompts.check_options(request.options, self.config)
-        document, _ = prompts.prepare(request.document, self.config)
-        may_draw = request.options.may_draw
-        lengths.check_length(document, self.config, self.tokenizer, self.limits, may_draw=may_draw)
-        return dataclasses.replace(request, document=document)
+    def prepare(self, request: Request) -> PreparedRequest:
+        """See `requests.prepare`; nothing is computed."""
+        return prepare(request, self.config, self.tokenizer, self.limits)
 
 
-def make_sampler(model: Model, batch_size: int, max_context: int | None = None) -> Sampler:
-    """The sampler of a model; its context is by default as long as a row of the training data."""
+def make_sampler(model: Model, batch_size: int, max_length: int | None = None) -> Sampler:
+    """The sampler of a model; `max_length`: see `load`."""
     from mogao_jax.sampling.sampler import Sampler
 
     return Sampler(
@@ -121,7 +126,7 @@ def make_sampler(model: Model, batch_size: int, max_context: int | None = None) 
         model.params,
         model.encoders,
         model.tokenizer,
-        max_context=max_context,
+        max_length=max_length,
         batch_size=batch_size,
     )
 

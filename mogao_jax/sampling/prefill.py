@@ -1,6 +1,6 @@
 """Prefill: the keys and values of pending tokens go into the cache.
 
-Text, ViT and clean VAE tokens alike, several pictures and all contexts in one call: the mask does
+Text, ViT and clean VAE tokens alike, several images and all contexts in one call: the mask does
 the rest. Rows are padded on the right; padding is not written.
 """
 
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mogao_jax.models.modules import Modules
-from mogao_jax.models.mogao import MogaoInputs
+from mogao_jax.models.mogao import example_inputs
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import buckets, kv_cache
+from mogao_jax.sampling import kv_cache
 from mogao_jax.sampling.history import CachedSequence, TokenSpan
-from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta
+from mogao_jax.sampling.programs import round_up_pow2
+from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VIT, TokenMeta
 
 # Tokens of a row that are computed at once. A row with more is computed in turns, unless a single
-# picture has more.
+# image has more.
 MIN_TOKENS, MAX_TOKENS = 32, 512
 OUT_OF_RANGE = np.iinfo(np.int32).max  # beyond any cache: not written
 
@@ -38,26 +38,26 @@ class NewTokens(NamedTuple):
     destination: Parts  # int32[r, .] place in the cache
 
 
-def assemble(
+def build_prefill_batch(
     contexts: Sequence[CachedSequence],
-    pieces: Sequence[Sequence[TokenSpan]],
+    spans: Sequence[Sequence[TokenSpan]],
     num_rows: int,
     feature_shape: tuple[int, int],
     channels: int,
 ) -> NewTokens:
-    """Lays pieces out in rows, and notes in the contexts that they are in the cache.
+    """Lays spans out in rows, and notes in the contexts that they are in the cache.
 
     Args:
-      contexts, pieces: one line per row, at most `num_rows`.
+      contexts, spans: one line per row, at most `num_rows`.
       feature_shape: (features per merged ViT token, channels of a feature).
       channels: of a VAE token (64).
     """
-    und = [[p for p in row if p.latents is None] for row in pieces]
-    clean = [[p for p in row if p.latents is not None] for row in pieces]
+    und = [[s for s in row if s.latents is None] for row in spans]
+    clean = [[s for s in row if s.latents is not None] for row in spans]
     num_und, num_clean = (_padded(rows) for rows in (und, clean))
     per_token, feature_channels = feature_shape
-    vit_tokens = [sum(len(p) for p in row if p.features is not None) for row in und]
-    num_features = num_und if any(vit_tokens) else 0
+    has_vit = any(s.features is not None for row in und for s in row)
+    num_features = num_und * per_token if has_vit else 0
 
     def column(length: int, fill: int = 0) -> np.ndarray:
         return np.full((num_rows, length), fill, np.int32)
@@ -68,7 +68,7 @@ def assemble(
     new = NewTokens(
         tokens=column(num_und),
         vit_index=column(num_und, -1),
-        features=np.zeros((num_rows, num_features * per_token, feature_channels), np.float32),
+        features=np.zeros((num_rows, num_features, feature_channels), np.float32),
         latents=np.zeros((num_rows, num_clean, channels), np.float32),
         meta=Parts(und=meta(num_und), clean=meta(num_clean)),
         positions=Parts(
@@ -79,48 +79,42 @@ def assemble(
     )
     for row, context in enumerate(contexts):
         start = num_vit = 0
-        for piece in und[row]:
-            here = slice(start, start := start + len(piece))
-            new.tokens[row, here] = piece.token
+        for span in und[row]:
+            here = slice(start, start := start + len(span))
+            new.tokens[row, here] = span.token
             kind = TEXT
-            if piece.features is not None:
+            if span.features is not None:
                 kind = VIT
-                new.vit_index[row, here] = num_vit + np.arange(len(piece))
+                new.vit_index[row, here] = num_vit + np.arange(len(span))
                 first = num_vit * per_token
-                new.features[row, first : first + len(piece.features)] = piece.features
-                num_vit += len(piece)
-            _place(new, "und", row, here, piece, kind, context.num_und)
-            context.num_und += len(piece)
+                new.features[row, first : first + len(span.features)] = span.features
+                num_vit += len(span)
+            _place(new, "und", row, here, span, kind, context.num_und)
+            context.num_und += len(span)
         start = 0
-        for piece in clean[row]:
-            here = slice(start, start := start + len(piece))
-            new.latents[row, here] = piece.latents
-            _place(new, "clean", row, here, piece, VAE_CLEAN, context.num_clean)
-            context.num_clean += len(piece)
+        for span in clean[row]:
+            here = slice(start, start := start + len(span))
+            new.latents[row, here] = span.latents
+            _place(new, "clean", row, here, span, VAE_CLEAN, context.num_clean)
+            context.num_clean += len(span)
     return new
 
 
 def _padded(rows: Sequence[Sequence[TokenSpan]]) -> int:
-    longest = max(sum(len(p) for p in row) for row in rows)
-    return buckets.power(longest, MIN_TOKENS) if longest else 0
+    longest = max(sum(len(s) for s in row) for row in rows)
+    return round_up_pow2(longest, MIN_TOKENS) if longest else 0
 
 
 def _place(
-    new: NewTokens, part: str, row: int, here: slice, piece: TokenSpan, kind: int, written: int
+    new: NewTokens, part: str, row: int, here: slice, span: TokenSpan, kind: int, written: int
 ) -> None:
     segment, order, kinds = getattr(new.meta, part)
-    segment[row, here], order[row, here], kinds[row, here] = 1, piece.placed.order, kind
-    getattr(new.positions, part)[row, here] = piece.placed.positions
-    getattr(new.destination, part)[row, here] = written + np.arange(len(piece))
+    segment[row, here], order[row, here], kinds[row, here] = 1, span.placed.order, kind
+    getattr(new.positions, part)[row, here] = span.placed.positions
+    getattr(new.destination, part)[row, here] = written + np.arange(len(span))
 
 
-def no_noised(num_rows: int) -> tuple[TokenMeta, jax.Array]:
-    """Metadata and positions of a noised part of length zero."""
-    empty = jnp.zeros((num_rows, 0), jnp.int32)
-    return TokenMeta(empty, empty, empty + VAE_NOISED), jnp.zeros((num_rows, 0, 3), jnp.float32)
-
-
-def extend(modules: Modules, params: Any, cache: Parts, rows: jax.Array, new: NewTokens) -> Parts:
+def prefill(modules: Modules, params: Any, cache: Parts, rows: jax.Array, new: NewTokens) -> Parts:
     """The cache with new tokens in its rows int32[r]. A program: to be jitted, cache donated."""
     num_rows, num_und = new.tokens.shape
     num_clean = new.latents.shape[1]
@@ -129,17 +123,14 @@ def extend(modules: Modules, params: Any, cache: Parts, rows: jax.Array, new: Ne
         und=kv_cache.take(cache.und, rows),
         clean=kv_cache.take(cache.clean, rows) if reads_clean else None,
     )
-    noised_meta, noised_positions = no_noised(num_rows)
-    inputs = MogaoInputs(
+    none = example_inputs(modules.model, (num_rows, 0, 0, 0, 0), num_patches=0)
+    inputs = none._replace(
         tokens=new.tokens,
         vit_index=new.vit_index,
         vit_features=new.features,
         clean_latents=new.latents,
-        noised_latents=jnp.zeros((num_rows, 0, new.latents.shape[2]), jnp.float32),
-        timesteps=jnp.zeros((num_rows, 0), jnp.float32),
-        noised_index=noised_meta.segment,
-        meta=new.meta._replace(noised=noised_meta),
-        positions=new.positions._replace(noised=noised_positions),
+        meta=new.meta._replace(noised=none.meta.noised),
+        positions=new.positions._replace(noised=none.positions.noised),
     )
     destination = Parts(
         und=new.destination.und if num_und else None,

@@ -1,4 +1,8 @@
-"""What happens to a batch of sessions: its cache, and the phases that work on it.
+"""The scheduler: a batch of sessions, their cache, and the phases that work on it.
+
+Sessions go through phases together. Those in text write until every one of them is done or has
+paused at <|vision_start|>; only then do those that paused generate their images, all at once: a
+step of the flow costs far more than a token, and costs least per image in a full batch.
 
 Every phase gathers numpy on the host, runs a program, and hands the outcome to the sessions.
 """
@@ -8,30 +12,43 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import image, kv_cache, prefill, text
-from mogao_jax.sampling.buckets import all_or_few, fine, halved, power
+from mogao_jax.sampling import guided_flow, kv_cache
+from mogao_jax.sampling.decode import DecodeState, SamplingParams, seed_key
 from mogao_jax.sampling.engine import Engine
 from mogao_jax.sampling.history import CachedSequence, TokenSpan
-from mogao_jax.sampling.lengths import Limits
-from mogao_jax.sampling.requests import PictureProgress
+from mogao_jax.sampling.prefill import MAX_TOKENS, build_prefill_batch
+from mogao_jax.sampling.programs import (
+    batch_bucket,
+    halve_while_fits,
+    round_up_bucket,
+    round_up_pow2,
+)
+from mogao_jax.sampling.requests import ImageProgress, Limits
 from mogao_jax.sampling.session import Mode, Session
 from mogao_jax.sequence.batch import CONTEXTS, EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.cursor import Cursor
 
 MIN_CAPACITY = 256  # und tokens of the cache; it doubles as histories grow
 MIN_CLEAN = 64  # clean tokens of the cache, if there are any
-MIN_LOOK = 64  # und tokens that drawing looks at
-MIN_PICTURE = 4  # tokens of the largest picture that is drawn
+MIN_READ = 64  # und tokens of the cache that a step of the flow reads
+MIN_IMAGE = 4  # tokens of the largest image
+Solver = Literal["euler", "heun"]
+Contexts = dict[int, CachedSequence]  # of one image: {FULL, IMAGE_ONLY or EMPTY: its tokens}
 
 
 class BatchScheduler:
-    """Sessions that are served together, and their cache: a row per session and context."""
+    """Sessions that are served together, and their cache: a row per session and context.
+
+    Attributes:
+      cache: Parts of PartCache; its parts are allocated when first needed.
+    """
 
     def __init__(
         self, engine: Engine, sessions: Sequence[Session], *, batch_size: int, limits: Limits
@@ -43,36 +60,38 @@ class BatchScheduler:
           limits: the most tokens of a history: up to a power of two, the largest cache.
         """
         self._engine, self._sessions = engine, sessions
-        self._size = halved(len(sessions), batch_size)
+        self._size = halve_while_fits(len(sessions), batch_size)
         self._least = {
-            "und": min(MIN_CAPACITY, power(limits.und, 1)),
-            "clean": min(MIN_CLEAN, power(limits.clean, 1)),
+            "und": min(MIN_CAPACITY, round_up_pow2(limits.und, 1)),
+            "clean": min(MIN_CLEAN, round_up_pow2(limits.clean, 1)),
         }
         num_contexts = len(CONTEXTS) if any(s.may_draw for s in sessions) else 1
         self._num_rows = self._size * num_contexts
-        self._cache = Parts()
+        self.cache = Parts()
         for i, session in enumerate(sessions):
             session.history.full.slot = self._slot(FULL, i)
             session.history.image_only.slot = self._slot(IMAGE_ONLY, i)
 
     def _slot(self, context: int, session: int) -> int:
+        # Rows of the full contexts first: text needs no others, and a batch of text has no others.
         return context * self._size + session
 
     def run(self) -> None:
-        """Until all sessions are done."""
+        """Serves all sessions until they are done."""
         for session in self._sessions:
             session.check_limits()
         while any(s.mode is not Mode.DONE for s in self._sessions):
-            if any(s.mode is Mode.WRITING for s in self._sessions):
-                self._write()
-            else:
-                drawing = [i for i, s in enumerate(self._sessions) if s.mode is Mode.DRAWING]
-                for solver in ("euler", "heun"):
-                    self._draw(
-                        [i for i in drawing if self._sessions[i].options.solver == solver], solver
-                    )
+            if any(s.mode is Mode.TEXT for s in self._sessions):
+                self._write_text()
+                continue
+            waiting = [i for i, s in enumerate(self._sessions) if s.mode is Mode.IMAGE]
+            solvers: tuple[Solver, ...] = ("euler", "heun")
+            for solver in solvers:  # a program each, so a batch each
+                which = [i for i in waiting if self._sessions[i].options.solver == solver]
+                if which:
+                    self._generate_images(which, solver)
 
-    # ----------------------------------------------------------------------------------- cache
+    # --------------------------------------------------------------------------------- prefill
 
     def _reserve(
         self, contexts: Sequence[CachedSequence], *, clean: bool = False, num_new: int = 0
@@ -82,11 +101,11 @@ class BatchScheduler:
         und = max(c.und_length for c in contexts) + num_new
         num_clean = max(c.clean_length(waiting=clean) for c in contexts)
         for name, needed in (("und", und), ("clean", num_clean)):
-            part = getattr(self._cache, name)
+            part = getattr(self.cache, name)
             if needed > kv_cache.capacity_of(part):
-                capacity = power(needed, self._least[name])
+                capacity = round_up_pow2(needed, self._least[name])
                 part = kv_cache.grow(part, config, self._num_rows, capacity)
-                self._cache = self._cache._replace(**{name: part})
+                self.cache = self.cache._replace(**{name: part})
 
     def _rows(self, contexts: Sequence[CachedSequence], num_rows: int) -> np.ndarray:
         """Rows of the cache, int32[num_rows]; padding lies beyond it."""
@@ -94,181 +113,178 @@ class BatchScheduler:
         rows[: len(contexts)] = [c.slot for c in contexts]
         return rows
 
-    def _compute(
+    def _prefill(
         self,
         contexts: Sequence[CachedSequence],
         num_rows: int,
         take: Callable[[CachedSequence], list[TokenSpan]],
     ) -> None:
-        """Puts pieces into the cache, turn by turn, until `take` gives no more of any context."""
+        """Puts spans into the cache, turn by turn, until `take` gives no more of any context."""
         engine = self._engine
         rows = self._rows(contexts, num_rows)
-        while any(pieces := [take(c) for c in contexts]):
-            new = prefill.assemble(
-                contexts, pieces, num_rows, engine.encoders.feature_shape, engine.channels
+        while any(spans := [take(c) for c in contexts]):
+            new = build_prefill_batch(
+                contexts, spans, num_rows, engine.encoders.feature_shape, engine.channels
             )
-            self._cache = engine.extend(engine.params, self._cache, rows, new)
+            self.cache = engine.prefill(engine.params, self.cache, rows, new)
 
-    def _compute_all(self, of_pictures: Sequence[dict[int, CachedSequence]]) -> None:
-        """Puts all that is pending into the cache, clean tokens that wait apart included.
-
-        Full contexts are computed apart from the others, which are much shorter.
-        """
-        groups: tuple[list[CachedSequence], list[CachedSequence]] = ([], [])
-        for contexts in of_pictures:
-            for name, context in contexts.items():
-                groups[name != FULL].append(context)
-        everything = [*groups[0], *groups[1]]
+    def _prefill_for_images(self, of_images: Sequence[Contexts]) -> None:
+        """Puts all that is pending into the cache, clean tokens that wait apart included."""
+        # Full contexts apart from the others, which are much shorter: together, these would be
+        # padded to their length.
+        full = [c for contexts in of_images for name, c in contexts.items() if name == FULL]
+        reduced = [c for contexts in of_images for name, c in contexts.items() if name != FULL]
+        everything = [*full, *reduced]
         self._reserve(everything, clean=True)
-        size = all_or_few(len(of_pictures), self._size)
+        size = batch_bucket(len(of_images), self._size)
 
-        def rows(contexts: Sequence[CachedSequence]) -> int:
-            return size * math.ceil(len(contexts) / len(of_pictures))
+        def num_rows(contexts: Sequence[CachedSequence]) -> int:
+            return size * math.ceil(len(contexts) / len(of_images))
 
-        for group in groups:
-            self._compute(group, rows(group), _pending)
+        for group in (full, reduced):
+            self._prefill(group, num_rows(group), lambda c: c.take_pending(MAX_TOKENS))
+        # Clean tokens read ViT tokens of their own image and of earlier ones: these come first.
         waiting = [c for c in everything if c.pending_clean]
-        self._compute(waiting, rows(waiting), lambda c: c.take_clean(prefill.MAX_TOKENS))
+        self._prefill(waiting, num_rows(waiting), lambda c: c.take_clean(MAX_TOKENS))
 
     # ------------------------------------------------------------------------------------ text
 
-    def _write(self) -> None:
-        """Text, until nobody is writing."""
+    def _write_text(self) -> None:
+        """Text, until no session is in it."""
         engine = self._engine
-        while writing := [s for s in self._sessions if s.mode is Mode.WRITING]:
+        while writing := [s for s in self._sessions if s.mode is Mode.TEXT]:
             contexts = [s.history.full for s in writing]
-            num_rows = all_or_few(len(writing), self._size)
+            num_rows = batch_bucket(len(writing), self._size)
             self._reserve(contexts)
-            self._compute(contexts, num_rows, lambda c: _pending(c, keep_last=True))
+            # The last token stays pending: the decode loop computes it, for the next one's logits.
+            take = functools.partial(CachedSequence.take_pending, limit=MAX_TOKENS, keep_last=True)
+            self._prefill(contexts, num_rows, take)
             most = max(s.token_limit for s in writing)
             self._reserve(contexts, num_new=min(engine.text_chunk, most))
-            start, choice = _text_state(writing, num_rows)
-            self._cache, chosen = engine.decode(
-                engine.params,
-                self._cache,
-                self._rows(contexts, num_rows),
-                start,
-                choice,
-                engine.allowed,
+            start, choice = _decode_state(writing, self._rows(contexts, num_rows))
+            self.cache, chosen = engine.decode(
+                engine.params, self.cache, start, choice, engine.allowed
             )
             for session, tokens in zip(writing, np.asarray(chosen), strict=False):
                 written = [int(t) for t in tokens if t >= 0]
                 session.write(written)
                 session.history.full.wrote(len(written))
 
-    # --------------------------------------------------------------------------------- drawing
+    # ---------------------------------------------------------------------------------- images
 
-    def _draw(self, which: Sequence[int], solver: str) -> None:
-        """One picture of each of these sessions."""
-        if not which:
-            return
+    def _generate_images(self, which: Sequence[int], solver: Solver) -> None:
+        """One image of each of these sessions."""
         engine = self._engine
         sessions = [self._sessions[i] for i in which]
         sizes = [s.size for s in sessions]
-        grids = [(h // VAE_GRID, w // VAE_GRID) for h, w in sizes]
-        num_tokens = [h * w for h, w in grids]
-        contexts, weights = zip(*(s.start_picture() for s in sessions), strict=True)
-        for i, of_picture in zip(which, contexts, strict=True):
-            if EMPTY in of_picture:
-                of_picture[EMPTY].slot = self._slot(EMPTY, i)
-        everything = [c for of_picture in contexts for c in of_picture.values()]
-        self._compute_all(contexts)
-
-        num_pictures = self._size
-        most_tokens = max(MIN_PICTURE, fine(max(num_tokens)))
-        x = np.zeros((num_pictures, most_tokens, engine.channels), np.float32)
-        times = np.ones((max(s.options.num_steps for s in sessions) + 1, num_pictures), np.float32)
-        for i, (session, n) in enumerate(zip(sessions, num_tokens, strict=True)):
-            o = session.options
-            x[i, :n] = image.noise(session.request.seed, session.picture_index, n, x.shape[2])
-            times[: o.num_steps + 1, i] = image.time_grid(
-                o.num_steps, n, engine.config.objective, o.timestep_shift
-            )
-        make_lines = functools.partial(
-            image.build_guidance_batch,
-            contexts,
-            intervals=[s.options.guidance_interval for s in sessions],
-            grids=grids,
-            num_pictures=num_pictures,
-            num_tokens=x.shape[1],
-            nowhere=self._num_rows,
-        )
-        x = self._follow(x, times, make_lines, weights, sessions, everything, solver)
-        latents = [x[i, :n] for i, n in enumerate(num_tokens)]
+        contexts, weights = zip(*(s.start_image() for s in sessions), strict=True)
+        for i, of_image in zip(which, contexts, strict=True):
+            if EMPTY in of_image:
+                of_image[EMPTY].slot = self._slot(EMPTY, i)
+        self._prefill_for_images(contexts)
+        latents = self._integrate(sessions, contexts, weights, solver)
         pixels = engine.encoders.decode(latents, sizes)
-        for session, picture in zip(sessions, pixels, strict=True):
-            session.finish_picture(picture)
+        for session, image in zip(sessions, pixels, strict=True):
+            session.finish_image(image)
         going_on = [i for i, s in enumerate(sessions) if s.mode is not Mode.DONE]
         seen = engine.encoders.read([pixels[i] for i in going_on], [latents[i] for i in going_on])
-        for i, drawn in zip(going_on, seen, strict=True):
-            sessions[i].resume(drawn)
+        for i, encoded in zip(going_on, seen, strict=True):
+            sessions[i].resume(encoded)
 
-    def _follow(
+    def _integrate(
         self,
-        x,
-        times,
-        make_lines,
-        weights,
-        sessions,
-        contexts: Sequence[CachedSequence],
-        solver: str,
-    ) -> np.ndarray:
-        """Runs the solver over all steps, in chunks, and reports."""
+        sessions: Sequence[Session],
+        contexts: Sequence[Contexts],
+        weights: Sequence[dict[int, float]],
+        solver: Solver,
+    ) -> list[np.ndarray]:
+        """Latents float32[tokens, 64] of each session's image: the flow over all its steps."""
         engine = self._engine
-        und = power(max(c.num_und for c in contexts), MIN_LOOK)
-        clean = max(c.num_clean for c in contexts)
-        plain = [{FULL: 1.0}] * len(sessions)
+        grids = [(h // VAE_GRID, w // VAE_GRID) for h, w in (s.size for s in sessions)]
+        num_tokens = [h * w for h, w in grids]
+        most_tokens = max(MIN_IMAGE, round_up_bucket(max(num_tokens)))
+        x = np.zeros((self._size, most_tokens, engine.channels), np.float32)
+        for i, (s, n) in enumerate(zip(sessions, num_tokens, strict=True)):
+            x[i, :n] = guided_flow.noise(s.request.seed, s.image_index, n, engine.channels)
+        timesteps = self._timesteps(sessions, num_tokens)
         intervals = [s.options.guidance_interval for s in sessions]
-        guided = _guided_steps(times, weights, intervals)
-        made: dict[bool, image.GuidanceBatch] = {}
-        done = 0
+        guided = _guided_steps(timesteps, weights, intervals)
+        build_batch = functools.partial(
+            guided_flow.build_guidance_batch,
+            contexts,
+            intervals=intervals,
+            grids=grids,
+            num_images=self._size,
+            num_tokens=most_tokens,
+            pad_row=self._num_rows,
+        )
+        batches: dict[bool, guided_flow.GuidanceBatch] = {}
+        # In chunks of steps, to report between them; each either guided or plain, since a plain
+        # step needs one context of three.
         for start, stop in _chunks(guided, engine.step_chunk):
             is_guided = bool(guided[start])
-            if is_guided not in made:
-                w = weights if is_guided else plain
-                made[is_guided] = make_lines(
-                    weights=w, num_lines=halved(len(w), self._size) * max(map(len, w))
-                )
-            chunk = np.ones((engine.step_chunk + 1, times.shape[1]), np.float32)
-            chunk[: stop - start + 1] = times[start : stop + 1]
-            x = engine.draw(
+            if is_guided not in batches:
+                w = weights if is_guided else [{FULL: 1.0}] * len(sessions)
+                num_lines = halve_while_fits(len(w), self._size) * max(map(len, w))
+                batches[is_guided] = build_batch(weights=w, num_lines=num_lines)
+            chunk = np.ones((engine.step_chunk + 1, self._size), np.float32)
+            chunk[: stop - start + 1] = timesteps[start : stop + 1]
+            x = engine.integrate_flow(
                 engine.params,
-                self._cache,
+                self.cache,
                 x,
                 chunk,
                 np.int32(stop - start),
-                made[is_guided],
-                und_length=min(und, kv_cache.capacity_of(self._cache.und)),
-                clean_length=power(clean, self._least["clean"]) if clean else 0,
-                solver=solver,
+                batches[is_guided],
+                settings=self._flow_settings(contexts, solver),
             )
             jax.block_until_ready(x)
             for session in sessions:
                 num_steps = session.options.num_steps
-                if done < num_steps:
-                    session.tell(PictureProgress(min(stop, num_steps), num_steps))
-            done = stop
-        return np.asarray(x)
+                if start < num_steps:
+                    session.tell(ImageProgress(min(stop, num_steps), num_steps))
+        latents = np.asarray(x)
+        return [latents[i, :n] for i, n in enumerate(num_tokens)]
 
+    def _timesteps(self, sessions: Sequence[Session], num_tokens: Sequence[int]) -> np.ndarray:
+        """float32[num_steps + 1, R]; images of fewer steps rest at t = 1 from their end on."""
+        most = max(s.options.num_steps for s in sessions)
+        timesteps = np.ones((most + 1, self._size), np.float32)
+        for i, (o, n) in enumerate(zip((s.options for s in sessions), num_tokens, strict=True)):
+            timesteps[: o.num_steps + 1, i] = guided_flow.time_grid(
+                o.num_steps, n, self._engine.config.objective, o.timestep_shift
+            )
+        return timesteps
 
-def _pending(context: CachedSequence, keep_last: bool = False) -> list[TokenSpan]:
-    return context.take_pending(prefill.MAX_TOKENS, keep_last=keep_last)
+    def _flow_settings(
+        self, of_images: Sequence[Contexts], solver: Solver
+    ) -> guided_flow.FlowSettings:
+        """How much of the cache the steps read: the longest history, in a few sizes."""
+        contexts = [c for contexts in of_images for c in contexts.values()]
+        und = round_up_pow2(max(c.num_und for c in contexts), MIN_READ)
+        clean = max(c.num_clean for c in contexts)
+        return guided_flow.FlowSettings(
+            und_length=min(und, kv_cache.capacity_of(self.cache.und)),
+            clean_length=round_up_pow2(clean, self._least["clean"]) if clean else 0,
+            solver=solver,
+        )
 
 
 def _guided_steps(
-    times: np.ndarray,
+    timesteps: np.ndarray,
     weights: Sequence[dict[int, float]],
     intervals: Sequence[tuple[float, float]],
 ) -> np.ndarray:
-    """Whether any picture needs more than the full context, bool[num_steps].
+    """Whether any image needs more than the full context, bool[num_steps].
 
     Args:
-      times: float32[num_steps + 1, R]; a step is judged by both of its ends.
+      timesteps: float32[num_steps + 1, R]; a step is judged by both of its ends.
     """
-    guided = np.zeros(len(times) - 1, bool)
+    guided = np.zeros(len(timesteps) - 1, bool)
     for i, (w, (low, high)) in enumerate(zip(weights, intervals, strict=True)):
         if w != {FULL: 1.0}:
-            inside = (times[:, i] >= np.float32(low)) & (times[:, i] <= np.float32(high))
+            t = timesteps[:, i]
+            inside = (t >= np.float32(low)) & (t <= np.float32(high))
             guided |= inside[:-1] | inside[1:]
     return guided
 
@@ -284,13 +300,13 @@ def _chunks(guided: np.ndarray, size: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def _text_state(
-    sessions: Sequence[Session], num_rows: int
-) -> tuple[text.DecodeState, text.SamplingParams]:
+def _decode_state(
+    sessions: Sequence[Session], rows: np.ndarray
+) -> tuple[DecodeState, SamplingParams]:
     """Where sessions stand, and how they choose; rows beyond them do nothing."""
+    num_rows = len(rows)
     token, order, t, length, limit = (np.zeros(num_rows, np.int32) for _ in range(5))
-    state = text.DecodeState(token, Cursor(order, t), length, limit)
-    choice = text.SamplingParams(
+    choice = SamplingParams(
         key=np.zeros((num_rows, 2), np.uint32),
         temperature=np.zeros(num_rows, np.float32),
         top_p=np.ones(num_rows, np.float32),
@@ -302,7 +318,7 @@ def _text_state(
         (last,) = full.pending
         token[i], order[i], t[i] = last.token, last.placed.order[0], last.placed.positions[0, 0]
         length[i], limit[i] = full.num_und, session.token_limit
-        choice.key[i] = text.seed_key(session.request.seed)
+        choice.key[i] = seed_key(session.request.seed)
         choice.temperature[i], choice.top_p[i], choice.top_k[i] = o.temperature, o.top_p, o.top_k
         choice.may_draw[i] = session.may_draw
-    return state, choice
+    return DecodeState(rows, token, Cursor(order, t), length, limit), choice

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.sampling import guidance, lengths
+from mogao_jax.sampling.guided_flow import context_weights
 from mogao_jax.sampling.history import CachedSequence, EncodedImage, History
 from mogao_jax.sampling.requests import (
     Event,
     Finished,
     GeneratedImage,
-    PictureStarted,
-    Request,
+    ImageStarted,
+    Limits,
+    PreparedRequest,
     Result,
     Stop,
     TextChunk,
 )
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY
 from mogao_jax.sequence.document import Image, Item, Role, Text
-from mogao_jax.sequence.elements import Token, apply_chat_template
+from mogao_jax.sequence.elements import Token
 from mogao_jax.tokenizer import Tokenizer
 
 
 class Mode(enum.Enum):
-    WRITING = enum.auto()  # the last token is chosen; the next is to be
-    DRAWING = enum.auto()  # <|vision_start|> is there; a picture is to be drawn
+    TEXT = enum.auto()  # the last token is chosen; the next is to be
+    IMAGE = enum.auto()  # <|vision_start|> is there; an image is to be generated
     DONE = enum.auto()
 
 
@@ -63,54 +65,48 @@ class Session:
     Attributes:
       request, history, mode: see above.
       stop: why it ended, once it is DONE.
+      tell: is called with every event.
     """
 
     def __init__(
         self,
-        request: Request,
-        pictures: list[EncodedImage],
+        request: PreparedRequest,
+        images: Iterator[EncodedImage],
         *,
         config: MogaoConfig,
         tokenizer: Tokenizer,
-        limits: lengths.Limits,
+        limits: Limits,
         tell: Callable[[Event], None],
     ):
-        self.request = request
-        self.options = request.options
-        self.mode = Mode.WRITING
+        """Takes the prompt into the history. `images`: encoded, those of its document next."""
+        self.request, self.options = request, request.options
+        self.mode = Mode.TEXT
         self.stop: Stop | None = None
-        self._config, self._tokenizer, self._tell = config, tokenizer, tell
-        self._limits = limits
+        self.tell = tell
+        self._config, self._tokenizer, self._limits = config, tokenizer, limits
         self._items: list[Item] = []
         self._text = TextStream(tokenizer)
         self._tokens_left = self.options.max_tokens
-        self._num_drawn = 0
+        self._num_generated = 0
         self._ends = {tokenizer.im_end, tokenizer.endoftext}
         last = request.document.items[-1].role
         self._role: Role | None = None if last is None else "assistant"
 
         self.history = History(config.layout, tokenizer.image_pad)
-        for element in apply_chat_template(request.document, tokenizer, add_generation_prompt=True):
+        for element in request.elements:
             if isinstance(element, Token):
                 self.history.add_token(element.id, is_vision=element.image is not None)
             else:
-                self.history.add_image(pictures[element.index])
-        counts = lengths.Limits(self.history.full.und_length, self._num_clean)
-        lengths.check_counts(request.document.id, counts, limits)
+                self.history.add_image(next(images))
         if self.options.draw_first:
             self.history.add_token(tokenizer.vision_start, is_vision=True)
-            self.mode = Mode.DRAWING
-
-    @property
-    def _num_clean(self) -> int:
-        """Clean VAE tokens that something will read."""
-        return self.history.full.clean_length(waiting=self.may_draw)
+            self.mode = Mode.IMAGE
 
     # ----------------------------------------------------------------------------------- text
 
     @property
     def may_draw(self) -> bool:
-        return self.options.allow_images and self._num_drawn < self.options.max_images
+        return self.options.allow_images and self._num_generated < self.options.max_images
 
     @property
     def token_limit(self) -> int:
@@ -119,7 +115,7 @@ class Session:
 
     def check_limits(self) -> None:
         """Ends a session that is to write and may not."""
-        if self.mode is Mode.WRITING and self.token_limit <= 0:
+        if self.mode is Mode.TEXT and self.token_limit <= 0:
             self._end("max_tokens" if self._tokens_left <= 0 else "cache_full")
 
     def write(self, tokens: list[int]) -> None:
@@ -132,11 +128,11 @@ class Session:
             if token in self._ends:
                 self.mode = Mode.DONE
             elif is_start:
-                self.mode = Mode.DRAWING
+                self.mode = Mode.IMAGE
             else:
                 chunk += self._text.push(token)
         self._emit(chunk)
-        if self.mode is Mode.DRAWING:
+        if self.mode is Mode.IMAGE:
             self._finish_text()
         if self.mode is Mode.DONE:
             self._end("end")
@@ -144,7 +140,7 @@ class Session:
 
     def _emit(self, text: str) -> None:
         if text:
-            self._tell(TextChunk(text))
+            self.tell(TextChunk(text))
 
     def _finish_text(self) -> None:
         text, rest = self._text.finish()
@@ -152,74 +148,68 @@ class Session:
         if text:
             self._items.append(Text(text, role=self._role))
 
-    # -------------------------------------------------------------------------------- pictures
+    # ---------------------------------------------------------------------------------- images
 
     @property
-    def picture_index(self) -> int:
-        """Of the next picture, among those of the document."""
+    def image_index(self) -> int:
+        """Of the next image, among those of the document."""
         return len(self.history.sizes)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the next picture."""
+        """(height, width) of the next image."""
         if self.options.size is not None:
             height, width = self.options.size
             return int(height), int(width)
         if self.history.sizes:
             return self.history.sizes[-1]
         images = self._config.images
-        side = min(images.max_side, int(np.sqrt(images.max_pixels))) // VAE_GRID * VAE_GRID
+        side = min(images.max_side, math.isqrt(images.max_pixels)) // VAE_GRID * VAE_GRID
         return max(side, VAE_GRID), max(side, VAE_GRID)
 
-    def _weights(self, has_image: bool) -> dict[int, float]:
-        o = self.options
-        return guidance.context_weights(
-            o.guidance_scale, o.image_guidance_scale, has_image=has_image
+    def start_image(self) -> tuple[dict[int, CachedSequence], dict[int, float]]:
+        """The contexts that the next image is predicted in, and their weights."""
+        self.tell(ImageStarted(self.size))
+        o, history = self.options, self.history
+        weights = context_weights(
+            o.guidance_scale, o.image_guidance_scale, has_image=bool(history.sizes)
         )
-
-    def start_picture(self) -> tuple[dict[int, CachedSequence], dict[int, float]]:
-        """The contexts that the next picture is predicted in, and their weights."""
-        self._tell(PictureStarted(self.size))
-        history = self.history
-        weights = self._weights(bool(history.sizes))
         contexts = {FULL: history.full, IMAGE_ONLY: history.image_only}
         if EMPTY in weights:
             contexts[EMPTY] = history.empty(self._tokenizer.vision_start)
         return {name: contexts[name] for name in weights}, weights
 
-    def finish_picture(self, pixels: np.ndarray) -> None:
-        """Hands the picture over; it joins the history by `resume`, unless all is done."""
+    def finish_image(self, pixels: np.ndarray) -> None:
+        """Hands the image over; it joins the history by `resume`, unless all is done."""
         image = Image(pixels=pixels, role=self._role)
         self._items.append(image)
-        self._tell(GeneratedImage(image))
-        self._num_drawn += 1
-        if self._num_drawn >= self.options.max_images:
+        self.tell(GeneratedImage(image))
+        self._num_generated += 1
+        if self._num_generated >= self.options.max_images:
             self._end("max_images")
         elif self._tokens_left <= 0:
             self._end("max_tokens")
 
-    def resume(self, picture: EncodedImage) -> None:
-        """The drawn picture joins the history, and text goes on."""
-        self.mode = Mode.WRITING
+    def resume(self, image: EncodedImage) -> None:
+        """The generated image joins the history, and text goes on."""
+        self.mode = Mode.TEXT
         full = self.history.full
-        num_vit = picture.vit_grid[0] * picture.vit_grid[1] if picture.features is not None else 0
-        und, clean = full.und_length + num_vit + 1, self._num_clean + len(picture.latents)
+        und = full.und_length + image.num_vit_tokens + 1
+        # Clean tokens that something will read.
+        clean = full.clean_length(waiting=self.may_draw) + len(image.latents)
         if und > self._limits.und or clean > self._limits.clean:
             self._end("cache_full")
             return
-        self.history.add_image(picture)
+        self.history.add_image(image)
         self.history.add_token(self._tokenizer.vision_end, is_vision=True)
         self.check_limits()
-
-    def tell(self, event: Event) -> None:
-        self._tell(event)
 
     # ------------------------------------------------------------------------------------- end
 
     def _end(self, stop: Stop) -> None:
         self._finish_text()
         self.mode, self.stop = Mode.DONE, stop
-        self._tell(Finished(self.result()))
+        self.tell(Finished(self.result()))
 
     def result(self) -> Result:
         assert self.stop is not None

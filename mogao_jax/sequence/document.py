@@ -29,7 +29,7 @@ import binascii
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -77,26 +77,29 @@ def validate(document: Document) -> None:
     if not document.items:
         raise DocumentError(f"{where} is empty: give it at least one text or image item.")
     for index, item in enumerate(document.items):
-        place = f"{where}, item {index}"
-        if not isinstance(item, Text | Image):
-            raise DocumentError(f"{place}: must be Text or Image, got {type(item).__name__}.")
-        if item.role is not None and item.role not in ROLES:
-            raise DocumentError(
-                f"{place}: unknown role {item.role!r}; use one of {', '.join(ROLES)}, or none."
-            )
-        if isinstance(item, Text):
-            if not isinstance(item.text, str):
-                raise DocumentError(f"{place}: text must be a string, got {type(item.text)}.")
-        else:
-            given = sum(x is not None for x in (item.path, item.data, item.pixels))
-            if given != 1:
-                raise DocumentError(
-                    f"{place}: an image needs exactly one of path, bytes or pixels, got {given}."
-                )
-            if item.pixels is not None:
-                _check_pixels(item.pixels, place)
+        _check_item(item, f"{where}, item {index}")
     if all(isinstance(i, Text) and not i.text for i in document.items):
         raise DocumentError(f"{where} is empty: all of its text items are empty strings.")
+
+
+def _check_item(item: Any, place: str) -> None:
+    if not isinstance(item, Text | Image):
+        raise DocumentError(f"{place}: must be Text or Image, got {type(item).__name__}.")
+    if item.role is not None and item.role not in ROLES:
+        raise DocumentError(
+            f"{place}: unknown role {item.role!r}; use one of {', '.join(ROLES)}, or none."
+        )
+    if isinstance(item, Text):
+        if not isinstance(item.text, str):
+            raise DocumentError(f"{place}: text must be a string, got {type(item.text)}.")
+        return
+    given = sum(x is not None for x in (item.path, item.data, item.pixels))
+    if given != 1:
+        raise DocumentError(
+            f"{place}: an image needs exactly one of path, bytes or pixels, got {given}."
+        )
+    if item.pixels is not None:
+        _check_pixels(item.pixels, place)
 
 
 def _check_pixels(pixels: np.ndarray, place: str) -> None:
@@ -202,17 +205,27 @@ def _boolean(record: Mapping[str, Any], field: str, default: bool, place: str) -
     return value
 
 
-def to_json(document: Document) -> dict[str, Any]:
-    """The JSON form. Images are written as bytes (pixels become PNG); paths are read in."""
+def to_json(
+    document: Document, image_record: Callable[[Image], dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The JSON form.
+
+    Args:
+      image_record: {"path": ...} of an image, where it is saved in a file; None: {"bytes": ...},
+        files read in and pixels made PNG.
+    """
     items: list[dict[str, Any]] = []
     for item in document.items:
         if isinstance(item, Text):
             record: dict[str, Any] = {"type": "text", "text": item.text}
         else:
-            encoded = encoded_bytes(item)
-            record = {"type": "image", "bytes": base64.b64encode(encoded).decode("ascii")}
+            record = {"type": "image", **(image_record or _image_bytes)(item)}
         record["loss"] = item.loss
         if item.role is not None:
             record["role"] = item.role
         items.append(record)
     return {"id": document.id, "complete": document.complete, "items": items}
+
+
+def _image_bytes(item: Image) -> dict[str, Any]:
+    return {"bytes": base64.b64encode(encoded_bytes(item)).decode("ascii")}

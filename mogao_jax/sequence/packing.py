@@ -190,7 +190,7 @@ def empty_row(limits: Sizes, canvas_side: int, patch_values: int = 3 * VIT_PATCH
 
 
 def empty_like(part: PackedBatch, limits: Sizes) -> PackedBatch:
-    """`empty_row` with the canvas and the encoded pictures (or none) of a document or a row."""
+    """`empty_row` with the canvas and the encoded images (or none) of a document or a row."""
     images, vit = part.images, part.vit
     row = empty_row(limits, canvas(images)[0], vit.pixels.shape[-1])
     if images.moments is not None:

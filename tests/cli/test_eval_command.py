@@ -251,7 +251,7 @@ def test_unreadable_images_and_long_prompts_are_left_out(loaded, tmp_path, capsy
     counted = int(said.err.split(" documents left out of what is asked for")[0].split()[-1])
     served = int(said.out.split(" images of ")[0].split()[-1])
     assert counted > 10 and served > 10 and counted + served <= 40
-    assert "gone.png" in said.err and "--max-context" in said.err
+    assert "gone.png" in said.err and "--max-length" in said.err
     assert "1 entry left out of the images that are compared with" in said.err
     assert main([*command, "--seed", "-1"]) == 2
     assert "--seed is -1" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import tiny_checkpoint as checkpoint
 
 from mogao_jax.checkpoints import exported
 from mogao_jax.cli.main import main
-from mogao_jax.sampling import prompts
+from mogao_jax.sampling import options as options_lib
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_what_the_file_is_to_be_sampled_with(run, tmp_path):
     config = exported.read_header(out).config
     assert dataclasses.astuple(config.sampling) == (20, 3.0, 2.0)
     assert dataclasses.replace(config, sampling=checkpoint.config().sampling) == checkpoint.config()
-    options = prompts.make_options({"num_steps": 7, "top_k": 5}, config)
+    options = options_lib.make_options({"num_steps": 7, "top_k": 5}, config)
     assert (options.num_steps, options.guidance_scale, options.top_k) == (7, 3.0, 5)
 
 

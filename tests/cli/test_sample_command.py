@@ -98,7 +98,7 @@ def test_a_prompt_becomes_pictures_a_document_and_a_page(sample, sampler, tmp_pa
     said = capsys.readouterr()
     assert said.out == f"look:  \n{pathlib.Path('out/001-1.png')}\nthat is all. \n"
     last = said.err.strip().splitlines()[-1]
-    assert "1 picture" in last and "tokens of text" in last and "5 compilations" in last
+    assert "1 image" in last and "tokens of text" in last and "5 compilations" in last
     run = json.loads((out / "run.json").read_text())
     document = {"file": "001.json", "id": "prompt", "seed": 9, "given": 1, "stop": "end"}
     assert run["documents"] == [document]
@@ -189,7 +189,7 @@ def test_done_batches_stay_when_a_later_one_fails(sample, sampler, tmp_path, mon
 def test_what_is_finished_is_kept_when_its_batch_is_interrupted(
     sample, sampler, tmp_path, monkeypatch
 ):
-    whole = FakeSampler._one
+    whole = FakeSampler.serve_one
 
     def third_is_cut(self, index, request, tell):
         def interrupt(index, event):
@@ -199,14 +199,14 @@ def test_what_is_finished_is_kept_when_its_batch_is_interrupted(
 
         return whole(self, index, request, interrupt)
 
-    monkeypatch.setattr(FakeSampler, "_one", third_is_cut)
+    monkeypatch.setattr(FakeSampler, "serve_one", third_is_cut)
     assert sample("go", "--num", "4", "--seed", "5") == 130
     out = tmp_path / "out"
     assert {p.name for p in out.glob("*.json")} == {"001.json", "002.json", "run.json"}
     assert [i for i in read(out / "002.json") if isinstance(i, Image)]
     run = json.loads((out / "run.json").read_text())
     assert [(d["file"], d["seed"]) for d in run["documents"]] == [("001.json", 5), ("002.json", 6)]
-    assert run["pictures"] == 2
+    assert run["images"] == 2
 
 
 def files(folder) -> dict:
@@ -386,8 +386,8 @@ def test_pictures_cut_short_or_missing(refused, tmp_path):
         (["go", "--seed", "-1"], ["--seed"]),
         (["go", "--task", "edit"], ["--task edit", "--image"]),
         (["go", "--task", "t2i", "--max-images", "0"], ["draw_first", "max_images"]),
-        (["x" * 2000], ["tokens", "112", "Shorten", "--max-context 20"]),
-        (["go", "--max-context", "0"], ["max_context", "0", "from 1"]),
+        (["x" * 2000], ["tokens", "112", "Shorten", "--max-length 20"]),
+        (["go", "--max-length", "0"], ["max_length", "0", "from 1"]),
         (["go", "--document", "none.json"], ["none.json"]),
         (["go", "--batch", "none.jsonl"], ["--batch", "PROMPT"]),
         (["--batch", "none.jsonl"], ["none.jsonl"]),

@@ -49,7 +49,7 @@ def generate(config: MogaoConfig, params, tokenizer: Tokenizer, document: Docume
     model = make_model(config, tokenizer.vocab_size)
     modules = Modules(config, model, FluxVae(config.vae), VisionTower(config.vit), ())
     written = Written()
-    sampler = Sampler(modules, params, EncoderParams({}, {}), tokenizer, max_context=256,
+    sampler = Sampler(modules, params, EncoderParams({}, {}), tokenizer, max_length=256,
                       text_chunk=16, probe=written)  # fmt: skip
     written.allowed = sampler.allowed.copy()
     written.allowed[tokenizer.vision_start] = False  # no pictures

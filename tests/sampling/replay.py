@@ -67,7 +67,7 @@ def tiny_model(**changes) -> tuple:
 
 def make_sampler(modules, params, **kwargs) -> Sampler:
     """A sampler that writes only the letters a to d and <|vision_start|>: text that reads back."""
-    kwargs = {"max_context": 160, "text_chunk": 5, "step_chunk": 3} | kwargs
+    kwargs = {"max_length": 160, "text_chunk": 5, "step_chunk": 3} | kwargs
     sampler = Sampler(modules, params, encoders(), tiny.TOKENIZER, **kwargs)
     sampler.allowed[:] = False
     sampler.allowed[[*LETTERS, tiny.TOKENIZER.vision_start]] = True

@@ -7,8 +7,8 @@ import pytest
 
 import mogao_jax
 from mogao_jax.registry import CHECKPOINTS
-from mogao_jax.sampling.prompts import as_document, make_options
-from mogao_jax.sampling.requests import Request
+from mogao_jax.sampling.options import make_options
+from mogao_jax.sampling.requests import Request, as_document
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.worlds.shapes.evals.scorers.reader import read_image
 from mogao_jax.worlds.shapes.options import world_name

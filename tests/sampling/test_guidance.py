@@ -10,8 +10,7 @@ import pytest
 import replay
 import tiny_system as tiny
 
-from mogao_jax.sampling.guidance import combine, context_weights
-from mogao_jax.sampling.image import time_grid
+from mogao_jax.sampling.guided_flow import combine, context_weights, time_grid
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY

@@ -10,9 +10,10 @@ import tiny_system as tiny
 
 from mogao_jax.config.schema import ImageConfig
 from mogao_jax.errors import DocumentError, RequestError
-from mogao_jax.sampling import lengths
+from mogao_jax.sampling import requests
 from mogao_jax.sequence.batch import sizes
 from mogao_jax.sequence.document import Document, Image, Text
+from mogao_jax.sequence.elements import apply_chat_template
 from mogao_jax.sequence.packing import budgets, exceeds
 
 IMAGES = ImageConfig(max_pixels=64 * 64, max_side=80)
@@ -25,9 +26,14 @@ def picture(height, width, **fields):
     return Image(pixels=pixels, **fields)
 
 
-def check(document, config, max_context=None, **options):
-    limits = lengths.context_limits(config, max_context)
-    lengths.check_length(document, config, tiny.TOKENIZER, limits, **options)
+def count(document, config):
+    elements = apply_chat_template(document, tiny.TOKENIZER, add_generation_prompt=True)
+    return requests.count_tokens(document, elements, config)
+
+
+def check(document, config, max_length=None, *, limits=None, **options):
+    limits = limits or requests.token_limits(config, max_length)
+    requests.check_length(document.id, count(document, config), config, limits, **options)
 
 
 def test_length_is_that_of_the_layout():
@@ -39,19 +45,19 @@ def test_length_is_that_of_the_layout():
             complete=False,
         )  # fmt: skip
         laid = tiny.lay(document, CONFIG)
-        counted = lengths.count_tokens(document, CONFIG, tiny.TOKENIZER)
+        counted = count(document, CONFIG)
         assert counted == (len(laid.und.tokens), height * width // 256)
 
 
 def test_prompts_longer_than_the_context():
-    size = lengths.context_limits(CONFIG).und
+    size = requests.token_limits(CONFIG).und
     assert size == CONFIG.packing.und_tokens
     check(Document([Text("x" * (size - 1))], id="long"), CONFIG)
     too_long = Document([Text("x" * size)], id="long")
     with pytest.raises(DocumentError) as caught:
         check(too_long, CONFIG)
-    asked = f"--max-context {size + 1}"
-    for word in ("'long'", str(size), "Shorten", asked, f"max_context={size + 1}"):
+    asked = f"--max-length {size + 1}"
+    for word in ("'long'", str(size), "Shorten", asked, f"max_length={size + 1}"):
         assert word in str(caught.value)
     check(too_long, CONFIG, size + 1)
 
@@ -79,18 +85,18 @@ def test_what_fits_a_row_of_the_training_data_fits(resize, side):
 
 
 def test_pictures_have_a_limit_of_their_own():
-    limits = lengths.context_limits(WITHOUT_VIT)
+    limits = requests.token_limits(WITHOUT_VIT)
     packing = WITHOUT_VIT.packing
     assert limits == (packing.und_tokens, packing.und_tokens)
     many = dataclasses.replace(packing, clean_tokens=300, noised_tokens=100)
     config = dataclasses.replace(WITHOUT_VIT, packing=many)
-    limits = lengths.context_limits(config)
+    limits = requests.token_limits(config)
     assert limits == (packing.und_tokens, 400)
     small = picture(16, 16)  # a token and its two brackets
     check(Document([picture(32, 48)] * 30), config)  # 180 of 112 und tokens
-    with pytest.raises(DocumentError, match="408 tokens of pictures.*holds 400") as caught:
+    with pytest.raises(DocumentError, match="408 tokens of images.*holds 400") as caught:
         check(Document([picture(32, 96)] * 34, id="long"), config)
-    needed = int(str(caught.value).split("--max-context ")[1].split(",")[0])
+    needed = int(str(caught.value).split("--max-length ")[1].split(",")[0])
     check(Document([picture(32, 96)] * 34), config, needed)
     with pytest.raises(DocumentError, match=r"needs 1\d\d tokens,"):
         check(Document([small] * 60), config)
@@ -99,16 +105,16 @@ def test_pictures_have_a_limit_of_their_own():
 def test_only_what_is_read_counts():
     """With a ViT, clean tokens are for pictures that are drawn later."""
     document = Document([picture(96, 96)])
-    limits = lengths.Limits(100, 35)
+    limits = requests.Limits(100, 35)
     config = tiny.config(images={"max_pixels": 96 * 96, "max_side": 96, "vit_resize": "native"})
-    lengths.check_length(document, config, tiny.TOKENIZER, limits, may_draw=False)
-    with pytest.raises(DocumentError, match="36 tokens of pictures"):
-        lengths.check_length(document, config, tiny.TOKENIZER, limits, may_draw=True)
-    with pytest.raises(DocumentError, match="36 tokens of pictures"):
-        lengths.check_length(document, WITHOUT_VIT, tiny.TOKENIZER, limits, may_draw=False)
+    check(document, config, limits=limits, may_draw=False)
+    with pytest.raises(DocumentError, match="36 tokens of images"):
+        check(document, config, limits=limits, may_draw=True)
+    with pytest.raises(DocumentError, match="36 tokens of images"):
+        check(document, WITHOUT_VIT, limits=limits, may_draw=False)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "long", 2**40])
 def test_impossible_contexts(value):
-    with pytest.raises(RequestError, match="max_context"):
-        lengths.context_limits(CONFIG, value)
+    with pytest.raises(RequestError, match="max_length"):
+        requests.token_limits(CONFIG, value)

@@ -16,8 +16,8 @@ from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import (
     Finished,
     GeneratedImage,
-    PictureProgress,
-    PictureStarted,
+    ImageProgress,
+    ImageStarted,
     Request,
     TextChunk,
 )
@@ -25,7 +25,7 @@ from mogao_jax.sampling.scheduler import BatchScheduler
 from mogao_jax.sequence.document import Document, Image, Text
 
 TOKENIZER = tiny.TOKENIZER
-MAX_CONTEXT = 100
+MAX_LENGTH = 100
 
 
 def image(height, width, seed=0, role=None):
@@ -45,7 +45,7 @@ def request(*items, seed=0, **options):
 @functools.cache
 def shared():
     """One sampler for all tests: programs are compiled once. With what its VAE was given."""
-    sampler = replay.make_sampler(*replay.tiny_model(), max_context=MAX_CONTEXT, batch_size=4)
+    sampler = replay.make_sampler(*replay.tiny_model(), max_length=MAX_LENGTH, batch_size=4)
     latents: list[np.ndarray] = []
     decode = sampler.engine.encoders.decode
 
@@ -148,12 +148,16 @@ def test_a_second_batch_compiles_nothing_new(sampler):
 
 def test_memory_is_bounded_by_the_context(sampler):
     limits = {"batch_size": sampler.batch_size, "limits": sampler.limits}
-    batch = BatchScheduler(sampler.engine, sampler._open(MIXED, 0, None), **limits)
+    batch = BatchScheduler(
+        sampler.engine,
+        sampler.open_sessions([sampler.prepare(r) for r in MIXED], lambda *event: None),
+        **limits,
+    )
     batch.run()
     model = tiny.CONFIG.model
     per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4 + 3 * 4
-    rows, most = 4 * 3, 128  # the power of two above max_context
-    assert 0 < kv_cache.num_bytes(batch._cache) <= rows * 2 * most * per_token
+    rows, most = 4 * 3, 128  # the power of two above max_length
+    assert 0 < kv_cache.num_bytes(batch.cache) <= rows * 2 * most * per_token
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_stops(sampler, options, prompt, tokens, stop):
     if stop == "max_images":
         assert len(pictures(result)) == 2 and isinstance(result.items[-1], Image)
     if stop == "cache_full" and tokens == "ab":
-        assert len("hello") + written == MAX_CONTEXT
+        assert len("hello") + written == MAX_LENGTH
     if stop == "cache_full" and tokens == "|":
         # hello, and for each picture <vs>, 6 ViT tokens, <ve>: 11 of them fit in 100 tokens;
         # the twelfth is drawn and cannot be kept.
@@ -278,9 +282,9 @@ def test_events_tell_what_the_result_has(sampler):
         assert all(a is b for a, b in same)
         shown = [e.image for e in own if isinstance(e, GeneratedImage)]
         assert [x.pixels is y for x, y in zip(shown, pictures(result), strict=True)]
-        sizes = [e.size for e in own if isinstance(e, PictureStarted)]
+        sizes = [e.size for e in own if isinstance(e, ImageStarted)]
         assert sizes == [p.shape[:2] for p in pictures(result)]
-        steps = [(e.step, e.num_steps) for e in own if isinstance(e, PictureProgress)]
+        steps = [(e.step, e.num_steps) for e in own if isinstance(e, ImageProgress)]
         num_steps = requests[k].options.num_steps
         assert steps.count((num_steps, num_steps)) == len(shown)
 
@@ -295,7 +299,7 @@ def test_more_requests_than_a_batch_holds(sampler):
 
 
 def test_what_cannot_be_served_is_refused(sampler):
-    with pytest.raises(DocumentError, match=r"needs 120 tokens.*holds 100"):
+    with pytest.raises(DocumentError, match=r"needs 121 tokens.*holds 100"):
         sampler.sample([request("a" * 120)])
     with pytest.raises(RequestError, match="seed is -1"):
         sampler.sample([request("a", seed=-1)])

@@ -18,7 +18,7 @@ import mogao_jax
 from mogao_jax.errors import CheckpointError, ConfigError, DocumentError, RequestError
 from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.registry import CHECKPOINTS
-from mogao_jax.sampling import pipeline as generator_lib
+from mogao_jax.sampling import pipeline as pipeline_lib
 from mogao_jax.sampling.loading import Model, load_model, open_checkpoint
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request
@@ -138,26 +138,24 @@ def test_importing_the_package_is_light():
 
 def test_the_context_may_be_longer(file, monkeypatch):
     made = []
-    monkeypatch.setattr(generator_lib, "make_sampler", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(pipeline_lib, "make_sampler", lambda *arguments: made.append(arguments))
     usual = checkpoint.config().packing.und_tokens
     long = Request(Document([Text("x" * usual)]))
     model = mogao_jax.load(file)
-    with pytest.raises(DocumentError, match=f"max_context={usual + 1}"):
+    with pytest.raises(DocumentError, match=f"max_length={usual + 1}"):
         model.prepare(long)
-    model = mogao_jax.load(file, max_context=usual + 1)
+    model = mogao_jax.load(file, max_length=usual + 1)
     assert model.prepare(long).document.items == long.document.items
     assert [arguments[2] for arguments in made] == [None, usual + 1]
-    with pytest.raises(RequestError, match="max_context is 0"):
-        mogao_jax.load(file, max_context=0)
+    with pytest.raises(RequestError, match="max_length is 0"):
+        mogao_jax.load(file, max_length=0)
 
 
 # --------------------------------------------------------------------------------------- streams
 
 
-@pytest.fixture
-def make(monkeypatch):
-    """A Pipeline on a FakeSampler: (generator, sampler)."""
-    model = Model(
+def fake_model() -> Model:
+    return Model(
         modules=dataclasses.make_dataclass("Modules", ["config"])(checkpoint.config()),
         params=None,
         encoders=None,
@@ -167,17 +165,22 @@ def make(monkeypatch):
         weights="ema",
     )
 
+
+@pytest.fixture
+def make(monkeypatch):
+    """A Pipeline on a FakeSampler: (pipeline, sampler)."""
+
     def build(**arguments):
         sampler = FakeSampler(**arguments)
-        monkeypatch.setattr(generator_lib, "make_sampler", lambda *arguments: sampler)
-        return generator_lib.Pipeline(model), sampler
+        monkeypatch.setattr(pipeline_lib, "make_sampler", lambda *arguments: sampler)
+        return pipeline_lib.Pipeline(fake_model()), sampler
 
     return build
 
 
 def test_pieces_come_in_order_and_the_result_at_the_end(make):
-    generator, sampler = make()
-    stream = generator.generate("a red circle", seed=7, num_steps=3, size=(16, 32))
+    pipeline, sampler = make()
+    stream = pipeline.generate("a red circle", seed=7, num_steps=3, size=(16, 32))
     assert stream.result is None
     pieces = list(stream)
     kinds = [type(p) for p in pieces]
@@ -191,13 +194,13 @@ def test_pieces_come_in_order_and_the_result_at_the_end(make):
     assert (request.seed, request.options.num_steps) == (7, 3)
     assert list(stream) == []
     # What came out is a prompt again.
-    again = generator.generate(stream.result.document, num_steps=1)
+    again = pipeline.generate(stream.result.document, num_steps=1)
     assert sum(isinstance(p, Image) for p in again) == 1
 
 
 def test_pieces_come_while_the_rest_is_computed(make):
-    generator, sampler = make(delay=0.02)
-    stream = generator.generate("go", num_steps=50)
+    pipeline, sampler = make(delay=0.02)
+    stream = pipeline.generate("go", num_steps=50)
     assert next(stream) == "look: "
     assert sampler.steps_done < 50
     stream.close()
@@ -205,10 +208,11 @@ def test_pieces_come_while_the_rest_is_computed(make):
 
 @pytest.mark.parametrize("how", ["close", "drop", "with"])
 def test_a_stream_left_alone_ends_soon(make, how):
-    generator, sampler = make(delay=0.02)
-    stream = generator.generate("go", num_steps=10_000)
+    pipeline, sampler = make(delay=0.02)
+    others = set(threading.enumerate())
+    stream = pipeline.generate("go", num_steps=10_000)
     next(stream)
-    thread = stream._thread
+    (thread,) = set(threading.enumerate()) - others
     if how == "close":
         stream.close()
         assert list(stream) == []
@@ -221,36 +225,36 @@ def test_a_stream_left_alone_ends_soon(make, how):
     thread.join(timeout=20)
     assert not thread.is_alive() and sampler.steps_done < 10_000
     # The model can be used again.
-    assert len(generator.sample([Request(Document([Text("go")]))])) == 1
+    assert len(pipeline.sample([Request(Document([Text("go")]))])) == 1
 
 
 def test_errors_reach_the_reader(make):
-    generator, _ = make(fail_at=1)
-    stream = generator.generate("go")
+    pipeline, _ = make(fail_at=1)
+    stream = pipeline.generate("go")
     with pytest.raises(RuntimeError, match="the fake failed"):
         list(stream)
     assert stream.result is None and list(stream) == []
 
 
 def test_bad_requests_are_refused_at_the_call(make):
-    generator, sampler = make()
+    pipeline, sampler = make()
     threads = threading.active_count()
     with pytest.raises(RequestError, match="num_steps"):
-        generator.generate("go", num_steps=0)
+        pipeline.generate("go", num_steps=0)
     with pytest.raises(RequestError, match="guidance_scale"):
-        generator.generate("go", guidence_scale=1)
+        pipeline.generate("go", guidence_scale=1)
     with pytest.raises(RequestError, match="empty"):
-        generator.generate("  ")
+        pipeline.generate("  ")
     with pytest.raises(DocumentError, match="Shorten"):
-        generator.generate("x" * 1000)
+        pipeline.generate("x" * 1000)
     with pytest.raises(DocumentError, match="does not exist"):
-        generator.sample([Request(Document([Image(path=checkpoint.pathlib.Path("none.png"))]))])
+        pipeline.sample([Request(Document([Image(path=checkpoint.pathlib.Path("none.png"))]))])
     assert not sampler.batches and threading.active_count() == threads
 
 
 def test_two_streams_at_once_are_served_one_after_another(make):
-    generator, sampler = make(delay=0.001)
-    streams = [generator.generate("go", seed=s, num_steps=5) for s in (1, 2)]
+    pipeline, sampler = make(delay=0.001)
+    streams = [pipeline.generate("go", seed=s, num_steps=5) for s in (1, 2)]
     pictures = [[p for p in s if isinstance(p, Image)][0].pixels[0, 0, 0] for s in streams]
     assert pictures == [1, 2]
 
@@ -260,12 +264,9 @@ def test_an_abandoned_program_ends(tmp_path):
     code = f"""
 import sys, time
 sys.path[:0] = {[str(p) for p in _TEST_PATHS]!r}
-import test_generator as t
-generator = t.generator_lib.Pipeline.__new__(t.generator_lib.Pipeline)
-generator._lock, generator._sampler = t.threading.Lock(), t.FakeSampler(delay=0.05)
-from mogao_jax.sampling.options import SamplingOptions
-request = t.Request(t.Document([t.Text("go")]), 0, SamplingOptions(num_steps=10**6))
-stream = t.generator_lib.Stream(generator, request)
+import test_sampling_pipeline as t
+t.pipeline_lib.make_sampler = lambda *arguments: t.FakeSampler(delay=0.05)
+stream = t.pipeline_lib.Pipeline(t.fake_model()).generate("go", num_steps=10_000)
 next(stream)
 """
     result = subprocess.run([sys.executable, "-c", code], timeout=300, capture_output=True)

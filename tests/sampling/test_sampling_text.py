@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from mogao_jax.sampling.decode import SamplingParams, allowed_tokens, choose, seed_key
 from mogao_jax.sampling.session import TextStream
-from mogao_jax.sampling.text import SamplingParams, allowed_tokens, choose, seed_key
 from mogao_jax.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

@@ -17,7 +17,8 @@ import numpy as np
 from mogao_jax import flow
 from mogao_jax.models.mogao import DENSE_BYTES, Mogao, MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import guidance, image, prefill
+from mogao_jax.sampling import guided_flow, prefill
+from mogao_jax.sampling.guided_flow import GuidanceBatch
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.prefill import NewTokens
 from mogao_jax.sampling.requests import Request
@@ -38,10 +39,16 @@ def recomputing(model: Model, sampler: Sampler) -> Baseline:
 
     @jax.jit
     def step(
-        params: Any, histories: NewTokens, lines: image.GuidanceBatch, x: Any, t: Any, t_next: Any
+        params: Any,
+        histories: NewTokens,
+        lines: GuidanceBatch,
+        x: Any,
+        t: Any,
+        t_next: Any,
     ) -> jax.Array:
-        inputs = uncached_inputs(histories, lines, x[lines.picture], t[lines.picture])
-        transformer = _with_dense_attention(engine.modules.model, inputs)
+        model, image = engine.modules.model, lines.image
+        inputs = uncached_inputs(model, histories, lines, x[image], t[image])
+        transformer = _with_dense_attention(model, inputs)
         velocity = transformer.apply({"params": params}, inputs).velocity
         return _guided_step(velocity, lines, x, t, t_next)
 
@@ -70,15 +77,15 @@ def one_after_another(model: Model, sampler: Sampler) -> Baseline:
     """
     engine = sampler.engine
     modules = engine.modules
-    fill = jax.jit(functools.partial(prefill.extend, modules))
+    fill = jax.jit(functools.partial(prefill.prefill, modules))
 
     @jax.jit
-    def predict(params: Any, cache: Parts, lines: image.GuidanceBatch, x: Any, t: Any) -> jax.Array:
-        inputs = image.noised_inputs(x, t, lines)
+    def predict(params: Any, cache: Parts, lines: GuidanceBatch, x: Any, t: Any) -> jax.Array:
+        inputs = guided_flow.noised_inputs(modules.model, x, t, lines)
         return modules.model.apply({"params": params}, inputs, cache).velocity
 
     @jax.jit
-    def step(velocities: Any, lines: image.GuidanceBatch, x: Any, t: Any, t_next: Any) -> jax.Array:
+    def step(velocities: Any, lines: GuidanceBatch, x: Any, t: Any, t_next: Any) -> jax.Array:
         return _guided_step(jnp.concatenate(velocities), lines, x, t, t_next)
 
     def generate(request: Request) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +115,9 @@ def _with_dense_attention(model: Mogao, inputs: MogaoInputs) -> Mogao:
 
 
 def _guided_step(
-    velocity: jax.Array, lines: image.GuidanceBatch, x: Any, t: Any, t_next: Any
+    velocity: jax.Array, lines: GuidanceBatch, x: Any, t: Any, t_next: Any
 ) -> jax.Array:
-    guided = guidance.combine(velocity, t, lines.index, lines.weights, lines.interval)
+    guided = guided_flow.combine(velocity, t, lines.index, lines.weights, lines.interval)
     return flow.euler_step(guided, x, t, t_next)
 
 

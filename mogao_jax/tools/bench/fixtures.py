@@ -16,13 +16,12 @@ import numpy as np
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import load_modules, param_shapes
-from mogao_jax.sampling.lengths import count_tokens
 from mogao_jax.sampling.loading import Model
-from mogao_jax.sampling.options import SamplingOptions
-from mogao_jax.sampling.prompts import fitting_size
-from mogao_jax.sampling.requests import Request
+from mogao_jax.sampling.options import SamplingOptions, fitting_size
+from mogao_jax.sampling.requests import Limits, Request, count_tokens, load_images
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Document, Item
+from mogao_jax.sequence.elements import apply_chat_template
 from mogao_jax.tokenizer import load_tokenizer
 from mogao_jax.worlds.shapes.options import world_name
 from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, WORLDS, World
@@ -53,7 +52,7 @@ def random_model(config: MogaoConfig, seed: int = 0) -> Model:
 
 
 def make_sampler(
-    model: Model, max_context: int | None, batch_size: int, *, few_tokens: bool = False
+    model: Model, max_length: int | None, batch_size: int, *, few_tokens: bool = False
 ) -> Sampler:
     """A sampler of the model.
 
@@ -65,7 +64,7 @@ def make_sampler(
         model.params,
         model.encoders,
         model.tokenizer,
-        max_context=max_context,
+        max_length=max_length,
         batch_size=batch_size,
     )
     if few_tokens and model.weights == RANDOM:
@@ -146,8 +145,13 @@ def mixed_requests(
 
 def longest(model: Model, requests: Sequence[Request]) -> int:
     """Tokens of the longest prompt: the und or the clean tokens, whichever are more."""
-    counts = [count_tokens(r.document, model.config, model.tokenizer) for r in requests]
-    return max(max(both) for both in counts)
+
+    def count(document: Document) -> Limits:
+        document, _ = load_images(document, model.config)
+        elements = apply_chat_template(document, model.tokenizer, add_generation_prompt=True)
+        return count_tokens(document, elements, model.config)
+
+    return max(max(count(r.document)) for r in requests)
 
 
 def _mixed_prompt(rng: np.random.Generator, world: World, id: str) -> Document:

@@ -16,16 +16,13 @@ import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ModelConfig
-from mogao_jax.images import native_pixels
-from mogao_jax.models.mogao import MogaoInputs
+from mogao_jax.models.mogao import Mogao, MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import image, kv_cache, prefill
+from mogao_jax.sampling import guided_flow, kv_cache, prefill
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.prefill import NewTokens
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
-from mogao_jax.sampling.session import Session
-from mogao_jax.sequence.document import Image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +39,7 @@ class FlowInputs:
     """
 
     histories: NewTokens
-    lines: image.GuidanceBatch
+    lines: guided_flow.GuidanceBatch
     per_token: int
     x: np.ndarray
     times: np.ndarray
@@ -52,7 +49,7 @@ class FlowInputs:
     def num_contexts(self) -> int:
         return len(self.lines.rows)
 
-    def one_context(self, index: int) -> tuple[NewTokens, image.GuidanceBatch]:
+    def one_context(self, index: int) -> tuple[NewTokens, guided_flow.GuidanceBatch]:
         """One context without padding to the longest: rows of one."""
         row = slice(index, index + 1)
         history = jax.tree.map(lambda a: a[row], self.histories)
@@ -68,19 +65,11 @@ def flow_inputs(model: Model, sampler: Sampler, request: Request) -> FlowInputs:
     The request must begin with an image (draw_first).
     """
     engine, options, config = sampler.engine, request.options, model.config
-    given = [item for item in request.document.items if isinstance(item, Image)]
-    session = Session(
-        request,
-        engine.encoders.encode([native_pixels(item, config.images) for item in given]),
-        config=config,
-        tokenizer=model.tokenizer,
-        limits=sampler.limits,
-        tell=lambda event: None,
-    )
-    contexts, weights = session.start_picture()
+    (session,) = sampler.open_sessions([sampler.prepare(request)], lambda index, event: None)
+    contexts, weights = session.start_image()
     for slot, context in enumerate(contexts.values()):
         context.slot = slot
-    histories = prefill.assemble(
+    histories = prefill.build_prefill_batch(
         list(contexts.values()),
         [[*c.pending, *c.pending_clean] for c in contexts.values()],
         len(contexts),
@@ -89,18 +78,18 @@ def flow_inputs(model: Model, sampler: Sampler, request: Request) -> FlowInputs:
     )
     grid = session.size[0] // VAE_GRID, session.size[1] // VAE_GRID
     n = grid[0] * grid[1]
-    lines = image.build_guidance_batch(
+    lines = guided_flow.build_guidance_batch(
         [contexts],
         [weights],
         [options.guidance_interval],
         [grid],
-        num_pictures=1,
+        num_images=1,
         num_lines=len(contexts),
         num_tokens=n,
-        nowhere=len(contexts),
+        pad_row=len(contexts),
     )
-    x = image.noise(request.seed, session.picture_index, n, engine.channels)[None]
-    times = image.time_grid(options.num_steps, n, config.objective, options.timestep_shift)
+    x = guided_flow.noise(request.seed, session.image_index, n, engine.channels)[None]
+    times = guided_flow.time_grid(options.num_steps, n, config.objective, options.timestep_shift)
     per_token = engine.encoders.feature_shape[0]
     histories = without_padding(histories, per_token)
     return FlowInputs(histories, lines, per_token, x, times, session.size)
@@ -129,10 +118,10 @@ def without_padding(new: NewTokens, per_token: int) -> NewTokens:
 
 
 def uncached_inputs(
-    history: NewTokens, lines: image.GuidanceBatch, x: jax.Array, t: jax.Array
+    model: Mogao, history: NewTokens, lines: guided_flow.GuidanceBatch, x: jax.Array, t: jax.Array
 ) -> MogaoInputs:
     """Histories and the noised tokens x[J, N, C] at t[J], for one forward pass without a cache."""
-    return image.noised_inputs(x, t, lines)._replace(
+    return guided_flow.noised_inputs(model, x, t, lines)._replace(
         tokens=history.tokens,
         vit_index=history.vit_index,
         vit_features=history.features,

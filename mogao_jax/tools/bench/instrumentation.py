@@ -108,7 +108,7 @@ def watching(engine: Engine) -> Iterator[Watch]:
         return call
 
     programs: list[tuple[Any, str, str]] = [
-        *((engine, name, name) for name in ("extend", "decode", "draw")),
+        *((engine, name, name) for name in ("prefill", "decode", "integrate_flow")),
         *((engine.encoders, name, f"image {name}") for name in ("encode", "decode", "read")),
     ]
     originals = [vars(owner).get(name) for owner, name, _ in programs]

@@ -17,7 +17,7 @@ from mogao_jax.models.cache import PartCache
 from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import head_table
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import image, kv_cache, prefill
+from mogao_jax.sampling import guided_flow, kv_cache, prefill
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
@@ -39,12 +39,12 @@ class Networks:
             sampler.sample([request])
         self._images = watch.named("image encode")[0].args[0]
         self._latents = watch.named("image decode")[0].args
-        self.steps = _forward_passes(engine.modules, watch.named("draw")[0].args)
+        self.steps = _forward_passes(engine.modules, watch.named("integrate_flow")[0].args)
         self._num_steps = request.options.num_steps
         self._histories = jax.device_put(flow_inputs(model, sampler, request).histories)
         self._cache = empty_cache(engine.config.model, self._histories)
         self._rows = np.arange(len(self._histories.tokens), dtype=np.int32)
-        self._fill = jax.jit(functools.partial(prefill.extend, engine.modules))
+        self._fill = jax.jit(functools.partial(prefill.prefill, engine.modules))
 
     def __call__(self) -> dict[str, float]:
         """Runs them; seconds of the passes of the steps alone ("bare steps")."""
@@ -67,7 +67,7 @@ def _forward_passes(modules: Modules, arguments: tuple) -> Callable[[int], jax.A
     used = np.asarray(lines.meta.segment)[real].any(axis=0)
     lines = lines._replace(
         rows=rows[real],
-        picture=lines.picture[real],
+        image=lines.image[real],
         meta=jax.tree.map(lambda a: a[real][:, used], lines.meta),
         positions=lines.positions[real][:, used],
     )
@@ -77,7 +77,7 @@ def _forward_passes(modules: Modules, arguments: tuple) -> Callable[[int], jax.A
     def prepare(cache: Parts, x: Any, t: Any) -> Any:
         parts = zip(cache, lengths, strict=True)
         work = Parts(*(kv_cache.take(part, lines.rows, n) if n else None for part, n in parts))
-        return work, image.noised_inputs(x[lines.picture], t[lines.picture], lines)
+        return work, guided_flow.noised_inputs(modules.model, x[lines.image], t[lines.image], lines)
 
     @jax.jit
     def forward(params: Any, inputs: Any, work: Parts) -> jax.Array:

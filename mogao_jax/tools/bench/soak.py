@@ -101,14 +101,14 @@ def soak(
     requests = fixtures.mixed_requests(
         model.config, num, seed=seed, num_steps=num_steps, max_tokens=_MAX_TOKENS
     )
-    max_context = fixtures.longest(model, requests) + _MAX_TOKENS // 4
-    sampler = fixtures.make_sampler(model, max_context, batch_size, few_tokens=True)
+    max_length = fixtures.longest(model, requests) + _MAX_TOKENS // 4
+    sampler = fixtures.make_sampler(model, max_length, batch_size, few_tokens=True)
     shapes = _watch_shapes(sampler)
     stops = collections.Counter({stop: 0 for stop in _STOPS})
     produced: collections.Counter[str] = collections.Counter({"texts": 0, "images": 0})
     broken, points = [], []
     began, done = time.monotonic(), 0
-    parts = list(_parts(requests, num_points))
+    parts = list(_parts([sampler.prepare(r) for r in requests], num_points))
     for part in (*parts, *parts):
         results = sampler.sample(part)
         for i, (request, result) in enumerate(zip(part, results, strict=True)):
@@ -174,7 +174,7 @@ def _size_faults(image: Image, request: Request, config: MogaoConfig) -> list[st
 
 def _watch_shapes(sampler: Sampler) -> dict[str, set]:
     """Notes the shapes that the transformer's programs are called with from now on."""
-    seen: dict[str, set] = {name: set() for name in ("extend", "decode", "draw")}
+    seen: dict[str, set] = {name: set() for name in ("prefill", "decode", "integrate_flow")}
 
     def noted(name: str, program: Callable[..., Any]) -> Callable[..., Any]:
         def call(params: Any, *args: Any, **static: Any) -> Any:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mogao_jax.sampling.lengths import context_limits
 from mogao_jax.sampling.loading import Model
-from mogao_jax.sampling.requests import Request
+from mogao_jax.sampling.requests import Request, token_limits
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.tools.bench import baselines, fixtures, lower_bounds
 from mogao_jax.tools.bench.instrumentation import Rounds, alternate, watching
@@ -132,8 +131,8 @@ def _phases(sampler: Sampler, request: Request) -> dict[str, float]:
         sampler.sample([request])
     return {
         "encode": watch.total("image encode"),
-        "prefill": watch.total("extend"),
-        "flow": watch.span("draw"),
+        "prefill": watch.total("prefill"),
+        "flow": watch.span("integrate_flow"),
         "decode": watch.total("image decode"),
     }
 
@@ -185,8 +184,8 @@ def compilations(model: Model, setting: Setting) -> Measured:
         for seed in (1, 2)
     ]
     needed = fixtures.longest(model, [*sets[0], *sets[1]]) + 32
-    max_context = max(context_limits(model.config).und, needed)
-    sampler = fixtures.make_sampler(model, max_context, BATCH, few_tokens=True)
+    max_length = max(token_limits(model.config).und, needed)
+    sampler = fixtures.make_sampler(model, max_length, BATCH, few_tokens=True)
     counts = []
     for requests in sets:
         sampler.sample(requests)

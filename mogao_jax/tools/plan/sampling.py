@@ -18,7 +18,7 @@ from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import Modules, make_modules, param_shapes
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import image, kv_cache
+from mogao_jax.sampling import guided_flow, kv_cache
 from mogao_jax.sequence.masking import TokenMeta
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.plan import Compiled, vocab_size
@@ -81,7 +81,7 @@ def make_sampling_plan(
     compile_it: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> SamplingPlan:
-    """Plans `image.draw`, Euler's method, after a history of a prompt and one image.
+    """Plans `integrate_flow`, Euler's method, after a history of a prompt and one image.
 
     Raises:
       MogaoError: as `make_plan`.
@@ -137,9 +137,9 @@ def _lowered(
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    lines = image.GuidanceBatch(
+    lines = guided_flow.GuidanceBatch(
         rows=array(i32, num_lines),
-        picture=array(i32, num_lines),
+        image=array(i32, num_lines),
         meta=TokenMeta(*(array(i32, num_lines, tokens) for _ in range(3))),
         positions=array(f32, num_lines, tokens, 3),
         index=array(i32, images, CONTEXTS),
@@ -147,11 +147,10 @@ def _lowered(
         interval=array(f32, images, 2),
     )
     channels = modules.config.vae.latent_channels * LATENT_PATCH**2
-    draw = functools.partial(
-        image.draw, modules, und_length=und, clean_length=tokens, solver="euler"
-    )
+    settings = guided_flow.FlowSettings(und_length=und, clean_length=tokens, solver="euler")
+    steps = functools.partial(guided_flow.integrate_flow, modules, settings=settings)
     sharding = jax.sharding.SingleDeviceSharding(device)
-    return jax.jit(draw, in_shardings=sharding).lower(
+    return jax.jit(steps, in_shardings=sharding).lower(
         params,
         cache,
         array(f32, images, tokens, channels),

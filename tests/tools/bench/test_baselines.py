@@ -41,7 +41,7 @@ def drawn():
     ((latents,), _) = watch.named("image decode")[0].args
     assert [call.name for call in watch.calls] == [
         "image read", "image encode",  # of the prompt
-        "extend", "extend", "extend", "draw", "image decode", "image read",
+        "prefill", "prefill", "prefill", "integrate_flow", "image decode", "image read",
     ]  # fmt: skip
     return sampler, request, latents, result.items[0].pixels
 
@@ -70,7 +70,7 @@ def test_bare_steps_see_what_the_sampler_sees():
     networks = lower_bounds.Networks(model(), sampler, request)
     start = flow_inputs(model(), sampler, request)
     x, t = (np.repeat(a, 3, 0) for a in (start.x, start.times[:1]))
-    inputs = uncached_inputs(start.histories, start.lines, x, t)
+    inputs = uncached_inputs(model().modules.model, start.histories, start.lines, x, t)
     whole = sampler.engine.modules.model.apply({"params": model().params}, inputs).velocity
     assert tiny.relative_error(networks.steps(2), whole) < 1e-4
     assert networks()["bare steps"] > 0
@@ -80,7 +80,7 @@ def test_the_sampler_is_left_as_it_was():
     sampler, *_ = drawn()
     before = dict(vars(sampler.engine)), dict(vars(sampler.engine.encoders))
     with watching(sampler.engine):
-        assert vars(sampler.engine)["draw"] is not before[0]["draw"]
+        assert vars(sampler.engine)["integrate_flow"] is not before[0]["integrate_flow"]
     assert (vars(sampler.engine), vars(sampler.engine.encoders)) == before
 
 

@@ -63,7 +63,7 @@ def test_soak(file, tmp_path, capsys):
     first = [p["compilations"] for p in record["points"] if p["done"] >= 10]
     assert all(c == first[0] for c in first)  # the second time, everything is there
     assert all(p["memory"] > 2**24 for p in record["points"])
-    for name in ("extend", "draw"):
+    for name in ("prefill", "integrate_flow"):
         assert 0 < record["points"][-1]["compilations"][name] == record["shapes"][name]
 
 

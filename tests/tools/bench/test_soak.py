@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint as checkpoint
 
-from mogao_jax.sampling import prompts
-from mogao_jax.sampling.options import SamplingOptions
+from mogao_jax.sampling.options import SamplingOptions, check_options
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.tools.bench import fixtures
@@ -25,7 +24,7 @@ def requests(count, seed=0):
 def test_mixed_requests_are_of_all_kinds_and_can_be_served():
     config, mixed = checkpoint.config(), requests(60)
     for request in mixed:
-        prompts.check_options(request.options, config)
+        check_options(request.options, config)
         assert len({item.role is None for item in request.document.items}) == 1
     documents = [r.document.items for r in mixed]
     options = [r.options for r in mixed]
@@ -96,10 +95,10 @@ def test_faults(found, options, words):
 def test_recompilations_are_those_beyond_the_shapes():
     def found(**compilations):
         point = Point(1, compilations, 0, 0.0)
-        return Soak([point], {}, {}, [], {"draw": 2, "decode": 1}).recompiled
+        return Soak([point], {}, {}, [], {"integrate_flow": 2, "decode": 1}).recompiled
 
-    assert found(draw=2, decode=1, encode_image=9) == 0
-    assert found(draw=4, decode=1) == 2
+    assert found(integrate_flow=2, decode=1, encode_image=9) == 0
+    assert found(integrate_flow=4, decode=1) == 2
 
 
 def test_growth_is_that_of_the_second_time():

@@ -1,4 +1,4 @@
-"""Text: the next token from logits, and a loop that writes tokens until it must stop.
+"""Decode: the next token from logits, and a loop that writes tokens until it must stop.
 
 Axes: r rows, V vocabulary, c tokens of a chunk.
 """
@@ -13,13 +13,13 @@ import numpy as np
 from jax import lax
 
 from mogao_jax.models.modules import Modules
-from mogao_jax.models.mogao import MogaoInputs, head_table
+from mogao_jax.models.mogao import MogaoInputs, example_inputs, head_table
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import kv_cache
-from mogao_jax.sampling.prefill import OUT_OF_RANGE, no_noised
-from mogao_jax.sampling.probing import Probe, tell
+from mogao_jax.sampling.prefill import OUT_OF_RANGE
+from mogao_jax.sampling.programs import Probe, tell
 from mogao_jax.sequence.cursor import Cursor, text_positions
-from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, TokenMeta
+from mogao_jax.sequence.masking import TEXT, TokenMeta
 from mogao_jax.tokenizer import Tokenizer
 
 
@@ -36,6 +36,7 @@ class SamplingParams(NamedTuple):
 class DecodeState(NamedTuple):
     """Where each row stands: `token` is chosen, but not yet in the cache."""
 
+    row: Any  # int32[r] of the cache
     token: Any  # int32[r]
     cursor: Cursor  # of int32[r]: where it stands
     length: Any  # int32[r] und tokens in the cache
@@ -97,36 +98,33 @@ def decode(
     modules: Modules,
     params: Any,
     cache: Parts,
-    rows: jax.Array,
     start: DecodeState,
     choice: SamplingParams,
     allowed: jax.Array,
     *,
-    stop_tokens: tuple[int, ...],
-    vision_start: int,
+    tokenizer: Tokenizer,
     chunk: int,
     probe: Probe | None = None,
 ) -> tuple[Parts, jax.Array]:
     """Writes up to `chunk` tokens in each row. A program: to be jitted, the cache donated.
 
-    A row stops when it has chosen one of `stop_tokens`, or its limit of tokens. Every token but
+    A row stops at an end token, at <|vision_start|>, or at its limit of tokens. Every token but
     the last one chosen is in the cache afterwards.
 
     Args:
-      rows: int32[r] rows of the cache.
       start, choice: the rows' states, and how they choose.
       allowed: bool[V].
+      tokenizer: knows the end tokens and <|vision_start|>.
     Returns:
       the cache, and the tokens chosen, int32[r, chunk], -1 where none was.
     """
-    model = modules.model
-    num_rows = rows.shape[0]
-    table = head_table(params)
+    model, rows = modules.model, start.row
+    table, vision_start = head_table(params), tokenizer.vision_start
     work = Parts(
         und=kv_cache.take(cache.und, rows),
         clean=kv_cache.take(cache.clean, rows) if model.text_reads_vae else None,
     )
-    ends = jnp.asarray((*stop_tokens, vision_start), jnp.int32)
+    ends = jnp.asarray((tokenizer.im_end, tokenizer.endoftext, vision_start), jnp.int32)
     may_choose = allowed & (choice.may_draw[:, None] | (jnp.arange(len(allowed)) != vision_start))
 
     def predict(und: Any, now: DecodeState, active: jax.Array) -> tuple[Any, jax.Array]:
@@ -148,12 +146,14 @@ def decode(
         und, logits = predict(und, now, active)
         seen = {"row": rows, "t": now.cursor.t, "active": active, "logits": logits}
         tell(probe, "logits", seen)
-        token = choose(jnp.where(may_choose, logits, -jnp.inf), now.cursor.after_text().t, choice)
+        index = now.cursor.after_text().t
+        token = choose(jnp.where(may_choose, logits, -jnp.inf), index, choice)
         token = jnp.where(active, token, now.token)
         chosen = chosen.at[:, step].set(jnp.where(active, token, -1))
         one = active.astype(jnp.int32)
-        cursor = now.cursor.after_text(one)
-        now = DecodeState(token, cursor, now.length + one, now.limit - one)
+        now = DecodeState(
+            now.row, token, now.cursor.after_text(one), now.length + one, now.limit - one
+        )
         is_end = jnp.any(token[:, None] == ends, axis=1)
         return step + 1, und, now, active & ~is_end & (now.limit > 0), chosen
 
@@ -162,7 +162,7 @@ def decode(
         work.und,
         start,
         start.limit > 0,
-        jnp.full((num_rows, chunk), -1, jnp.int32),
+        jnp.full((rows.shape[0], chunk), -1, jnp.int32),
     )
     _, und, _, _, chosen = lax.while_loop(
         lambda carry: (carry[0] < chunk) & jnp.any(carry[3]), body, begin
@@ -172,25 +172,14 @@ def decode(
 
 def _one_token(now: DecodeState, active: jax.Array, modules: Modules) -> MogaoInputs:
     """Inputs of one text token per row."""
-    num_rows = now.token.shape[0]
-    zero = jnp.zeros((num_rows, 1), jnp.int32)
-    noised_meta, no_positions = no_noised(num_rows)
+    zero = jnp.zeros((now.token.shape[0], 1), jnp.int32)
+    none = example_inputs(modules.model, (len(zero), 0, 0, 0, 0), num_patches=0)
+    meta = TokenMeta(active.astype(jnp.int32)[:, None], now.cursor.order[:, None], zero + TEXT)
     mode = modules.config.layout.text_positions
     positions = text_positions(now.cursor.t[:, None], mode, jnp)
-    no_latents = jnp.zeros((num_rows, 0, 1), jnp.float32)
-    clean_meta = noised_meta._replace(kind=noised_meta.segment + VAE_CLEAN)
-    return MogaoInputs(
+    return none._replace(
         tokens=now.token[:, None],
         vit_index=zero - 1,
-        vit_features=no_latents,
-        clean_latents=no_latents,
-        noised_latents=no_latents,
-        timesteps=no_latents[..., 0],
-        noised_index=noised_meta.segment,
-        meta=Parts(
-            TokenMeta(active.astype(jnp.int32)[:, None], now.cursor.order[:, None], zero + TEXT),
-            clean_meta,
-            noised_meta,
-        ),
-        positions=Parts(positions, no_positions, no_positions),
+        meta=none.meta._replace(und=meta),
+        positions=none.positions._replace(und=positions),
     )

@@ -1,6 +1,6 @@
-"""Pictures in and out: prompts to what the model reads of them, latents to pixels.
+"""Images in and out: a prompt's to what the model reads of them, latents to pixels.
 
-A picture is encoded with the same code, and at the same size, as in training; but its latents are
+An image is encoded with the same code, and at the same size, as in training; but its latents are
 the VAE's posterior mean, not a sample.
 """
 
@@ -22,37 +22,37 @@ from mogao_jax.models.vae import (
     patchify_latents,
     unpatchify_latents,
 )
-from mogao_jax.sampling import buckets
 from mogao_jax.sampling.history import EncodedImage
+from mogao_jax.sampling.programs import Programs, round_up_bucket
 
 
 class Encoders:
-    """The frozen encoders' programs, one picture at a time: a program per size, and no padding
-    to the largest picture of a batch."""
+    """The frozen encoders' programs. Images go one by one: a program per size, no padding to the
+    largest image of a batch."""
 
-    def __init__(self, modules: Modules, params: EncoderParams, programs: buckets.Programs):
+    def __init__(self, modules: Modules, params: EncoderParams, programs: Programs):
         self._modules, self._params = modules, params
         vae, vit = modules.vae, modules.vit
 
-        def encode_picture(params, pixels, size):
+        def encode_image(params, pixels, size):
             tokens = patchify_latents(encode_images(vae, params, pixels, size))
             n, h, w, _ = pixels.shape
             return tokens.reshape(n, h // VAE_GRID, w // VAE_GRID, tokens.shape[-1])
 
-        def decode_picture(params, tokens, size):
+        def decode_image(params, tokens, size):
             n, h, w, channels = tokens.shape
             latents = unpatchify_latents(
                 tokens.reshape(n, h * w, channels), h * LATENT_PATCH, w * LATENT_PATCH
             )
             return decode_latents(vae, params, latents, size)
 
-        def see_picture(params, patches, positions, segment):
+        def see_image(params, patches, positions, segment):
             assert vit is not None
             return vit.apply({"params": params}, patches, positions, segment)
 
-        self._encode = programs.jit(encode_picture)
-        self._decode = programs.jit(decode_picture)
-        self._see = programs.jit(see_picture)
+        self._encode = programs.jit(encode_image)
+        self._decode = programs.jit(decode_image)
+        self._see = programs.jit(see_image)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -60,31 +60,31 @@ class Encoders:
         vit, connector = self._modules.config.vit, self._modules.config.model.connector
         return vit_feature_shape(vit, connector, vit.merge_size**2)
 
-    def encode(self, pictures: Sequence[np.ndarray]) -> list[EncodedImage]:
-        """Pictures uint8[H, W, 3] of native resolution, as later items read them."""
+    def encode(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Images uint8[H, W, 3] of native resolution, as later tokens read them."""
         # All are dispatched before the first is waited for.
-        latents = [self._latents(p) for p in pictures]
-        return self.read(pictures, [_cut(x, vae_grid(p)) for x, p in _zip(latents, pictures)])
+        latents = [self._latents(p) for p in images]
+        return self.read(images, [_inside(x, vae_grid(p)) for x, p in _zip(latents, images)])
 
     def read(
-        self, pictures: Sequence[np.ndarray], latents: Sequence[np.ndarray]
+        self, images: Sequence[np.ndarray], latents: Sequence[np.ndarray]
     ) -> list[EncodedImage]:
-        """The same where the latents float32[tokens, 64] are known: of drawn pictures."""
+        """The same where the latents float32[tokens, 64] are known: of generated images."""
         if self._modules.vit is None:
-            return [EncodedImage(_size(p), x) for p, x in _zip(pictures, latents)]
+            return [EncodedImage(_size(p), x) for p, x in _zip(images, latents)]
         config = self._modules.config
-        seen = [vit_input(p, config.images, config.vit) for p in pictures]
+        seen = [vit_input(p, config.images, config.vit) for p in images]
         features = [self._features(s) for s in seen]
         per_token, _ = self.feature_shape
         return [
             EncodedImage(_size(p), x, np.asarray(f)[0, : s.grid[0] * s.grid[1] * per_token], s.grid)
-            for p, x, f, s in _zip(pictures, latents, features, seen)
+            for p, x, f, s in _zip(images, latents, features, seen)
         ]
 
     def decode(
         self, latents: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
     ) -> list[np.ndarray]:
-        """Latents float32[tokens, 64] of pictures (height, width) -> uint8[height, width, 3]."""
+        """Latents float32[tokens, 64] of images (height, width) -> uint8[height, width, 3]."""
         pixels = [self._pixels(x, size) for x, size in _zip(latents, sizes)]
         return [np.asarray(p)[0, :h, :w].copy() for p, (h, w) in _zip(pixels, sizes)]
 
@@ -102,7 +102,7 @@ class Encoders:
     def _features(self, seen: VitInput) -> jax.Array:
         per_token = self._modules.config.vit.merge_size**2
         n = len(seen.patches)
-        length = buckets.fine(n // per_token) * per_token
+        length = round_up_bucket(n // per_token) * per_token
         patches = np.zeros((1, length, seen.patches.shape[1]), np.uint8)
         positions, segment = np.zeros((1, length, 2), np.int32), np.zeros((1, length), np.int32)
         patches[0, :n], positions[0, :n], segment[0, :n] = seen.patches, seen.positions, 1
@@ -117,8 +117,8 @@ def _size(pixels: np.ndarray) -> tuple[int, int]:
     return pixels.shape[0], pixels.shape[1]
 
 
-def _cut(tokens: jax.Array, grid: tuple[int, int]) -> np.ndarray:
-    """The tokens [1, rows, columns, 64] that are in a picture's grid: float32[tokens, 64]."""
+def _inside(tokens: jax.Array, grid: tuple[int, int]) -> np.ndarray:
+    """The tokens [1, rows, columns, 64] that are in an image's grid: float32[tokens, 64]."""
     inside = np.asarray(tokens)[0, : grid[0], : grid[1]]
     return inside.reshape(-1, inside.shape[-1])
 
@@ -126,10 +126,10 @@ def _cut(tokens: jax.Array, grid: tuple[int, int]) -> np.ndarray:
 def _canvas(
     size: tuple[int, int], cell: int, trailing: tuple[int, ...], dtype: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Zeros [1, H, W, ...] that a picture (height, width) fits in, and its size int32[1, 2].
+    """Zeros [1, H, W, ...] that an image (height, width) fits in, and its size int32[1, 2].
 
     Args:
       cell: how many entries of the canvas a VAE token has along a side.
     """
-    h, w = (buckets.fine(side // VAE_GRID) * cell for side in size)
+    h, w = (round_up_bucket(side // VAE_GRID) * cell for side in size)
     return np.zeros((1, h, w, *trailing), dtype), np.array([size], np.int32)

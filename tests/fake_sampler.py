@@ -1,4 +1,4 @@
-"""A sampler that computes nothing: a sentence, a picture, a sentence, all by request and seed."""
+"""A sampler that computes nothing: a sentence, an image, a sentence, all by request and seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FakeSampler:
     Attributes:
       delay: seconds per step of the solver.
       fail_at: raises at this step of the solver.
-      script: texts before and after the picture.
+      script: texts before and after the image.
     """
 
     def __init__(self, *, delay: float = 0.0, fail_at: int = -1, script=("look: ", "that is all.")):

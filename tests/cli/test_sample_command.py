@@ -82,7 +82,7 @@ def read(path) -> list:
 # ---------------------------------------------------------------------------------------- output
 
 
-def test_a_prompt_becomes_pictures_a_document_and_a_page(sample, sampler, tmp_path, capsys):
+def test_a_prompt_becomes_images_a_document_and_a_page(sample, sampler, tmp_path, capsys):
     assert sample("a red circle", "--size", "16x32", "--seed", "9") == 0
     (request,) = sampler.batches[0]
     assert request.document.items == (Text("a red circle", role="user", loss=False),)
@@ -90,11 +90,11 @@ def test_a_prompt_becomes_pictures_a_document_and_a_page(sample, sampler, tmp_pa
     out = tmp_path / "out"
     names = {p.name for p in out.iterdir()}
     assert names == {"001.json", "001-1.png", "index.html", "run.json"}
-    prompt, before, picture, after = read(out / "001.json")
+    prompt, before, image, after = read(out / "001.json")
     assert prompt == request.document.items[0] and before.text.startswith("look")
-    pixels = image_ops.load_pixels(picture)
+    pixels = image_ops.load_pixels(image)
     np.testing.assert_array_equal(pixels, np.full((16, 32, 3), 9, np.uint8))
-    assert picture.role == after.role == "assistant"
+    assert image.role == after.role == "assistant"
     said = capsys.readouterr()
     assert said.out == f"look:  \n{pathlib.Path('out/001-1.png')}\nthat is all. \n"
     last = said.err.strip().splitlines()[-1]
@@ -113,7 +113,7 @@ def test_what_was_written_can_be_fed_back_in(sample, sampler, tmp_path):
     assert items[-1] == Text("now a blue one", role="user", loss=False)
     names = {p.name for p in (tmp_path / "again").iterdir()}
     assert {"001-1.png", "001-2.png", "001.json"} <= names
-    # The first picture, which was the prompt's, is still the first; pixel for pixel.
+    # The first image, which was the prompt's, is still the first; pixel for pixel.
     first, second = (tmp_path / d / "001-1.png" for d in ("out", "again"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -228,7 +228,7 @@ def test_a_folder_holds_one_run(sample, sampler, tmp_path, capsys):
     assert read(tmp_path / "out" / "001.json")[0].text == "a star"
 
 
-def test_pictures_alone_are_what_an_earlier_run_left(sample, sampler, tmp_path, capsys):
+def test_images_alone_are_what_an_earlier_run_left(sample, sampler, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     save(tmp_path / "out" / "001-1.png")
     assert sample("go") == 2 and not sampler.batches
@@ -286,7 +286,7 @@ def test_longer_contexts(sample, sampler):
 
 
 def test_tasks(sample, sampler, tmp_path):
-    picture = save(tmp_path / "a.png")
+    image = save(tmp_path / "a.png")
     seen = []
 
     def last(*arguments):
@@ -296,14 +296,14 @@ def test_tasks(sample, sampler, tmp_path):
 
     options, _ = last("--task", "t2i", "a cat")
     assert options.draw_first and options.max_images == 1
-    options, items = last("--task", "qa", "--image", picture, "what is it?")
+    options, items = last("--task", "qa", "--image", image, "what is it?")
     assert not options.allow_images and isinstance(items[0], Image) and items[0].role == "user"
-    options, items = last("--task", "clip", "--frames", "3", "--image", picture, "it moves")
+    options, items = last("--task", "clip", "--frames", "3", "--image", image, "it moves")
     assert options.draw_first and options.max_images == 3
     assert [i.role for i in items] == [None, None]
-    options, _ = last("--task", "edit", "--image", picture, "--max-images", "2", "make it red")
+    options, _ = last("--task", "edit", "--image", image, "--max-images", "2", "make it red")
     assert options.draw_first and options.max_images == 2
-    options, items = last("--image", picture, "--image", picture)
+    options, items = last("--image", image, "--image", image)
     assert len(items) == 2 and not options.draw_first
 
 
@@ -314,7 +314,7 @@ def test_aspects_are_sizes_of_the_model(sample, sampler):
     assert sampler.batches[1][0].options.size == (16, 16)
 
 
-# -------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize(
@@ -326,27 +326,27 @@ def test_aspects_are_sizes_of_the_model(sample, sampler):
         ("P", 0, (0, 0, 0)),
     ],
 )
-def test_any_kind_of_picture_is_accepted(sample, sampler, tmp_path, mode, color, shown):
+def test_any_kind_of_image_is_accepted(sample, sampler, tmp_path, mode, color, shown):
     assert sample("go", "--image", save(tmp_path / "a.png", mode, color=color)) == 0
     pixels = sampler.batches[0][0].document.items[0].pixels
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.uint8(shown), (32, 32, 3)))
 
 
-def test_large_pictures_are_made_smaller_and_it_is_said(sample, sampler, tmp_path, capsys):
+def test_large_images_are_made_smaller_and_it_is_said(sample, sampler, tmp_path, capsys):
     assert sample("go", "--image", save(tmp_path / "large.png", size=(300, 200))) == 0
     assert sampler.batches[0][0].document.items[0].pixels.shape == (32, 48, 3)
     said = capsys.readouterr().err
     assert "large.png" in said and "200x300" in said and "32x48" in said
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n cut"])
-def test_files_that_are_no_pictures(refused, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n cut"])
+def test_files_that_are_no_images(refused, tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     message = refused("go", "--image", str(tmp_path / "a.png"))
     assert "a.png" in message and "not an image" in message
 
 
-def test_pictures_cut_short_or_missing(refused, tmp_path):
+def test_images_cut_short_or_missing(refused, tmp_path):
     save(tmp_path / "a.png", size=(64, 64))
     whole = io.BytesIO()
     rng = np.random.default_rng(0)

@@ -80,7 +80,7 @@ class Recorder:
     Attributes:
       logits: {T id of the token that was read: logits}.
       velocities: one per evaluation: x, t, and the velocity under each context.
-      latents: of the pictures that were drawn.
+      latents: of the images that were drawn.
     """
 
     def __init__(self):
@@ -104,7 +104,7 @@ class Recorder:
         )
 
     def watch(self, sampler: Sampler) -> Sampler:
-        """Also keeps the latents of the pictures that the sampler draws."""
+        """Also keeps the latents of the images that the sampler draws."""
         encoders = sampler.engine.encoders
         decode = encoders.decode
 

@@ -26,7 +26,7 @@ def test_it_is_small():
     assert CHECKPOINTS.get("demo").stat().st_size <= 20e6
 
 
-def pictures(result):
+def images_of(result):
     return [item.pixels for item in result.items if isinstance(item, Image)]
 
 
@@ -48,7 +48,7 @@ def test_it_draws_what_is_asked_for_and_answers(demo):
         Request(as_document(f"a {color} {shape}"), seed, options)
         for seed, (color, shape) in enumerate(wanted)
     ]
-    drawn = [pictures(r)[0] for r in demo.sample(requests)]
+    drawn = [images_of(r)[0] for r in demo.sample(requests)]
     right = [
         satisfies(read_image(pixels, world(demo)).scene, Asked("colors", (Wanted(shape, color),)))
         for pixels, (color, shape) in zip(drawn, wanted, strict=True)
@@ -73,5 +73,5 @@ def test_a_story_goes_on_by_itself(demo):
     options = make_options({"num_steps": 10}, demo.config)
     request = Request(as_document("tell a story in three pictures."), options=options)
     (result,) = demo.sample([request])
-    assert result.stop == "end" and len(pictures(result)) == 3
+    assert result.stop == "end" and len(images_of(result)) == 3
     assert isinstance(result.items[0], Text) and isinstance(result.items[1], Image)

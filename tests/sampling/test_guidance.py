@@ -33,7 +33,7 @@ def test_weights_are_the_papers_equation(scales):
     np.testing.assert_allclose(
         weighted(weights, predictions), equation(*scales, full, image_only, empty), atol=1e-12
     )
-    # Without a picture in the history the image-only context is the empty one.
+    # Without an image in the history the image-only context is the empty one.
     predictions[IMAGE_ONLY] = empty
     weights = context_weights(*scales, has_image=False)
     assert IMAGE_ONLY not in weights
@@ -51,9 +51,9 @@ def test_only_the_contexts_that_count_are_computed():
         assert context_weights(1.0, 1.0, has_image=has_image) == {FULL: 1.0}
 
 
-def test_combining_keeps_pictures_apart_and_keeps_to_the_interval():
+def test_combining_keeps_images_apart_and_keeps_to_the_interval():
     velocity = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
-    velocity[4] = np.nan  # padding, or another picture gone wrong
+    velocity[4] = np.nan  # padding, or another image gone wrong
     index = np.array([[0, 1, 2], [3, -1, -1], [4, -1, -1]])
     weights = np.array([[7.5, -6.0, -0.5], [1, 0, 0], [1, 0, 0]], np.float32)
     interval = np.array([[0.25, 0.5], [0, 1], [0, 1]], np.float32)
@@ -82,7 +82,7 @@ def recorded():
     ],
     ids=["ordinary", "plain", "interval"],
 )  # fmt: skip
-def test_pictures_follow_plain_forwards(contexts, options):
+def test_images_follow_plain_forwards(contexts, options):
     """The drawn latents are Euler's solution over training forwards, by the equation."""
     modules, params = replay.tiny_model()
     sampler, recorder = recorded()

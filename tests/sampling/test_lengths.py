@@ -21,7 +21,7 @@ CONFIG = dataclasses.replace(tiny.CONFIG, images=IMAGES)
 WITHOUT_VIT = tiny.config(layout={"understanding_encoder": "vae"})
 
 
-def picture(height, width, **fields):
+def an_image(height, width, **fields):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     return Image(pixels=pixels, **fields)
 
@@ -40,7 +40,7 @@ def test_length_is_that_of_the_layout():
     """The und tokens of a prompt are those that training lays out for the document."""
     for height, width in ((32, 32), (64, 48)):
         document = Document(
-            [picture(height, width, role="user", loss=False), Text("what is it?", "user", False),
+            [an_image(height, width, role="user", loss=False), Text("what is it?", "user", False),
              Text("a cat", "assistant")],
             complete=False,
         )  # fmt: skip
@@ -65,7 +65,7 @@ def test_prompts_longer_than_the_context():
 @pytest.mark.parametrize("resize", ["native", "match_vae_grid"])
 @pytest.mark.parametrize("side", [32, 48, 96])
 def test_what_fits_a_row_of_the_training_data_fits(resize, side):
-    """A question about many pictures: read by the ViT alone, they take no clean tokens there."""
+    """A question about many images: read by the ViT alone, they take no clean tokens there."""
     config = tiny.config(
         images={"max_pixels": 96 * 96, "max_side": 96, "vit_resize": resize},
         packing={"und_tokens": 400, "vit_patches": 1600, "images": 100},
@@ -73,8 +73,8 @@ def test_what_fits_a_row_of_the_training_data_fits(resize, side):
     question = [Text("how many?", "user", False), Text("3", "assistant")]
 
     def laid(number):
-        pictures = [picture(side, side, role="user", loss=False)] * number
-        return Document([*pictures, *question]), tiny.lay(Document([*pictures, *question]), config)
+        images = [an_image(side, side, role="user", loss=False)] * number
+        return Document([*images, *question]), tiny.lay(Document([*images, *question]), config)
 
     number = 1
     while exceeds(sizes(laid(number + 1)[1]), budgets(config.packing)) is None:
@@ -84,7 +84,7 @@ def test_what_fits_a_row_of_the_training_data_fits(resize, side):
     check(dataclasses.replace(document, complete=False), config)
 
 
-def test_pictures_have_a_limit_of_their_own():
+def test_images_have_a_limit_of_their_own():
     limits = requests.token_limits(WITHOUT_VIT)
     packing = WITHOUT_VIT.packing
     assert limits == (packing.und_tokens, packing.und_tokens)
@@ -92,19 +92,19 @@ def test_pictures_have_a_limit_of_their_own():
     config = dataclasses.replace(WITHOUT_VIT, packing=many)
     limits = requests.token_limits(config)
     assert limits == (packing.und_tokens, 400)
-    small = picture(16, 16)  # a token and its two brackets
-    check(Document([picture(32, 48)] * 30), config)  # 180 of 112 und tokens
+    small = an_image(16, 16)  # a token and its two brackets
+    check(Document([an_image(32, 48)] * 30), config)  # 180 of 112 und tokens
     with pytest.raises(DocumentError, match="408 tokens of images.*holds 400") as caught:
-        check(Document([picture(32, 96)] * 34, id="long"), config)
+        check(Document([an_image(32, 96)] * 34, id="long"), config)
     needed = int(str(caught.value).split("--max-length ")[1].split(",")[0])
-    check(Document([picture(32, 96)] * 34), config, needed)
+    check(Document([an_image(32, 96)] * 34), config, needed)
     with pytest.raises(DocumentError, match=r"needs 1\d\d tokens,"):
         check(Document([small] * 60), config)
 
 
 def test_only_what_is_read_counts():
-    """With a ViT, clean tokens are for pictures that are drawn later."""
-    document = Document([picture(96, 96)])
+    """With a ViT, clean tokens are for images that are drawn later."""
+    document = Document([an_image(96, 96)])
     limits = requests.Limits(100, 35)
     config = tiny.config(images={"max_pixels": 96 * 96, "max_side": 96, "vit_resize": "native"})
     check(document, config, limits=limits, may_draw=False)

@@ -138,7 +138,7 @@ def test_texts_become_what_a_user_says():
         requests.as_document(["a"])
 
 
-def test_pictures_are_loaded_at_the_models_resolution():
+def test_images_are_loaded_at_the_models_resolution():
     rng = np.random.default_rng(0)
     large, small = (Image(pixels=rng.integers(0, 256, (n, n, 3), np.uint8)) for n in (200, 64))
     document, notes = requests.load_images(Document([large, Text("what?"), small]), CONFIG)

@@ -75,12 +75,12 @@ def texts(result):
     return [item.text for item in result.items if isinstance(item, Text)]
 
 
-def pictures(result):
+def images_of(result):
     return [item.pixels for item in result.items if isinstance(item, Image)]
 
 
 def run(sampler, requests):
-    """(results, latents of each request's pictures)."""
+    """(results, latents of each request's images)."""
     _, latents = shared()
     latents.clear()
     order = []
@@ -108,16 +108,16 @@ MIXED = [
 @pytest.mark.slow
 def test_a_batch_gives_what_each_request_gives_alone(sampler):
     together, latents = run(sampler, MIXED)
-    assert len(pictures(together[0])) >= 1 and not pictures(together[1])
-    assert len(pictures(together[2])) >= 2 and texts(together[2])
+    assert len(images_of(together[0])) >= 1 and not images_of(together[1])
+    assert len(images_of(together[2])) >= 2 and texts(together[2])
     for k, alone in enumerate(MIXED):
         (single,), (own,) = run(sampler, [alone])
         assert single.stop == together[k].stop
         assert texts(single) == texts(together[k])
-        assert len(own) == len(latents[k]) == len(pictures(single))
+        assert len(own) == len(latents[k]) == len(images_of(single))
         for a, b in zip(latents[k], own, strict=True):
             assert tiny.relative_error(a, b) < 1e-5
-        for a, b in zip(pictures(together[k]), pictures(single), strict=True):
+        for a, b in zip(images_of(together[k]), images_of(single), strict=True):
             assert np.abs(a.astype(int) - b).max() <= 1
 
 
@@ -170,7 +170,7 @@ def test_memory_is_bounded_by_the_context(sampler):
         ({"max_tokens": 500, "max_images": 99}, ["hello"], "|", "cache_full"),
         ({"max_tokens": 0, "draw_first": True}, ["hello"], "a|", "max_tokens"),
     ],
-    ids=["tokens", "text fills the cache", "end", "images", "pictures fill the cache", "no text"],
+    ids=["tokens", "text fills the cache", "end", "images", "images fill the cache", "no text"],
 )
 def test_stops(sampler, options, prompt, tokens, stop):
     codes = {"<": TOKENIZER.endoftext, "|": TOKENIZER.vision_start}
@@ -185,15 +185,15 @@ def test_stops(sampler, options, prompt, tokens, stop):
     if stop == "max_tokens":
         assert written == options["max_tokens"]
     if stop == "max_images":
-        assert len(pictures(result)) == 2 and isinstance(result.items[-1], Image)
+        assert len(images_of(result)) == 2 and isinstance(result.items[-1], Image)
     if stop == "cache_full" and tokens == "ab":
         assert len("hello") + written == MAX_LENGTH
     if stop == "cache_full" and tokens == "|":
-        # hello, and for each picture <vs>, 6 ViT tokens, <ve>: 11 of them fit in 100 tokens;
+        # hello, and for each image <vs>, 6 ViT tokens, <ve>: 11 of them fit in 100 tokens;
         # the twelfth is drawn and cannot be kept.
-        assert len(pictures(result)) == 12
+        assert len(images_of(result)) == 12
     if options.get("draw_first"):
-        assert len(pictures(result)) == 1 and not texts(result)
+        assert len(images_of(result)) == 1 and not texts(result)
 
 
 def test_chats_end_with_their_own_token_and_keep_their_roles(sampler):
@@ -207,7 +207,7 @@ def test_chats_end_with_their_own_token_and_keep_their_roles(sampler):
 
 
 def test_forbidden_tokens_are_never_written(sampler):
-    """However likely the model finds them: control tokens, and pictures where there are none."""
+    """However likely the model finds them: control tokens, and images where there are none."""
     modules, params = replay.tiny_model()
     forbidden = [TOKENIZER.image_pad, TOKENIZER.vision_end, TOKENIZER.im_start]
     table = np.array(params["token_embedding"])
@@ -226,7 +226,7 @@ def test_forbidden_tokens_are_never_written(sampler):
     (result,) = free.sample([request("ab", allow_images=False, temperature=0.0)])
     assert set(best) <= {*forbidden, TOKENIZER.vision_start} and len(best) >= 1
     assert all(ord(c) < 256 or c == "\ufffd" for t in texts(result) for c in t)
-    assert not pictures(result)
+    assert not images_of(result)
 
 
 def test_a_result_fed_back_in_goes_on(sampler):
@@ -242,7 +242,7 @@ def test_a_result_fed_back_in_goes_on(sampler):
     (second,), _ = run(sampler, [rest])
     assert texts(first)[0] + texts(second)[0] == texts(expected)[0]
 
-    # Over a picture: the text after it is the same (it sees the same pixels).
+    # Over an image: the text after it is the same (it sees the same pixels).
     write_only(sampler, *replay.LETTERS, TOKENIZER.vision_start)
     whole = request("once ", seed=11, max_tokens=60, max_images=2, temperature=4.0, size=(16, 16))
     (expected,), _ = run(sampler, [whole])
@@ -252,7 +252,7 @@ def test_a_result_fed_back_in_goes_on(sampler):
     together = [*first.items, *second.items]
     assert [type(i) for i in together] == [type(i) for i in expected.items]
     assert [i.text for i in together if isinstance(i, Text)] == texts(expected)
-    np.testing.assert_array_equal(pictures(first)[0], pictures(expected)[0])
+    np.testing.assert_array_equal(images_of(first)[0], images_of(expected)[0])
 
 
 def test_sizes(sampler):
@@ -265,7 +265,7 @@ def test_sizes(sampler):
         (request("a", **options), (32, 32)),  # of at most 32 * 48 pixels
     ]
     results, _ = run(sampler, [c for c, _ in cases])
-    assert [pictures(r)[0].shape[:2] for r in results] == [size for _, size in cases]
+    assert [images_of(r)[0].shape[:2] for r in results] == [size for _, size in cases]
 
 
 def test_events_tell_what_the_result_has(sampler):
@@ -281,9 +281,9 @@ def test_events_tell_what_the_result_has(sampler):
         same = zip(finished.result.document.items, result.document.items, strict=True)
         assert all(a is b for a, b in same)
         shown = [e.image for e in own if isinstance(e, GeneratedImage)]
-        assert [x.pixels is y for x, y in zip(shown, pictures(result), strict=True)]
+        assert [x.pixels is y for x, y in zip(shown, images_of(result), strict=True)]
         sizes = [e.size for e in own if isinstance(e, ImageStarted)]
-        assert sizes == [p.shape[:2] for p in pictures(result)]
+        assert sizes == [p.shape[:2] for p in images_of(result)]
         steps = [(e.step, e.num_steps) for e in own if isinstance(e, ImageProgress)]
         num_steps = requests[k].options.num_steps
         assert steps.count((num_steps, num_steps)) == len(shown)

@@ -255,8 +255,8 @@ def test_bad_requests_are_refused_at_the_call(make):
 def test_two_streams_at_once_are_served_one_after_another(make):
     pipeline, sampler = make(delay=0.001)
     streams = [pipeline.generate("go", seed=s, num_steps=5) for s in (1, 2)]
-    pictures = [[p for p in s if isinstance(p, Image)][0].pixels[0, 0, 0] for s in streams]
-    assert pictures == [1, 2]
+    images = [[p for p in s if isinstance(p, Image)][0].pixels[0, 0, 0] for s in streams]
+    assert images == [1, 2]
 
 
 def test_an_abandoned_program_ends(tmp_path):
@@ -278,7 +278,7 @@ _TEST_PATHS = (_HERE, _HERE.parent, _HERE.parents[1])
 
 
 def test_with_the_real_sampler(file):
-    """From a file to a picture and back into a document; streamed and all at once agree."""
+    """From a file to an image and back into a document; streamed and all at once agree."""
     model = mogao_jax.load(file)
     # Without guidance: one context, so fewer programs to compile.
     options = {"num_steps": 2, "guidance_scale": 1.0, "image_guidance_scale": 1.0,

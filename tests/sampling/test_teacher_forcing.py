@@ -21,15 +21,17 @@ OPTIONS = SamplingOptions(num_steps=4, temperature=4.0, max_tokens=22, guidance_
 
 
 def prompt(role: str | None) -> Document:
-    """Text, a picture, text, another picture: nothing of it is a target."""
+    """Text, an image, text, another image: nothing of it is a target."""
     rng = np.random.default_rng(3)
 
-    def picture(height: int, width: int) -> Image:
+    def random_image(height: int, width: int) -> Image:
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
         return Image(pixels=pixels, role=role and "user", loss=False)
 
     text = [Text(t, role=role and "user", loss=False) for t in ("look ", "and")]
-    return Document((text[0], picture(32, 16), text[1], picture(16, 32)), id=f"prompt-{role}")
+    return Document(
+        (text[0], random_image(32, 16), text[1], random_image(16, 32)), id=f"prompt-{role}"
+    )
 
 
 def images_of(document: Document) -> list[Image]:
@@ -58,19 +60,19 @@ def test_cached_predictions_are_those_of_a_training_forward(role, solver, varian
     )
     (result,) = sampler.sample([Request(document, seed=1, options=options)])
 
-    # The course that this is worth: several pictures, with text before, between and after.
+    # The course that this is worth: several images, with text before, between and after.
     kinds = "".join("#" if isinstance(i, Image) else "t" for i in result.items)
     assert kinds.count("#") >= 2 and kinds.strip("#") == kinds and result.stop == "max_tokens"
     num_prompt = len(images_of(document))
     drawn = range(num_prompt, num_prompt + len(recorder.latents))
     latents = dict(zip(drawn, recorder.latents, strict=True))
 
-    per_picture = len(recorder.velocities) // len(latents)
-    assert per_picture == 4  # evaluations: Heun's steps have two
+    per_image = len(recorder.velocities) // len(latents)
+    assert per_image == 4  # evaluations: Heun's steps have two
     for context in CONTEXTS:
         plain = replay.Replay(modules, params, result.document, context)
-        for step in range(per_picture):
-            seen = {image: recorder.velocities[k * per_picture + step]
+        for step in range(per_image):
+            seen = {image: recorder.velocities[k * per_image + step]
                     for k, image in enumerate(drawn)}  # fmt: skip
             n = {image: len(latents[image]) for image in drawn}
             x = {image: s["x"][: n[image]] for image, s in seen.items()}

@@ -13,11 +13,11 @@ from mogao_jax.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 prompt_elements = functools.partial(apply_chat_template, add_generation_prompt=True)
-PICTURE = np.zeros((16, 16, 3), np.uint8)
+PIXELS = np.zeros((16, 16, 3), np.uint8)
 
 
 def image(role=None, loss=True):
-    return Image(pixels=PICTURE, role=role, loss=loss)
+    return Image(pixels=PIXELS, role=role, loss=loss)
 
 
 def spelled(elements) -> str:

@@ -20,7 +20,7 @@ IMAGES = ImageConfig(max_pixels=64 * 64, max_side=96, vit_resize="match_vae_grid
 NO_DROP = LayoutConfig(p_image_only=0.0, p_empty=0.0, end_after_image="never")
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -43,7 +43,7 @@ def spelled(tokens) -> list[str]:
 
 
 def test_plain_document_token_by_token():
-    a, b = picture(32, 48), picture(16, 16)
+    a, b = random_pixels(32, 48), random_pixels(16, 16)
     out = laid_out(Text("ab"), Image(pixels=a), Text("c"), Image(pixels=b))
     v = ["<V>"] * 6
     assert spelled(out.und.tokens) == ["a", "b", "<vs>", *v, "<ve>", "c", "<vs>"]
@@ -85,7 +85,7 @@ def test_control_tokens_in_user_text_are_text():
 
 def test_understanding_document_carries_no_vae_tokens():
     out = laid_out(
-        Image(pixels=picture(32, 32), role="user", loss=False),
+        Image(pixels=random_pixels(32, 32), role="user", loss=False),
         Text("what?", role="user", loss=False),
         Text("a cat", role="assistant"),
     )
@@ -98,9 +98,9 @@ def test_understanding_document_carries_no_vae_tokens():
 
 def test_condition_image_before_a_target_has_vit_and_clean_tokens():
     out = laid_out(
-        Image(pixels=picture(32, 32), role="user", loss=False),
+        Image(pixels=random_pixels(32, 32), role="user", loss=False),
         Text("x", role="user", loss=False),
-        Image(pixels=picture(32, 48), role="assistant"),
+        Image(pixels=random_pixels(32, 48), role="assistant"),
     )
     assert (out.und.meta.kind == VIT).sum() == 4
     assert len(out.clean.image) == 4 and len(out.noised.image) == 6
@@ -120,7 +120,9 @@ def test_condition_image_before_a_target_has_vit_and_clean_tokens():
 )
 def test_end_after_image(policy, num_images, ends):
     layout = dataclasses.replace(NO_DROP, end_after_image=policy)
-    out = laid_out(*[Image(pixels=picture(16, 16, i)) for i in range(num_images)], layout=layout)
+    out = laid_out(
+        *[Image(pixels=random_pixels(16, 16, i)) for i in range(num_images)], layout=layout
+    )
     tokens = spelled(out.und.tokens)
     assert (tokens[-1] == "<endoftext>") == ends
     assert tokens.count("<V>") == num_images - (not ends)  # read by the end token
@@ -128,9 +130,9 @@ def test_end_after_image(policy, num_images, ends):
     assert ("<endoftext>" in trained) == ends
 
 
-def test_a_fourth_of_the_single_pictures_is_ended_sometimes():
+def test_a_fourth_of_the_single_images_is_ended_sometimes():
     layout = dataclasses.replace(NO_DROP, end_after_image="sometimes")
-    one, two = ([Image(pixels=picture(16, 16, i)) for i in range(n)] for n in (1, 2))
+    one, two = ([Image(pixels=random_pixels(16, 16, i)) for i in range(n)] for n in (1, 2))
     ended = [
         spelled(laid_out(*one, layout=layout, seed=seed).und.tokens)[-1] == "<endoftext>"
         for seed in range(400)
@@ -148,7 +150,12 @@ def test_cut_documents_have_no_end_token():
 
 def test_lay_out_everything_adds_copies_only():
     layout = dataclasses.replace(NO_DROP, lay_out_everything=True)
-    items = [Text("a"), Image(pixels=picture(32, 32)), Text("b"), Image(pixels=picture(16, 32))]
+    items = [
+        Text("a"),
+        Image(pixels=random_pixels(32, 32)),
+        Text("b"),
+        Image(pixels=random_pixels(16, 32)),
+    ]
     lean, full = laid_out(*items), laid_out(*items, layout=layout)
     assert (full.und.meta.kind == VIT).sum() == 4 + 2 and (lean.und.meta.kind == VIT).sum() == 4
     assert len(full.clean.image) == 4 + 2 and len(lean.clean.image) == 4
@@ -162,7 +169,7 @@ def test_lay_out_everything_adds_copies_only():
 
 def test_vae_only_understanding_has_clean_tokens_where_anything_follows():
     layout = dataclasses.replace(NO_DROP, understanding_encoder="vae")
-    image = Image(pixels=picture(32, 32), loss=False)
+    image = Image(pixels=random_pixels(32, 32), loss=False)
     out = laid_out(image, Text("a"), layout=layout)
     assert not (out.und.meta.kind == VIT).any() and len(out.vit.segment) == 0
     assert len(out.clean.image) == 4
@@ -170,7 +177,12 @@ def test_vae_only_understanding_has_clean_tokens_where_anything_follows():
 
 @pytest.mark.parametrize(("context", "num_segments"), [(FULL, 1), (IMAGE_ONLY, 2), (EMPTY, 3)])
 def test_contexts_are_segments_of_their_own(context, num_segments):
-    items = [Text("a"), Image(pixels=picture(32, 32)), Text("b"), Image(pixels=picture(16, 32))]
+    items = [
+        Text("a"),
+        Image(pixels=random_pixels(32, 32)),
+        Text("b"),
+        Image(pixels=random_pixels(16, 32)),
+    ]
     out = laid_out(*items, context=context)
     full = laid_out(*items)
     assert max(out.und.meta.segment) == num_segments
@@ -196,7 +208,12 @@ def test_contexts_are_segments_of_their_own(context, num_segments):
 
 def test_keeping_the_holes_of_dropped_text():
     layout = dataclasses.replace(NO_DROP, drop_positions="keep")
-    items = [Text("abc"), Image(pixels=picture(16, 16)), Text("de"), Image(pixels=picture(16, 16))]
+    items = [
+        Text("abc"),
+        Image(pixels=random_pixels(16, 16)),
+        Text("de"),
+        Image(pixels=random_pixels(16, 16)),
+    ]
     full, dropped = laid_out(*items), laid_out(*items, layout=layout, context=IMAGE_ONLY)
     np.testing.assert_array_equal(full.noised.positions, dropped.noised.positions)
 
@@ -204,7 +221,7 @@ def test_keeping_the_holes_of_dropped_text():
 def test_contexts_are_drawn_with_the_configured_shares():
     layout = LayoutConfig(p_image_only=0.2, p_empty=0.3, end_after_image="never")
     rng = np.random.default_rng(0)
-    document = Document([Image(pixels=picture(16, 16, i)) for i in range(3)], id="d")
+    document = Document([Image(pixels=random_pixels(16, 16, i)) for i in range(3)], id="d")
     drawn = [
         lay_out(
             document,
@@ -224,7 +241,7 @@ def test_contexts_are_drawn_with_the_configured_shares():
 def test_vit_positions_are_centres_on_the_vae_grid():
     """Native grids differ (28 and 16 pixels): a ViT token's H, W is where its centre lies."""
     images = dataclasses.replace(IMAGES, vit_resize="native")
-    out = laid_out(Image(pixels=picture(64, 64), loss=False), Text("a"), images=images)
+    out = laid_out(Image(pixels=random_pixels(64, 64), loss=False), Text("a"), images=images)
     # 64 pixels: 4 VAE tokens, 2 ViT tokens of 32 pixels with centres at pixels 16 and 48; VAE
     # token i has its centre at pixel 16 i + 8.
     centres = [(16 - 8) / 16, (48 - 8) / 16]
@@ -232,13 +249,18 @@ def test_vit_positions_are_centres_on_the_vae_grid():
     np.testing.assert_allclose(out.und.positions[is_vit, 1], np.repeat(centres, 2))
     np.testing.assert_allclose(out.und.positions[is_vit, 2], np.tile(centres, 2))
     # Matching grids: whole numbers, the VAE token's own ids.
-    out = laid_out(Image(pixels=picture(64, 32)), Text("a"), images=IMAGES)
+    out = laid_out(Image(pixels=random_pixels(64, 32)), Text("a"), images=IMAGES)
     np.testing.assert_array_equal(out.und.positions[out.und.meta.kind == VIT], out.noised.positions)
 
 
 def test_causal_vit_orders_its_tokens_and_leaks_nothing():
     layout = dataclasses.replace(NO_DROP, vit_attention="causal")
-    items = [Text("a"), Image(pixels=picture(32, 32)), Text("b"), Image(pixels=picture(16, 16))]
+    items = [
+        Text("a"),
+        Image(pixels=random_pixels(32, 32)),
+        Text("b"),
+        Image(pixels=random_pixels(16, 16)),
+    ]
     out, plain = laid_out(*items, layout=layout), laid_out(*items)
     vit_orders = out.und.meta.order[out.und.meta.kind == VIT]
     np.testing.assert_array_equal(vit_orders, [2, 3, 4, 5])
@@ -255,7 +277,7 @@ def test_text_positions_zero_mode():
 
 def test_weights_per_image_and_per_source():
     layout = dataclasses.replace(NO_DROP, flow_weight_per="image")
-    items = [Image(pixels=picture(32, 32)), Image(pixels=picture(16, 16)), Text("ab")]
+    items = [Image(pixels=random_pixels(32, 32)), Image(pixels=random_pixels(16, 16)), Text("ab")]
     out = laid_out(*items, layout=layout, ntp_weight=0.5, flow_weight=3.0)
     np.testing.assert_allclose(out.noised.loss_weights, [0.75] * 4 + [3.0])
     assert set(out.und.loss_weights.tolist()) == {0.0, 0.5}
@@ -265,7 +287,7 @@ def test_streams_are_sorted_and_kinds_are_right():
     rng = np.random.default_rng(3)
     for _ in range(30):
         items = [
-            Image(pixels=picture(16 * rng.integers(1, 3), 16), loss=bool(rng.random() < 0.7))
+            Image(pixels=random_pixels(16 * rng.integers(1, 3), 16), loss=bool(rng.random() < 0.7))
             if rng.random() < 0.5
             else Text("xyz"[: rng.integers(1, 4)])
             for _ in range(rng.integers(1, 8))

@@ -185,7 +185,7 @@ def test_exceeds_names_the_fields():
 
 
 def stream(seed: int, n: int) -> list[Sizes]:
-    """A mixture like the embedded one: text, picture alone, picture and text, several."""
+    """A mixture like the embedded one: text, image alone, image and text, several."""
     rng = np.random.default_rng(seed)
     found = []
     for kind in rng.integers(0, 4, n):

@@ -7,7 +7,7 @@
 # Variables:
 #   MOGAO_EXTRAS=demo,cuda  (or demo,tpu) installs JAX for an accelerator
 #   MOGAO_CASES=16          scored cases of every category
-#   MOGAO_STEPS=50          steps that a picture is drawn in
+#   MOGAO_STEPS=50          sampling steps per image
 #   PYTHON                  which Python to take
 # Run again, it goes on where the run folder left off.
 set -euo pipefail

@@ -18,10 +18,12 @@ def load(
     path: str | os.PathLike = "demo",
     *,
     weights: Literal["best", "ema", "raw"] = "best",
+    tokenizer: str | os.PathLike | None = None,
+    vae: str | os.PathLike | None = None,
+    vit: str | os.PathLike | None = None,
     max_length: int | None = None,
-    **places: Any,
 ) -> Pipeline:
-    """Loads a model to write and draw with.
+    """Loads a model to generate text and images with.
 
         model = mogao_jax.load("demo")
         for item in model.generate("a red circle left of a blue square"):
@@ -31,15 +33,19 @@ def load(
       path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
         a run's folder, or one checkpoint's folder.
       weights: ema (the moving average), raw, or best: ema where there is one.
+      tokenizer, vae, vit: where these files are, if not where the config says.
       max_length: tokens of text, and of images as the ViT sees them, that a document may have;
         None: as a row of the training data.
-      **places: tokenizer, vae, vit: where these files are, if not where the config says.
     Raises:
       CheckpointError, ConfigError, RequestError: with the place and the remedy.
     """
-    from mogao_jax.sampling import pipeline
+    from mogao_jax.sampling.loading import open_checkpoint
+    from mogao_jax.sampling.pipeline import Pipeline
+    from mogao_jax.sampling.requests import token_limits
 
-    return pipeline.load(path, weights=weights, max_length=max_length, **places)
+    opened = open_checkpoint(path, weights=weights, tokenizer=tokenizer, vae=vae, vit=vit)
+    token_limits(opened.config, max_length)  # refused before parameters are read
+    return Pipeline(opened.load(), max_length=max_length)
 
 
 def __getattr__(name: str) -> Any:

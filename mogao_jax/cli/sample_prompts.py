@@ -27,7 +27,7 @@ from mogao_jax.errors import DocumentError, MogaoError, RequestError
 from mogao_jax.sampling import options as options_lib
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import PreparedRequest, Request, prepare, token_limits
-from mogao_jax.sequence.document import Document, Image, Item, Text, from_json
+from mogao_jax.sequence.document import Document, Image, Item, Role, Text, from_json
 from mogao_jax.tokenizer import Tokenizer
 
 # What a task means in options; what is asked for by a flag wins.
@@ -107,6 +107,10 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[Refu
                 "--batch brings its own prompts: leave out PROMPT, --document and --image."
             )
         return _read_batch(pathlib.Path(arguments.batch), arguments)
+    return [_read_command_line(arguments)], []
+
+
+def _read_command_line(arguments: argparse.Namespace) -> Prompt:
     items: list[Item] = []
     title, name = arguments.prompt, "prompt"
     is_plain = arguments.task == "clip"
@@ -119,16 +123,12 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[Prompt], list[Refu
         raise RequestError("the prompt is empty: say what to draw or to answer.")
     if not items and arguments.prompt is None and not arguments.image:
         raise RequestError('give a prompt: mogao sample "a red circle"; see mogao sample --help.')
-    items += _said(arguments.prompt, arguments.image, is_plain)
+    role: Role | None = None if is_plain else "user"
+    items += [Image(path=pathlib.Path(i), role=role, loss=False) for i in arguments.image]
+    items += [Text(arguments.prompt, role=role, loss=False)] if arguments.prompt else []
     document = Document(tuple(items), id=name)
     _check_task(document, arguments.task)
-    return [Prompt(document, title or pathlib.Path(arguments.image[0]).stem, arguments)], []
-
-
-def _said(text: str | None, images: Sequence[str], is_plain: bool) -> list[Item]:
-    role: Any = None if is_plain else "user"
-    items: list[Item] = [Image(path=pathlib.Path(i), role=role, loss=False) for i in images]
-    return items + ([Text(text, role=role, loss=False)] if text else [])
+    return Prompt(document, title or pathlib.Path(arguments.image[0]).stem, arguments)
 
 
 def _check_task(document: Document, task: str | None) -> None:

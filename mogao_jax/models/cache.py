@@ -1,4 +1,4 @@
-"""The KV cache of sampling, as the layers see it.
+"""The KV cache of sampling: its parts, as the layers see it, and as a pool of rows.
 
 A row of the cache holds one history in two parts, as a training row does: und (text and ViT
 tokens) and clean (VAE tokens of finished images). Noised tokens are never kept. Each part is an
@@ -6,7 +6,13 @@ array of fixed capacity S. The caller names the place of each new token; its met
 with it and decides who reads it (sequence/masking.py). Unwritten places have segment 0, which is
 padding that nobody reads.
 
-Axes: B rows, L new tokens, S capacity, K key/value heads, H head_dim.
+A batch's cache is a pool, with a row per request and guidance context. A program works on some of
+its rows (those that write text, or all contexts of an image): it takes them out, computes, and
+puts them back. Rows that stand for padding lie beyond the pool: taken, they are empty; put back,
+they are dropped.
+
+Axes: R rows of the pool, B rows of a program, L new tokens, S capacity, K key/value heads, H
+head_dim.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mogao_jax.config.schema import ModelConfig
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sequence.masking import TokenMeta
 
@@ -135,3 +142,76 @@ def join(cache: Parts, layers: Any, meta: Parts) -> Parts:
         return PartCache(keys, values, getattr(meta, name))
 
     return Parts(und=part("und"), clean=part("clean"))
+
+
+# ----------------------------------------------------------------------------------- pool of rows
+
+
+def allocate(config: ModelConfig, num_rows: int, capacity: int) -> PartCache | None:
+    """An empty part of a cache; None for no capacity."""
+    if not capacity:
+        return None
+    shape = (num_rows, capacity, config.num_kv_heads, config.head_dim)
+
+    def arrays() -> Any:
+        if config.scan_layers:
+            return jnp.zeros((config.num_layers, *shape), config.dtype)
+        return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
+
+    # Every leaf an array of its own: programs overwrite them in place.
+    meta = TokenMeta(*(jnp.zeros(shape[:2], jnp.int32) for _ in range(3)))
+    return PartCache(arrays(), arrays(), meta)
+
+
+def grow(part: PartCache | None, config: ModelConfig, num_rows: int, capacity: int):
+    """The part with a larger capacity: what is in it stays where it is."""
+    if part is None:
+        return allocate(config, num_rows, capacity)
+    old = part.meta.segment.shape[1]
+
+    def pad(x: jax.Array) -> jax.Array:
+        width = [(0, 0)] * x.ndim
+        width[_row_axis(x) + 1] = (0, capacity - old)
+        return jnp.pad(x, width)
+
+    return jax.tree.map(pad, part)
+
+
+def capacity_of(part: PartCache | None) -> int:
+    return 0 if part is None else part.meta.segment.shape[1]
+
+
+def _row_axis(x: jax.Array) -> int:
+    """Arrays of all layers, stacked, have five axes; one layer's four; metadata two."""
+    return 1 if x.ndim == 5 else 0
+
+
+def take(part: PartCache | None, rows: jax.Array, length: int | None = None) -> PartCache | None:
+    """The given rows int32[n] of a part, up to `length` places; zeros for rows beyond the pool."""
+    if part is None:
+        return None
+
+    def pick(x: jax.Array) -> jax.Array:
+        axis = _row_axis(x)
+        if length is not None:
+            x = jax.lax.slice_in_dim(x, 0, length, axis=axis + 1)
+        return jnp.take(x, rows, axis=axis, mode="fill", fill_value=0)
+
+    return jax.tree.map(pick, part)
+
+
+def put(part: PartCache | None, rows: jax.Array, changed: PartCache | None) -> PartCache | None:
+    """The part with rows int32[n] replaced; rows beyond the pool are dropped."""
+    if part is None or changed is None:
+        return part
+
+    def replace(x: jax.Array, y: jax.Array) -> jax.Array:
+        index = (slice(None),) * _row_axis(x) + (rows,)
+        return x.at[index].set(y, mode="drop")
+
+    return jax.tree.map(replace, part, changed)
+
+
+def num_bytes(cache: Parts) -> int:
+    """Memory of a cache, in bytes."""
+    return sum(x.nbytes for x in jax.tree.leaves(cache))

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import MogaoInputs, example_inputs, head_table
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import kv_cache
 from mogao_jax.sampling.prefill import OUT_OF_RANGE
 from mogao_jax.sampling.programs import Probe, tell
 from mogao_jax.sequence.cursor import Cursor, text_positions

@@ -19,10 +19,10 @@ from jax import lax
 
 from mogao_jax import flow
 from mogao_jax.config.schema import ObjectiveConfig
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import Mogao, MogaoInputs, example_inputs
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import kv_cache
 from mogao_jax.sampling.history import CachedSequence
 from mogao_jax.sampling.programs import Probe, tell
 from mogao_jax.sequence.batch import EMPTY, FULL, IMAGE_ONLY

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,11 @@ class TokenSpan(NamedTuple):
     def __len__(self) -> int:
         return len(self.placed)
 
+    @property
+    def part(self) -> Literal["und", "clean"]:
+        """The part of the cache that it goes to."""
+        return "und" if self.latents is None else "clean"
+
 
 class CachedSequence:
     """The tokens of one guidance context: how many are in the cache, and which are pending.
@@ -64,7 +69,7 @@ class CachedSequence:
     Attributes:
       slot: its row of the cache.
       cursor: where the next token stands.
-      num_und, num_clean: tokens in the cache.
+      written: tokens in each part of the cache.
       pending: spans to be computed, in reading order.
       pending_clean: clean VAE tokens, apart from those where text does not read them: they are
         computed only if another image is to be drawn.
@@ -74,19 +79,19 @@ class CachedSequence:
         self._layout, self._image_pad = layout, image_pad
         self.slot = -1
         self.cursor = cursor or Cursor()
-        self.num_und = self.num_clean = 0
+        self.written = {"und": 0, "clean": 0}
         self.pending: deque[TokenSpan] = deque()
         self.pending_clean: deque[TokenSpan] = deque()
 
     @property
     def und_length(self) -> int:
         """Text and ViT tokens, pending ones included."""
-        return self.num_und + sum(len(p) for p in self.pending if p.latents is None)
+        return self.written["und"] + sum(len(s) for s in self.pending if s.part == "und")
 
     def clean_length(self, *, waiting: bool = True) -> int:
         """Clean VAE tokens, pending ones included; `waiting`: also those that wait apart."""
         pending = (*self.pending, *self.pending_clean) if waiting else self.pending
-        return self.num_clean + sum(len(p) for p in pending if p.latents is not None)
+        return self.written["clean"] + sum(len(s) for s in pending if s.part == "clean")
 
     def add_token(self, token: int) -> None:
         placed, self.cursor = self.cursor.text(1, self._layout)
@@ -117,7 +122,7 @@ class CachedSequence:
         """Pending text tokens have been computed and are in the cache now."""
         for _ in range(num_tokens):
             self.pending.popleft()
-        self.num_und += num_tokens
+        self.written["und"] += num_tokens
 
 
 def _take(spans: deque[TokenSpan], limit: int, keep: int) -> list[TokenSpan]:

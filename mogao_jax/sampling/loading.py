@@ -220,15 +220,13 @@ def _embedding_rows(place: pathlib.Path) -> int | None:
 
 def _moved(config: MogaoConfig, tokenizer: Any, vae: Any, vit: Any) -> MogaoConfig:
     """The config with the places of files that lie elsewhere on this machine."""
+    moves: dict[str, dict[str, str]] = {}
     if tokenizer is not None:
-        moved = dataclasses.replace(config.tokenizer, kind="file", path=str(tokenizer))
-        config = dataclasses.replace(config, tokenizer=moved)
-    if vae is not None:
-        moved_vae = dataclasses.replace(config.vae, weights=str(vae))
-        config = dataclasses.replace(config, vae=moved_vae)
-    if vit is not None:
-        moved_vit = dataclasses.replace(config.vit, weights=str(vit))
-        config = dataclasses.replace(config, vit=moved_vit)
+        moves["tokenizer"] = {"kind": "file", "path": str(tokenizer)}
+    moves |= {n: {"weights": str(p)} for n, p in (("vae", vae), ("vit", vit)) if p is not None}
+    for section, fields in moves.items():
+        moved = dataclasses.replace(getattr(config, section), **fields)
+        config = dataclasses.replace(config, **{section: moved})
     return config
 
 

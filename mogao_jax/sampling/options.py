@@ -109,21 +109,9 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def check_options(options: SamplingOptions, config: MogaoConfig) -> None:
     """Raises RequestError for a value that cannot be, or a size that the model cannot generate."""
-    for name, (least, most) in _WHOLE.items():
-        value = getattr(options, name)
-        if not is_whole(value) or not least <= value <= most:
-            raise RequestError(
-                f"{name} is {shown(value)}; it must be a whole number, from {least} to {most}."
-            )
+    _check_numbers(options)
     if options.solver not in ("euler", "heun"):
         raise RequestError(f"solver is {shown(options.solver)}; choose euler or heun.")
-    for name, (wanted, holds) in _NUMBERS.items():
-        value = getattr(options, name)
-        if name == "timestep_shift" and value is None:
-            continue
-        # Compared as it is: whole numbers of any size are no floats yet. NaN fails every bound.
-        if not (is_whole(value) or isinstance(value, float)) or not holds(value):
-            raise RequestError(f"{name} is {shown(value)}; it must be a number, {wanted}.")
     if not _is_interval(options.guidance_interval):
         raise RequestError(
             f"guidance_interval is {shown(options.guidance_interval)}; it must be (low, high) with "
@@ -136,6 +124,22 @@ def check_options(options: SamplingOptions, config: MogaoConfig) -> None:
         )
     if options.size is not None:
         check_size(options.size, config.images)
+
+
+def _check_numbers(options: SamplingOptions) -> None:
+    for name, (least, most) in _WHOLE.items():
+        value = getattr(options, name)
+        if not is_whole(value) or not least <= value <= most:
+            raise RequestError(
+                f"{name} is {shown(value)}; it must be a whole number, from {least} to {most}."
+            )
+    for name, (wanted, holds) in _NUMBERS.items():
+        value = getattr(options, name)
+        if name == "timestep_shift" and value is None:
+            continue
+        # Compared as it is: whole numbers of any size are no floats yet. NaN fails every bound.
+        if not (is_whole(value) or isinstance(value, float)) or not holds(value):
+            raise RequestError(f"{name} is {shown(value)}; it must be a number, {wanted}.")
 
 
 def is_whole(value: Any) -> bool:

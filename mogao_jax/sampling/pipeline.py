@@ -10,14 +10,13 @@ for item in model.generate("a red circle left of a blue square", seed=3):
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.sampling.loading import DEMO, Model, Weights, open_checkpoint
+from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.options import make_options
 from mogao_jax.sampling.requests import (
     Event,
@@ -38,25 +37,6 @@ if TYPE_CHECKING:
     from mogao_jax.sampling.sampler import Sampler
 
 
-def load(
-    path: str | os.PathLike = DEMO,
-    *,
-    weights: Weights = "best",
-    tokenizer: str | os.PathLike | None = None,
-    vae: str | os.PathLike | None = None,
-    vit: str | os.PathLike | None = None,
-    max_length: int | None = None,
-) -> Pipeline:
-    """Loads a model to write and draw with; see `sampling.loading.open_checkpoint`.
-
-    Args:
-      max_length: text and ViT tokens of a document; None: as a row of the training data.
-    """
-    opened = open_checkpoint(path, weights=weights, tokenizer=tokenizer, vae=vae, vit=vit)
-    token_limits(opened.config, max_length)  # refused before parameters are read
-    return Pipeline(opened.load(), max_length=max_length)
-
-
 class Pipeline:
     """A model with a sampler. Calls from several threads are served one after another.
 
@@ -70,7 +50,7 @@ class Pipeline:
 
         Args:
           batch_size: requests that are served together.
-          max_length: see `load`.
+          max_length: see `mogao_jax.load`.
         """
         self.model = model
         self.limits = token_limits(model.config, max_length)
@@ -118,7 +98,7 @@ class Pipeline:
 
 
 def make_sampler(model: Model, batch_size: int, max_length: int | None = None) -> Sampler:
-    """The sampler of a model; `max_length`: see `load`."""
+    """The sampler of a model; `max_length`: see `mogao_jax.load`."""
     from mogao_jax.sampling.sampler import Sampler
 
     return Sampler(

@@ -6,16 +6,16 @@ the rest. Rows are padded on the right; padding is not written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import example_inputs
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import kv_cache
 from mogao_jax.sampling.history import CachedSequence, TokenSpan
 from mogao_jax.sampling.programs import round_up_pow2
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VIT, TokenMeta
@@ -52,11 +52,10 @@ def build_prefill_batch(
       feature_shape: (features per merged ViT token, channels of a feature).
       channels: of a VAE token (64).
     """
-    und = [[s for s in row if s.latents is None] for row in spans]
-    clean = [[s for s in row if s.latents is not None] for row in spans]
-    num_und, num_clean = (_padded(rows) for rows in (und, clean))
+    num_und = _padded_length(spans, "und")
+    num_clean = _padded_length(spans, "clean")
     per_token, feature_channels = feature_shape
-    has_vit = any(s.features is not None for row in und for s in row)
+    has_vit = any(span.features is not None for row in spans for span in row)
     num_features = num_und * per_token if has_vit else 0
 
     def column(length: int, fill: int = 0) -> np.ndarray:
@@ -77,41 +76,49 @@ def build_prefill_batch(
         ),
         destination=Parts(und=column(num_und, OUT_OF_RANGE), clean=column(num_clean, OUT_OF_RANGE)),
     )
-    for row, context in enumerate(contexts):
-        start = num_vit = 0
-        for span in und[row]:
-            here = slice(start, start := start + len(span))
-            new.tokens[row, here] = span.token
-            kind = TEXT
-            if span.features is not None:
-                kind = VIT
-                new.vit_index[row, here] = num_vit + np.arange(len(span))
-                first = num_vit * per_token
-                new.features[row, first : first + len(span.features)] = span.features
-                num_vit += len(span)
-            _place(new, "und", row, here, span, kind, context.num_und)
-            context.num_und += len(span)
-        start = 0
-        for span in clean[row]:
-            here = slice(start, start := start + len(span))
-            new.latents[row, here] = span.latents
-            _place(new, "clean", row, here, span, VAE_CLEAN, context.num_clean)
-            context.num_clean += len(span)
+    for row, (context, taken) in enumerate(zip(contexts, spans, strict=True)):
+        _fill_row(new, row, taken, context.written, per_token)
+        for span in taken:
+            context.written[span.part] += len(span)
     return new
 
 
-def _padded(rows: Sequence[Sequence[TokenSpan]]) -> int:
-    longest = max(sum(len(s) for s in row) for row in rows)
+def _padded_length(spans: Sequence[Sequence[TokenSpan]], part: str) -> int:
+    longest = max(sum(len(span) for span in row if span.part == part) for row in spans)
     return round_up_pow2(longest, MIN_TOKENS) if longest else 0
 
 
-def _place(
-    new: NewTokens, part: str, row: int, here: slice, span: TokenSpan, kind: int, written: int
+def _fill_row(
+    new: NewTokens,
+    row: int,
+    spans: Sequence[TokenSpan],
+    written: Mapping[str, int],
+    per_token: int,
 ) -> None:
-    segment, order, kinds = getattr(new.meta, part)
-    segment[row, here], order[row, here], kinds[row, here] = 1, span.placed.order, kind
-    getattr(new.positions, part)[row, here] = span.placed.positions
-    getattr(new.destination, part)[row, here] = written + np.arange(len(span))
+    """Puts spans side by side into a row. `written`: tokens of each part that the cache has."""
+    start = {"und": 0, "clean": 0}
+    num_vit = 0
+    for span in spans:
+        n, first = len(span), start[span.part]
+        here = slice(first, first + n)
+        start[span.part] += n
+        kind = TEXT
+        if span.latents is not None:
+            kind = VAE_CLEAN
+            new.latents[row, here] = span.latents
+        else:
+            new.tokens[row, here] = span.token
+        if span.features is not None:
+            kind = VIT
+            new.vit_index[row, here] = num_vit + np.arange(n)
+            feature = num_vit * per_token
+            new.features[row, feature : feature + len(span.features)] = span.features
+            num_vit += n
+        segment, order, kinds = getattr(new.meta, span.part)
+        segment[row, here], order[row, here], kinds[row, here] = 1, span.placed.order, kind
+        getattr(new.positions, span.part)[row, here] = span.placed.positions
+        place = written[span.part] + first + np.arange(n)
+        getattr(new.destination, span.part)[row, here] = place
 
 
 def prefill(modules: Modules, params: Any, cache: Parts, rows: jax.Array, new: NewTokens) -> Parts:

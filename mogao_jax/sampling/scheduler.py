@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import guided_flow, kv_cache
+from mogao_jax.sampling import guided_flow
 from mogao_jax.sampling.decode import DecodeState, SamplingParams, seed_key
 from mogao_jax.sampling.engine import Engine
 from mogao_jax.sampling.history import CachedSequence, TokenSpan
@@ -261,8 +262,8 @@ class BatchScheduler:
     ) -> guided_flow.FlowSettings:
         """How much of the cache the steps read: the longest history, in a few sizes."""
         contexts = [c for contexts in of_images for c in contexts.values()]
-        und = round_up_pow2(max(c.num_und for c in contexts), MIN_READ)
-        clean = max(c.num_clean for c in contexts)
+        und = round_up_pow2(max(c.written["und"] for c in contexts), MIN_READ)
+        clean = max(c.written["clean"] for c in contexts)
         return guided_flow.FlowSettings(
             und_length=min(und, kv_cache.capacity_of(self.cache.und)),
             clean_length=round_up_pow2(clean, self._least["clean"]) if clean else 0,
@@ -317,7 +318,7 @@ def _decode_state(
         o, full = session.options, session.history.full
         (last,) = full.pending
         token[i], order[i], t[i] = last.token, last.placed.order[0], last.placed.positions[0, 0]
-        length[i], limit[i] = full.num_und, session.token_limit
+        length[i], limit[i] = full.written["und"], session.token_limit
         choice.key[i] = seed_key(session.request.seed)
         choice.temperature[i], choice.top_p[i], choice.top_k[i] = o.temperature, o.top_p, o.top_k
         choice.may_draw[i] = session.may_draw

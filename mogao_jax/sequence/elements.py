@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -98,32 +99,43 @@ def _turns(
       continues: the last turn is closed too, and the assistant's next one opened.
     """
     elements: list[Element] = []
-    num_images = 0
-    # Conversations, which have roles, and what stands outside of any.
-    parts = [
-        (has_roles, [list(turn) for _, turn in itertools.groupby(items, key=lambda i: i.role)])
-        for has_roles, items in itertools.groupby(document.items, lambda i: i.role is not None)
-    ]
-    for part, (has_roles, turns) in enumerate(parts, start=1):
+    numbers = itertools.count()  # of images
+    # Conversations, whose items have roles, and what stands outside of any.
+    groups = itertools.groupby(document.items, lambda item: item.role is not None)
+    parts = [(has_roles, list(items)) for has_roles, items in groups]
+    for part, (has_roles, items) in enumerate(parts, start=1):
+        if not has_roles:
+            elements += _items(items, tokenizer, numbers)
+            continue
         is_last = part == len(parts)
-        around: tuple[str, ...] = ("",) * (len(turns) + 1)
-        if has_roles:
-            roles = [str(turn[0].role) for turn in turns]
-            around = tokenizer.chat.pieces(roles, continues=continues and is_last)
-        for number, turn in enumerate(turns):
-            joined = _joined_text(turn[0]) if has_roles else ""
-            closes = turns[number - 1][-1].loss if number else False
-            elements += _template(around[number], joined, tokenizer, closes)
-            for item in turn[1:] if joined else turn:
-                if isinstance(item, Image):
-                    elements.append(Token(tokenizer.vision_start, item.loss, num_images))
-                    elements.append(ImageRef(num_images, item.loss))
-                    elements.append(Token(tokenizer.vision_end, False, num_images))
-                    num_images += 1
-                else:
-                    elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
-        if has_roles and (continues or not is_last):
-            elements += _template(around[-1], "", tokenizer, turns[-1][-1].loss and not is_last)
+        turns = [list(turn) for _, turn in itertools.groupby(items, key=lambda item: item.role)]
+        roles = [str(turn[0].role) for turn in turns]
+        *before, after = tokenizer.chat.pieces(roles, continues=continues and is_last)
+        closes = False  # whether the end of the turn before is learned
+        for piece, turn in zip(before, turns, strict=True):
+            joined = _joined_text(turn[0])
+            elements += _template(piece, joined, tokenizer, closes)
+            elements += _items(turn[1:] if joined else turn, tokenizer, numbers)
+            closes = turn[-1].loss
+        if continues or not is_last:
+            elements += _template(after, "", tokenizer, closes and not is_last)
+    return elements
+
+
+def _items(
+    items: Sequence[Item], tokenizer: TokenizerLike, numbers: Iterator[int]
+) -> list[Element]:
+    elements: list[Element] = []
+    for item in items:
+        if isinstance(item, Text):
+            elements += [Token(id, item.loss) for id in tokenizer.encode(item.text)]
+        else:
+            number = next(numbers)
+            elements += [
+                Token(tokenizer.vision_start, item.loss, number),
+                ImageRef(number, item.loss),
+                Token(tokenizer.vision_end, False, number),
+            ]
     return elements
 
 

@@ -60,13 +60,15 @@ class Form:
 
 def make_forms(elements: list[Element], contexts: list[int], layout: LayoutConfig) -> list[Form]:
     """The full form first, then one image-only form if any image needs it, then the empty ones."""
-    targets = [e.index for e in elements if isinstance(e, ImageRef) and e.target]
-    forms = [_form([*elements], [i for i in targets if contexts[i] == FULL], layout)]
-    image_only = [i for i in targets if contexts[i] == IMAGE_ONLY]
-    if image_only:
-        kept = _reduced(elements, range(image_only[-1] + 1))
-        forms.append(_form(kept, image_only, layout))
-    for target in (i for i in targets if contexts[i] == EMPTY):
+    targets: dict[int, list[int]] = {FULL: [], IMAGE_ONLY: [], EMPTY: []}
+    for e in elements:
+        if isinstance(e, ImageRef) and e.target:
+            targets[contexts[e.index]].append(e.index)
+    forms = [_form([*elements], targets[FULL], layout)]
+    if last := targets[IMAGE_ONLY][-1:]:
+        kept = _reduced(elements, range(last[0] + 1))
+        forms.append(_form(kept, targets[IMAGE_ONLY], layout))
+    for target in targets[EMPTY]:
         forms.append(_form(_reduced(elements, [target]), [target], layout))
     return forms
 

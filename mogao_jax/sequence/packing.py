@@ -292,10 +292,12 @@ class Packer:
         chosen = [0]
         free = np.ones(len(self._held), bool)
         free[0] = False
-        while True:
+        while True:  # at most as many turns as documents; each is vectorised over the pool
             fits = free & (self._sizes <= left).all(axis=1)
             if not fits.any():
                 break
+            # The document that fills what is left most evenly: picking the largest instead would
+            # use up one budget and strand the others.
             score = shares @ (left / self._limits)
             best = int(np.argmax(np.where(fits, score, -1.0)))  # the oldest of equals
             chosen.append(best)

@@ -11,7 +11,7 @@ import replay
 import tiny_system as tiny
 
 from mogao_jax.errors import DocumentError, RequestError
-from mogao_jax.sampling import kv_cache
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import (
     Finished,

@@ -16,9 +16,10 @@ import numpy as np
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ModelConfig
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.models.mogao import Mogao, MogaoInputs
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import guided_flow, kv_cache, prefill
+from mogao_jax.sampling import guided_flow, prefill
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.prefill import NewTokens
 from mogao_jax.sampling.requests import Request

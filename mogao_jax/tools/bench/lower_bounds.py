@@ -13,11 +13,12 @@ import numpy as np
 from jax import lax
 
 from mogao_jax.config.schema import ModelConfig
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.models.cache import PartCache
 from mogao_jax.models.modules import Modules
 from mogao_jax.models.mogao import head_table
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import guided_flow, kv_cache, prefill
+from mogao_jax.sampling import guided_flow, prefill
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from mogao_jax.config.checks import check_architecture, image_tokens, vit_tokens
 from mogao_jax.config.geometry import LATENT_PATCH
 from mogao_jax.config.schema import MogaoConfig
+from mogao_jax.models import cache as kv_cache
 from mogao_jax.models.modules import Modules, make_modules, param_shapes
 from mogao_jax.ops.attention.parts import Parts
-from mogao_jax.sampling import guided_flow, kv_cache
+from mogao_jax.sampling import guided_flow
 from mogao_jax.sequence.masking import TokenMeta
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.plan import Compiled, vocab_size

@@ -77,7 +77,7 @@ def atomic_directory(
     out: str | os.PathLike,
     *,
     needed_bytes: int = 0,
-    say: Callable[[str], None] = lambda message: None,
+    say: Callable[[str], None] | None = None,
     remedy: str = _FOLDER_REMEDY,
 ) -> Iterator[pathlib.Path]:
     """Yields the folder NAME.partial to fill; it becomes `out` on leaving without an error.
@@ -175,7 +175,7 @@ def _os_error_of(error: BaseException) -> OSError | None:
     return None
 
 
-def _claim(partial: pathlib.Path, say: Callable[[str], None]) -> int:
+def _claim(partial: pathlib.Path, say: Callable[[str], None] | None) -> int:
     """Makes the partial folder, without what a killed process left in it; returns its lock."""
     if partial.is_dir():
         lock, free = _lock(partial)
@@ -184,7 +184,8 @@ def _claim(partial: pathlib.Path, say: Callable[[str], None]) -> int:
             raise EnvironmentProblem(
                 f"another process is writing {str(partial)!r}; wait for it, or give another --out."
             )
-        say(f"Removing {partial}, which an interrupted run has left; starting anew.")
+        if say is not None:
+            say(f"Removing {partial}, which an interrupted run has left; starting anew.")
         shutil.rmtree(partial)
         os.close(lock)
     partial.mkdir()

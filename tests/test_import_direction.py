@@ -28,6 +28,7 @@ RANK = {
     "process_memory": 0,
     "registry": 1,
     "paths": 1,
+    "key_tables": 1,
     "atomic": 2,
     "sharding": 2,
     "config": 3,

@@ -14,7 +14,7 @@ import tiny_system as tiny
 
 from mogao_jax.checkpoints.exported import write_exported
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.models.encoder_weights import tiny_vae_config, tiny_vit_config
+from mogao_jax.models.encoder_weights import saved_vae_config, saved_vit_config
 from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.training.checkpointing import Checkpointer
 from mogao_jax.training.state import TrainState
@@ -25,7 +25,7 @@ STEP = 3
 @functools.cache
 def config() -> MogaoConfig:
     smaller = tiny.config(model={"num_layers": 1})
-    return dataclasses.replace(smaller, vae=tiny_vae_config(), vit=tiny_vit_config())
+    return dataclasses.replace(smaller, vae=saved_vae_config(), vit=saved_vit_config())
 
 
 @functools.cache

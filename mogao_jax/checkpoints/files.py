@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata as package_metadata
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ from mogao_jax.errors import CheckpointError
 from mogao_jax.paths import expanded
 
 FORMAT = 1
+Weights = Literal["best", "ema", "raw"]
+PARTS = {"ema": "ema_params", "raw": "params"}  # of the saved tree
+T = TypeVar("T")
 
 
 class Damaged(Exception):
@@ -53,15 +57,39 @@ def step_folders(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
 
 
-def read_meta(path: str | os.PathLike) -> dict[str, Any]:
-    """The meta item of the newest checkpoint at a path whose meta can be read."""
-    reason = ""
+def newest(
+    path: str | os.PathLike,
+    use: Callable[[pathlib.Path, dict[str, Any]], T],
+    report: Callable[[str], None] | None = None,
+) -> T:
+    """What `use` makes of the folder and the meta item of the newest checkpoint that is whole.
+
+    Args:
+      path: a workdir, its checkpoints/, or one checkpoint.
+      use: may raise whatever reading a damaged file raises; then the next older one is tried.
+      report: is told what was left out (default: a log warning).
+    Raises:
+      CheckpointError: nothing there, or everything is damaged.
+    """
+    report = report or logging.getLogger(__name__).warning
+    reasons = []
     for folder in find_checkpoints(path):
         try:
-            return read_folder_meta(folder)
+            result = use(folder, read_folder_meta(folder))
+        except CheckpointError:
+            raise
         except Exception as e:
-            reason = reason or f"{folder}: {e if isinstance(e, Damaged) else brief(e)}"
-    raise CheckpointError(f"no checkpoint can be read ({reason}).")
+            reasons.append(f"{folder}: {e if isinstance(e, Damaged) else brief(e)}")
+            continue
+        for reason in reasons:
+            report(f"Damaged checkpoint left out ({reason}); using {folder}.")
+        return result
+    raise CheckpointError(f"no checkpoint can be read: {'; '.join(reasons)}.")
+
+
+def read_meta(path: str | os.PathLike) -> dict[str, Any]:
+    """The meta item of the newest checkpoint at a path whose meta can be read."""
+    return newest(path, lambda folder, meta: meta, report=lambda message: None)
 
 
 def read_folder_meta(folder: pathlib.Path) -> dict[str, Any]:
@@ -158,3 +186,82 @@ def brief(error: BaseException) -> str:
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+# ----------------------------------------------------------------------------------- parameters
+
+
+def load_params(
+    path: str | os.PathLike,
+    *,
+    weights: Weights = "best",
+    abstract: Any = None,
+    report: Callable[[str], None] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """The parameters of a checkpoint, without the optimizer: for sampling and evaluation.
+
+    Args:
+      path: a workdir (its newest checkpoint that is whole), its checkpoints/, or one checkpoint.
+      weights: ema (the moving average), raw, or best: ema where there is one.
+      abstract: a tree of ShapeDtypeStructs that sets the arrays' dtypes and, where they have
+        shardings, places them on a mesh; None: on the default device, as saved.
+      report: for messages (default: a log warning).
+    Returns:
+      The parameters (nested dicts), and the checkpoint's meta: "config", "step", "counters", ...
+    Raises:
+      CheckpointError: nothing there, everything damaged, no average kept, or other parameters
+        than in `abstract`.
+    """
+    return newest(path, lambda folder, meta: _load(folder, meta, weights, abstract), report)
+
+
+def best_weights(
+    meta: Mapping[str, Any], weights: Weights = "best", folder: pathlib.Path | None = None
+) -> Literal["ema", "raw"]:
+    """Which parameters of a checkpoint `weights` asks for.
+
+    Raises:
+      CheckpointError: a moving average is asked for where none was kept; only with `folder`.
+    """
+    has_ema = any(name.startswith("ema_params/") for name in meta["fingerprint"])
+    if folder is not None and weights == "ema" and not has_ema:
+        raise CheckpointError(
+            f"{str(folder)!r} has no moving average (optimizer.ema_decay was 0); ask for raw."
+        )
+    return "ema" if weights == "ema" or (weights == "best" and has_ema) else "raw"
+
+
+def _load(
+    folder: pathlib.Path, meta: dict[str, Any], weights: Weights, abstract: Any
+) -> tuple[Any, dict[str, Any]]:
+    part = PARTS[best_weights(meta, weights, folder)]
+    saved = saved_shapes(folder)[part]
+    if abstract is not None:
+        _check_shapes(saved, abstract, folder)
+    target = jax.tree.map(_target, saved, saved if abstract is None else abstract)
+    tree = read_arrays(folder, {part: target})
+    verify(tree, meta["fingerprint"])
+    params = own(tree)[part]
+    if abstract is not None:
+        params = jax.tree.map(lambda x, a: x.astype(a.dtype), params, abstract)
+    return params, meta
+
+
+def _target(saved: Any, wanted: Any) -> jax.ShapeDtypeStruct:
+    """As saved, where it is wanted (what Orbax saved says of shardings is of another machine)."""
+    sharding = wanted.sharding if isinstance(wanted, jax.ShapeDtypeStruct) else None
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
+
+
+def _check_shapes(saved: Any, abstract: Any, folder: pathlib.Path) -> None:
+    have = {n: tuple(x.shape) for n, x in named_leaves(saved)}
+    want = {n: tuple(x.shape) for n, x in named_leaves(abstract)}
+    bad = sorted(n for n in have.keys() | want.keys() if have.get(n) != want.get(n))
+    if bad:
+        some = ", ".join(f"{n} {have.get(n)} -> {want.get(n)}" for n in bad[:4])
+        raise CheckpointError(
+            f"{str(folder)!r} is of another model: {len(bad)} parameters differ in shape or name "
+            f"(checkpoint -> wanted): {some}. Build the model from the config stored in it."
+        )

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.load_params import best_weights, load_params
+from mogao_jax.checkpoints.files import best_weights, load_params
 from mogao_jax.checkpoints.sidecar_files import origin
 from mogao_jax.config.convert import from_dict
 from mogao_jax.console.image_options import add_image_flags, sampling_options

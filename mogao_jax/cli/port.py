@@ -71,7 +71,6 @@ def _from_hf(argv: list[str]) -> int:
         tokenizer=arguments.tokenizer,
         allow_missing=arguments.allow_missing,
         allow_non_finite=arguments.allow_nan,
-        progress=True,
         say=_say,
     )
     for note in ported.notes:
@@ -118,7 +117,6 @@ def _to_hf(argv: list[str]) -> int:
         weights=arguments.weights,
         allow_non_finite=arguments.allow_nan,
         shard_bytes=int(arguments.shard_gb * 1e9),
-        progress=True,
         say=_say,
     )
     for file in files:
@@ -138,7 +136,7 @@ def _inspect(argv: list[str]) -> int:
     from mogao_jax.porting import inspecting
 
     found = inspecting.inspect(arguments.place, verify=arguments.verify)
-    print(inspecting.as_json(found) if arguments.json else inspecting.as_text(found))
+    print(found.as_json() if arguments.json else found.as_text())
     return 0
 
 
@@ -152,10 +150,10 @@ def _diff(argv: list[str]) -> int:
     parser.add_argument("b", metavar="B")
     arguments = parser.parse_args(argv)
 
-    from mogao_jax.porting import comparing
+    from mogao_jax.porting import inspecting
 
-    found = comparing.compare(arguments.a, arguments.b)
-    print(comparing.as_text(found))
+    found = inspecting.compare(arguments.a, arguments.b)
+    print(found.as_text())
     return 0 if found.equal else 1
 
 
@@ -171,7 +169,7 @@ def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConf
 def _config_of(llm: str | None) -> MogaoConfig:
     """The config that a whole Mogao of to-hf carries."""
     from mogao_jax.porting.mogao_checkpoint import config_of_folder, is_mogao_folder
-    from mogao_jax.porting.safetensors_folder import read_json
+    from mogao_jax.porting.safetensors_reader import read_json
 
     folder = expanded(llm or "")
     if llm is None or not is_mogao_folder(folder):

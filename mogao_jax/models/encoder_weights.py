@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -27,6 +27,7 @@ import safetensors.numpy
 from mogao_jax.atomic import atomic_file
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.key_tables import Rule, compress, identity, match
 from mogao_jax.models import taef1
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
@@ -35,7 +36,6 @@ from mogao_jax.registry import EMBEDDED_WEIGHTS
 EMBEDDED = "embedded"
 # Fields that say how weights are used, not what they are.
 _FREE_FIELDS = {"weights", "sample_posterior"}
-_LISTED = 12  # keys named in a message before the rest is only counted
 
 
 class Loaded(NamedTuple):
@@ -43,13 +43,6 @@ class Loaded(NamedTuple):
 
     module: nn.Module
     params: Any
-
-
-class Source(NamedTuple):
-    """Where a parameter comes from: a key of the file and what turns that array into ours."""
-
-    key: str
-    convert: Callable[[np.ndarray], np.ndarray] = lambda x: x
 
 
 def load_vae(config: VaeConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
@@ -91,7 +84,8 @@ def save_weights(
     flat = {k: np.asarray(v, dtype) for k, v in _flatten(params).items()}
     bad = sorted(k for k, v in flat.items() if not np.isfinite(v).all())
     if bad:
-        raise CheckpointError(f"not written: {path}: values not finite in {_listing(bad)}.")
+        names = "; ".join(compress(bad))
+        raise CheckpointError(f"not written: {path}: values not finite in {names}.")
     metadata = {"format": "mogao_jax", "config": json.dumps(dataclasses.asdict(config))}
     with atomic_file(path) as partial:
         safetensors.numpy.save_file(flat, partial, metadata)
@@ -110,16 +104,6 @@ def saved_vae_config(weights: str = EMBEDDED) -> VaeConfig:
 def saved_vit_config(weights: str = EMBEDDED) -> VitConfig:
     """As `saved_vae_config`, of a vision tower."""
     return VitConfig(**_saved_config("vit", weights))
-
-
-def tiny_vae_config() -> VaeConfig:
-    """The embedded VAE's config, with the scaling and shift measured on it."""
-    return saved_vae_config()
-
-
-def tiny_vit_config() -> VitConfig:
-    """The embedded vision tower's config."""
-    return saved_vit_config()
 
 
 def weights_file(part: Literal["vae", "vit"], weights: str = EMBEDDED) -> pathlib.Path:
@@ -196,54 +180,24 @@ def _saved_config(part: Literal["vae", "vit"], weights: str) -> dict[str, Any]:
     return json.loads(metadata["config"]) | {"weights": weights}
 
 
-# ------------------------------------------------------------------------------ matching of keys
+# --------------------------------------------------------------------------------------- helpers
 
 
-def fill(
-    template: Any, arrays: Mapping[str, np.ndarray], table: Mapping[str, Source], place: str
-) -> Any:
-    """Parameters of the template's structure out of a file's arrays, by an explicit table.
+def _fill(
+    template: Any, arrays: Mapping[str, np.ndarray], table: Sequence[Rule], place: str
+) -> dict[str, Any]:
+    """Parameters of the template's structure, float32, from a file's arrays.
 
-    Args:
-      template: the parameter tree as shapes (`jax.eval_shape`).
-      arrays: all tensors of the file(s).
-      table: our dotted path -> where it comes from.
-      place: the file or folder, for messages.
     Raises:
-      CheckpointError: listing every key that is missing, unknown, used twice or mis-shaped.
+      CheckpointError: listing every key that is missing, unknown, matched twice or mis-shaped.
     """
-    wanted = _flatten(template)
-    problems = []
-    uses: dict[str, int] = {}
-    for path in sorted(set(wanted) | set(table)):
-        if path not in table:
-            problems.append(f"parameter {path} has no source")
-        elif path not in wanted:
-            problems.append(f"parameter {path} is not part of this model")
-        else:
-            uses[table[path].key] = uses.get(table[path].key, 0) + 1
-    problems += [f"{k} is used {n} times" for k, n in uses.items() if n > 1]
-    problems += [f"{k} is missing" for k in sorted(set(uses) - set(arrays))]
-    problems += [f"{k} is not expected" for k in sorted(set(arrays) - set(uses))]
-    filled = {}
-    for path, source in table.items():
-        if path in wanted and source.key in arrays:
-            array = source.convert(arrays[source.key])
-            if array.shape != wanted[path].shape:
-                shapes = f"{list(array.shape)}, the config wants {list(wanted[path].shape)}"
-                problems.append(f"{source.key} has shape {shapes}")
-            filled[path] = jnp.asarray(array, jnp.float32)
-    if problems:
-        raise CheckpointError(
-            f"{place} does not fit the config, {len(problems)} problem(s): {_listing(problems)}. "
-            "Check that the file and the config's widths and depths belong together."
-        )
+    wanted = {name: x.shape for name, x in _flatten(template).items()}
+    plan = match(table, {key: x.shape for key, x in arrays.items()}, wanted, place=place)
+    filled = {
+        name: jnp.asarray(transform.forward(arrays[key], wanted[name]), jnp.float32)
+        for key, name, transform in plan.pairs
+    }
     return flax.traverse_util.unflatten_dict(filled, sep=".")
-
-
-def _listing(problems: list[str]) -> str:
-    rest = len(problems) - _LISTED
-    return "; ".join(problems[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -296,7 +250,7 @@ def _load_own(part: Literal["vae", "vit"], config: VaeConfig | VitConfig, templa
         raise CheckpointError(_foreign(part, config.weights))
     arrays, metadata = _read(path)
     _check_config(part, config, metadata, path)
-    return fill(template, arrays, {k: Source(k) for k in _flatten(template)}, str(path))
+    return _fill(template, arrays, identity(_flatten(template)), str(path))
 
 
 def _check_config(part: str, config, metadata: Mapping[str, str], path: pathlib.Path) -> None:
@@ -332,13 +286,4 @@ def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
     arrays: dict[str, np.ndarray] = {}
     for half, file in taef1.FILES.items():
         arrays |= {f"{half}.{k}": v for k, v in _read(path / file)[0].items()}
-    table = {
-        ours: Source(theirs, _hwio if ours.endswith("kernel") else lambda x: x)
-        for ours, theirs in taef1.key_table().items()
-    }
-    return module, fill(template, arrays, table, str(path))
-
-
-def _hwio(x: np.ndarray) -> np.ndarray:
-    """A torch convolution kernel OIHW in our order."""
-    return x.transpose(2, 3, 1, 0)
+    return module, _fill(template, arrays, taef1.key_table(), str(path))

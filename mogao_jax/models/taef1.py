@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import VaeConfig
+from mogao_jax.key_tables import CONV, Rule
 from mogao_jax.models.masked_layers import Conv, halve, image_mask, inside, upsample
 
 Array = jax.Array
@@ -120,9 +121,9 @@ class Taef1(nn.Module):
         return self.decode(latents, size)
 
 
-def key_table() -> dict[str, str]:
-    """Our dotted parameter path -> "encoder." or "decoder." and the key in the original file."""
-    table = {}
+def key_table() -> tuple[Rule, ...]:
+    """The original files' keys, with "encoder." or "decoder." in front, and our parameters."""
+    rules = []
     for half, chain in (("encoder", ENCODER_CHAIN), ("decoder", DECODER_CHAIN)):
         for index, kind in chain:
             if kind == "block":
@@ -130,7 +131,7 @@ def key_table() -> dict[str, str]:
             else:
                 convs = {f"layers_{index}": str(index)}
             for ours, theirs in convs.items():
-                table[f"{half}.{ours}.kernel"] = f"{half}.{theirs}.weight"
+                rules.append(Rule(f"{half}.{theirs}.weight", f"{half}.{ours}.kernel", CONV))
                 if kind not in ("down", "up"):
-                    table[f"{half}.{ours}.bias"] = f"{half}.{theirs}.bias"
-    return table
+                    rules.append(Rule(f"{half}.{theirs}.bias", f"{half}.{ours}.bias"))
+    return tuple(rules)

@@ -1,4 +1,4 @@
-"""`mogao port inspect`: what a checkpoint or a folder of safetensors holds."""
+"""`mogao port inspect` and `mogao port diff`: what a checkpoint holds, and how two differ."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
 
 from mogao_jax.checkpoints.fingerprint import RunningFingerprint
+from mogao_jax.key_tables import Shape, compress, match
 from mogao_jax.models.modules import part_of
-from mogao_jax.porting.from_hf import Place, open_vae
+from mogao_jax.porting.formats import qwen2
+from mogao_jax.porting.from_hf import open_vae
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, is_own
-from mogao_jax.porting.safetensors_file import FLOATS
-from mogao_jax.porting.tables import compress
-from mogao_jax.porting.tensor_sources import TensorSource
-from mogao_jax.porting.transforms import Shape
+from mogao_jax.porting.safetensors_reader import FLOAT_NAMES
+from mogao_jax.porting.tensor_sources import Place, TensorSource, selected, transformed
+
+
+def open_any(place: Place) -> TensorSource:
+    """A model of ours (checkpoint, exported file, folder), or others' safetensors."""
+    return MogaoCheckpoint(place) if is_own(place) else open_vae(place, allow_non_finite=True)
+
+
+# ---------------------------------------------------------------------------------------- inspect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What there is.
+    """What a checkpoint or a folder holds.
 
     Attributes:
       title: what kind of thing it is, in words.
@@ -55,10 +67,28 @@ class Inspection:
     def parameters(self) -> int:
         return sum(line.parameters for lines in self.parts.values() for line in lines)
 
+    def as_text(self) -> str:
+        """The facts and a table of the tensors."""
+        rows: list[tuple[str, ...]] = [("part", "tensor", "number", "shape", "dtype", "parameters")]
+        for part, lines in self.parts.items():
+            for x in lines:
+                shape = " x ".join(map(str, x.shape)) or "1"
+                rows.append((part, x.name, f"{x.count:,}", shape, x.dtype, f"{x.parameters:,}"))
+            rows.append((part, "all", "", "", "", f"{sum(x.parameters for x in lines):,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = [
+            f"{part:<{p}}  {name:<{n}}  {count:>{c}}  {shape:<{s}}  {dtype:<{d}}  {total:>{t}}"
+            for (p, n, c, s, d, t) in [widths]
+            for part, name, count, shape, dtype, total in rows
+        ]
+        facts = [f"{name:<12} {value}" for name, value in self.facts.items()]
+        last = f"{self.parameters:,} parameters, fingerprint {self.fingerprint} "
+        last += f"({self.fingerprint_is})"
+        return "\n".join([self.title, *facts, "", *table, "", last])
 
-def open_any(place: Place) -> TensorSource:
-    """A model of ours (checkpoint, exported file, folder), or others' safetensors."""
-    return MogaoCheckpoint(place) if is_own(place) else open_vae(place, allow_non_finite=True)
+    def as_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps({**dataclasses.asdict(self), "parameters": self.parameters}, indent=2)
 
 
 def inspect(place: Place, *, verify: bool = False) -> Inspection:
@@ -70,72 +100,31 @@ def inspect(place: Place, *, verify: bool = False) -> Inspection:
       CheckpointError: nothing there that can be read; or, with `verify`, it is damaged.
     """
     source = open_any(place)
-    part_of = _own_part if isinstance(source, MogaoCheckpoint) else _their_part
+    own = isinstance(source, MogaoCheckpoint)
     parts: dict[str, list[str]] = {}
     for name in source.shapes:
-        parts.setdefault(part_of(name), []).append(name)
+        parts.setdefault(part_of(name.split(".")) if own else _their_part(name), []).append(name)
     lines = {part: _lines(source, names) for part, names in parts.items()}
     if not isinstance(source, MogaoCheckpoint):
-        kind = source.config.get("architectures") or [source.config.get("_class_name", "")]
-        title = f"safetensors of {kind[0]}" if kind[0] else "safetensors"
+        kind = (source.config.get("architectures") or [source.config.get("_class_name", "")])[0]
+        title = f"safetensors of {kind}" if kind else "safetensors"
         return Inspection(title, lines, _fingerprint(source), {})
+    config = source.model_config
     facts = {
-        "name": source.model_config.name,
+        "name": config.name,
         "step": f"{source.step:,}",
         "weights": source.weights,
-        "vae": source.model_config.vae.weights,
-        "vit": source.model_config.vit.weights,
-        "tokenizer": source.model_config.tokenizer.path or source.model_config.tokenizer.kind,
+        "vae": config.vae.weights,
+        "vit": config.vit.weights,
+        "tokenizer": config.tokenizer.path or config.tokenizer.kind,
         **_origins(source.porting),
     }
-    saved = source.fingerprint
-    if not saved:
+    if not source.fingerprint:
         return Inspection("a Mogao model", lines, _fingerprint(source), facts)
     if verify:
         source.verify(all_of_it=True)
     how = "saved, and checked" if verify else "saved, not checked"
-    return Inspection("a Mogao checkpoint", lines, _digest(saved), facts, how)
-
-
-def as_text(found: Inspection) -> str:
-    """The table."""
-    rows: list[tuple[str, ...]] = [("part", "tensor", "number", "shape", "dtype", "parameters")]
-    for part, lines in found.parts.items():
-        for line in lines:
-            shape = " x ".join(map(str, line.shape)) or "1"
-            rows.append(
-                (part, line.name, f"{line.count:,}", shape, line.dtype, f"{line.parameters:,}")
-            )
-        rows.append((part, "all", "", "", "", f"{sum(x.parameters for x in lines):,}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    right = {2, 5}
-    text = [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    facts = [f"{name:<12} {value}" for name, value in found.facts.items()]
-    return "\n".join(
-        [
-            found.title,
-            *facts,
-            "",
-            *text,
-            "",
-            f"{found.parameters:,} parameters, fingerprint {found.fingerprint} "
-            f"({found.fingerprint_is})",
-        ]
-    )
-
-
-def as_json(found: Inspection) -> str:
-    """The same as JSON."""
-    return json.dumps({**dataclasses.asdict(found), "parameters": found.parameters}, indent=2)
-
-
-# ---------------------------------------------------------------------------------------- helpers
+    return Inspection("a Mogao checkpoint", lines, _digest(source.fingerprint), facts, how)
 
 
 def _lines(source: TensorSource, names: Iterable[str]) -> list[Line]:
@@ -149,17 +138,13 @@ def _lines(source: TensorSource, names: Iterable[str]) -> list[Line]:
     ]
 
 
-def _own_part(name: str) -> str:
-    return part_of(name.split("."))
-
-
 def _their_part(name: str) -> str:
     pieces = name.split(".")[:-1]
     stop = next((i for i, piece in enumerate(pieces) if piece.isdigit()), 2)
     return ".".join(pieces[:stop]) or name
 
 
-def _origins(porting: Mapping) -> dict[str, str]:
+def _origins(porting: Mapping[str, Any]) -> dict[str, str]:
     facts = {}
     for part in ("llm", "vit", "vae"):
         record = porting.get(part)
@@ -174,11 +159,10 @@ def _origins(porting: Mapping) -> dict[str, str]:
 
 
 def _fingerprint(source: TensorSource) -> str:
-    floats = {dtype.name for dtype in FLOATS.values()}
     sums = {}
     for name in source.shapes:
         total = RunningFingerprint()
-        if source.dtypes[name] in floats:
+        if source.dtypes[name] in FLOAT_NAMES:
             total.add(source.read(name), 0)
         sums[name] = f"{source.dtypes[name]} {list(source.shapes[name])} {total.hexdigest()}"
     return _digest(sums)
@@ -186,3 +170,136 @@ def _fingerprint(source: TensorSource) -> str:
 
 def _digest(sums: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(sums), sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------- diff
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Two tensors of one name and shape with other values.
+
+    Attributes:
+      largest: of the absolute differences.
+      relative: norm of the difference over the norm of A's.
+    """
+
+    name: str
+    largest: float
+    relative: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How two checkpoints differ; names are sorted as in A.
+
+    Attributes:
+      same: number of tensors with equal values.
+      only_a, only_b: names that the other one lacks.
+      shapes: name -> both shapes, where they differ.
+      dtypes: (dtype of A, dtype of B) -> number of tensors, where they differ.
+      values: tensors with other values, the farthest first.
+      note: what was compared, where that needs saying.
+    """
+
+    same: int
+    only_a: list[str]
+    only_b: list[str]
+    shapes: dict[str, tuple[Shape, Shape]]
+    dtypes: dict[tuple[str, str], int]
+    values: list[Difference]
+    note: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether all values are equal (dtypes may differ)."""
+        return not (self.only_a or self.only_b or self.shapes or self.values)
+
+    def as_text(self, *, listed: int = 20) -> str:
+        """What was found, in lines; the farthest tensors one by one."""
+        lines = [self.note] * bool(self.note) + [f"{self.same:,} tensors have equal values"]
+        for (a, b), count in self.dtypes.items():
+            lines.append(f"{count:,} tensors are {a} in A, {b} in B")
+        for where, names in (("A", self.only_a), ("B", self.only_b)):
+            if names:
+                keys = ", ".join(compress(names))
+                lines.append(f"{len(names):,} tensors are in {where} alone: {keys}")
+        for name, (first, second) in self.shapes.items():
+            lines.append(f"{name}: shape {list(first)} in A, {list(second)} in B")
+        if self.values:
+            lines.append(f"{len(self.values):,} tensors have other values:")
+        for d in self.values[:listed]:
+            lines.append(
+                f"  {d.name}: relative {d.relative:.3g}, largest difference {d.largest:.3g}"
+            )
+        if len(self.values) > listed:
+            lines.append(f"  and {len(self.values) - listed:,} more that are nearer")
+        return "\n".join([*lines, "equal" if self.equal else "different"])
+
+
+def compare(a: Place, b: Place) -> Comparison:
+    """Compares two checkpoints, folders or files.
+
+    Models of ours are compared by names that do not depend on whether layers are stacked; a Qwen2
+    checkpoint beside one of ours is compared with its und branch.
+
+    Raises:
+      CheckpointError: one of them cannot be read.
+    """
+    first, second, note = _alike(open_any(a), open_any(b))
+    common = {
+        name: (tuple(shape), tuple(second.shapes[name]))
+        for name, shape in first.shapes.items()
+        if name in second.shapes
+    }
+    comparable = [name for name, (x, y) in common.items() if x == y]
+    found = [_difference(name, first.read(name), second.read(name)) for name in comparable]
+    for source in (first, second):
+        if isinstance(source, MogaoCheckpoint):
+            source.verify()
+    dtypes = Counter((first.dtypes[name], second.dtypes[name]) for name in common)
+    return Comparison(
+        found.count(None),
+        [name for name in first.shapes if name not in common],
+        [name for name in second.shapes if name not in common],
+        {name: shapes for name, shapes in common.items() if name not in comparable},
+        {pair: count for pair, count in dtypes.items() if pair[0] != pair[1]},
+        sorted((d for d in found if d is not None), key=lambda d: -d.relative),
+        note,
+    )
+
+
+def _difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
+    if a.dtype == b.dtype and a.tobytes() == b.tobytes():
+        return None
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if np.array_equal(a, b, equal_nan=True):
+        return None
+    difference = np.abs(a - b)
+    norm = float(np.linalg.norm(a))
+    relative = float(np.linalg.norm(difference)) / norm if norm else float("inf")
+    return Difference(name, float(difference.max()), relative)
+
+
+def _alike(a: TensorSource, b: TensorSource) -> tuple[TensorSource, TensorSource, str]:
+    """Both by the same names; and a word on what is compared."""
+    if isinstance(a, MogaoCheckpoint) and _is_llm(b):
+        return *_branch_and_llm(a, b), "the und branch of A against the language model B"
+    if isinstance(b, MogaoCheckpoint) and _is_llm(a):
+        branch, llm = _branch_and_llm(b, a)
+        return llm, branch, "the language model A against the und branch of B"
+    return a, b, ""
+
+
+def _is_llm(source: TensorSource) -> bool:
+    return "model.embed_tokens.weight" in source.shapes or "embed_tokens.weight" in source.shapes
+
+
+def _branch_and_llm(model: MogaoCheckpoint, llm: TensorSource) -> tuple[TensorSource, TensorSource]:
+    """The und branch of a model, and a language model by our names, shaped like it."""
+    branch = selected(model, filter(qwen2.is_of_llm, model.shapes))
+    source = qwen2.of_the_model_alone(llm)
+    qwen2.check_tied_head(source, model.model_config.model)
+    table = qwen2.table(model.model_config.model)
+    plan = match(table, source.shapes, branch.shapes, place=repr(llm.place))
+    return branch, transformed(source, plan, branch.shapes)

@@ -15,9 +15,8 @@ from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
-from mogao_jax.porting.from_hf import Place
-from mogao_jax.porting.safetensors_folder import folder_of
-from mogao_jax.porting.tensor_sources import TensorSource
+from mogao_jax.porting.safetensors_reader import folder_of
+from mogao_jax.porting.tensor_sources import Place, TensorSource
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -58,10 +57,9 @@ def settle_tokenizer(
     rows = config.model.vocab_size
     if text.vocab_size > rows:
         raise CheckpointError(
-            f"the tokenizer {wanted.path or wanted.kind!r} has {text.vocab_size} tokens, but the "
-            f"embedding has {rows} rows: it belongs to another model. Give the right one with "
-            "--tokenizer, or more rows with config.model.vocab_size (and "
-            "config.porting.vocabulary='extend')."
+            f"the tokenizer {_name(wanted)} has {text.vocab_size} tokens, but the embedding has "
+            f"{rows} rows: it belongs to another model. Give the right one with --tokenizer, or "
+            "more rows with config.model.vocab_size (and config.porting.vocabulary='extend')."
         )
     facts = sidecar_files.describe_tokenizer(wanted, text)
     notes: list[str] = []
@@ -69,26 +67,7 @@ def settle_tokenizer(
     if theirs is not None:
         _require_same(theirs, wanted, text, facts)
     elif source is not None:
-        strange = _strange_ids(source.config, text)
-        name = repr(wanted.path or wanted.kind)
-        if strange and given is None:
-            raise CheckpointError(
-                f"the config.json of {source.place!r} has {strange}, which the tokenizer {name} "
-                f"({text.vocab_size} tokens) has as no control token: it belongs to another "
-                "model, and ids would mean other words than the LLM learned. Give the LLM's own "
-                "with --tokenizer."
-            )
-        if strange:
-            notes.append(
-                f"the config.json of {source.place!r} has {strange}, which the tokenizer {name} "
-                "has as no control token; it is taken, as --tokenizer says"
-            )
-        if given is None:
-            notes.append(
-                f"{source.place!r} brings no {sidecar_files.TOKENIZER}: whether {name} "
-                f"({text.vocab_size:,} tokens; the embedding has {rows:,} rows) is the one it "
-                "learned with was not checked. Its own is given with --tokenizer"
-            )
+        notes = _unsure(source, wanted, text, rows, given is not None)
     return Settled(dataclasses.replace(config, tokenizer=wanted), facts, notes)
 
 
@@ -109,20 +88,45 @@ def copy_files(folder: pathlib.Path, config: MogaoConfig, llm: Place | None) -> 
 def _require_same(
     theirs: TokenizerConfig, wanted: TokenizerConfig, text: Tokenizer, facts: Mapping[str, Any]
 ) -> None:
-    if theirs == wanted or (
-        theirs.kind == "file" and sidecar_files.file_digest(theirs) == facts["file"]
-    ):
+    same_file = theirs.kind == "file" and sidecar_files.file_digest(theirs) == facts["file"]
+    if theirs == wanted or same_file:
         return
     other = load_tokenizer(theirs)
     if sidecar_files.tokenizer_digest(other) != facts["digest"]:
         path = f" --config.tokenizer.path={theirs.path}" if theirs.path else ""
         raise CheckpointError(
-            f"{theirs.path or theirs.kind!r} is another tokenizer or chat template "
-            f"({other.vocab_size} tokens) than the config's "
-            f"{wanted.path or wanted.kind!r} ({text.vocab_size} tokens): ids "
-            "would mean other words than the LLM learned. Use its own: "
+            f"{_name(theirs)} is another tokenizer or chat template ({other.vocab_size} tokens) "
+            f"than the config's {_name(wanted)} ({text.vocab_size} tokens): ids would mean other "
+            "words than the LLM learned. Use its own: "
             f"--config.tokenizer.kind={theirs.kind}{path}"
         )
+
+
+def _unsure(
+    source: TensorSource, wanted: TokenizerConfig, text: Tokenizer, rows: int, given: bool
+) -> list[str]:
+    """Notes about a tokenizer that the language model brings nothing to compare with.
+
+    Raises:
+      CheckpointError: its config.json has control ids that are none of the tokenizer's, and the
+        tokenizer was not given by a person.
+    """
+    name = _name(wanted)
+    strange = _strange_ids(source.config, text)
+    has = f"the config.json of {source.place!r} has {strange}, which the tokenizer {name}"
+    if given:
+        return [f"{has} has as no control token; it is taken, as --tokenizer says"] * bool(strange)
+    if strange:
+        raise CheckpointError(
+            f"{has} ({text.vocab_size} tokens) has as no control token: it belongs to another "
+            "model, and ids would mean other words than the LLM learned. Give the LLM's own with "
+            "--tokenizer."
+        )
+    return [
+        f"{source.place!r} brings no {sidecar_files.TOKENIZER}: whether {name} "
+        f"({text.vocab_size:,} tokens; the embedding has {rows:,} rows) is the one it learned with "
+        "was not checked. Its own is given with --tokenizer"
+    ]
 
 
 def _without_file(source: TensorSource | None) -> TokenizerConfig | None:
@@ -145,9 +149,13 @@ def _strange_ids(config: Mapping[str, Any], text: Tokenizer) -> str:
     for name in ("bos_token_id", "eos_token_id"):
         found = config.get(name)
         for i in found if isinstance(found, list) else [found]:
-            if isinstance(i, int) and not isinstance(i, bool) and i not in text.control_ids:
+            if type(i) is int and i not in text.control_ids:  # bool is no id
                 strange.append(f"{name} {i}")
     return ", ".join(strange)
+
+
+def _name(config: TokenizerConfig) -> str:
+    return repr(config.path or config.kind)
 
 
 def _exists(path: str) -> bool:

@@ -1,46 +1,38 @@
-"""Our own models as a source of tensors, named by slots: checkpoints, exported files, folders.
+"""Our own models as a source of tensors: checkpoints, exported files, folders of `port to-hf`.
 
-Nothing but headers is read on opening, and one tensor at a time afterwards; an exported file
-is held against its checksum first.
+Only headers are read on opening, and one tensor at a time afterwards; an exported file's checksum
+is checked first.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.chunked_io import PartReader
-from mogao_jax.checkpoints.load_params import best_weights, left_out, require_weights
 from mogao_jax.checkpoints.sidecar_files import origin, with_carried
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.key_tables import Shape
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
-from mogao_jax.porting.param_specs import ParamSpec, slots
-from mogao_jax.porting.safetensors_folder import SafetensorsFolder
-from mogao_jax.porting.transforms import Shape
-
-Weights = Literal["best", "ema", "raw"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    shape: Shape
-    dtype: str
+from mogao_jax.porting.params import ParamSpec, param_specs, shapes_of
+from mogao_jax.porting.safetensors_reader import SafetensorsFolder
 
 
 class MogaoCheckpoint:
-    """A model of ours; a `sources.TensorSource`.
+    """A model of ours; a `TensorSource`.
 
     Attributes:
       model_config: its config, naming the files that lie beside it.
@@ -54,7 +46,7 @@ class MogaoCheckpoint:
 
     config: Mapping[str, Any] = {}
 
-    def __init__(self, path: str | os.PathLike, *, weights: Weights = "best"):
+    def __init__(self, path: str | os.PathLike, *, weights: files.Weights = "best"):
         """Opens a run's folder, a checkpoint, an exported file, or a folder of `port to-hf`.
 
         Raises:
@@ -79,26 +71,26 @@ class MogaoCheckpoint:
                 f"{self.place!r} holds {self.weights} parameters only; write {weights} ones anew "
                 f"from the run that it came from, with --weights {weights}."
             )
-        self.shapes = {name: slot.shape for name, slot in self._slots.items()}
-        self.dtypes = {name: slot.dtype for name, slot in self._slots.items()}
+        self.shapes = shapes_of(self._specs)
+        self.dtypes = {name: spec.dtype for name, spec in self._specs.items()}
 
     def read(self, key: str) -> np.ndarray:
         """A whole tensor, in its own dtype."""
-        slot = self._slots[key]
-        if slot.layer is not None:
-            return self._rows(slot.leaf, slot.layer, slot.layer + 1)[0]
-        return self._rows(slot.leaf, 0, slot.shape[0])
+        spec = self._specs[key]
+        if spec.layer is not None:
+            return self._rows(spec.leaf, spec.layer, spec.layer + 1)[0]
+        return self._rows(spec.leaf, 0, spec.shape[0])
 
     def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (exclusive) of its first axis."""
-        slot = self._slots[key]
-        if slot.layer is not None:
+        spec = self._specs[key]
+        if spec.layer is not None:
             return self.read(key)[start:stop]
-        return self._rows(slot.leaf, start, stop)
+        return self._rows(spec.leaf, start, stop)
 
     def leaf_of(self, key: str) -> str:
         """The array that holds a tensor: reading those of one array in turn is cheapest."""
-        return self._slots[key].leaf
+        return self._specs[key].leaf
 
     def verify(self, *, all_of_it: bool = False) -> None:
         """Raises CheckpointError if what has been read whole is not what was saved.
@@ -135,7 +127,7 @@ class MogaoCheckpoint:
         self.folder, self.model_config = path.parent, header.config
         self.step, self.weights = header.step, header.weights
         self._file = SafetensorsFolder(path, allow_non_finite=True, with_config=False)
-        self._slots = _slots_of({k: (s, self._file.dtypes[k]) for k, s in header.shapes.items()})
+        self._specs = _specs_of({k: (s, self._file.dtypes[k]) for k, s in header.shapes.items()})
 
     def _open_folder(self, path: pathlib.Path) -> None:
         source = SafetensorsFolder(path, allow_non_finite=True)
@@ -154,39 +146,25 @@ class MogaoCheckpoint:
                 lies_here = dataclasses.replace(getattr(config, part), weights=str(path / part))
                 config = dataclasses.replace(config, **{part: lies_here})
         self.model_config = config
-        self._slots = {
+        self._specs = {
             key: ParamSpec(key, None, shape, source.dtypes[key])
             for key, shape in source.shapes.items()
         }
 
-    def _open_checkpoint(self, path: pathlib.Path, weights: Weights) -> None:
-        reasons = []
-        for folder in files.find_checkpoints(path):
-            try:
-                meta = files.read_folder_meta(folder)
-                require_weights(meta, weights, folder)
-                self.weights = best_weights(meta, weights)
-                part = "ema_params" if self.weights == "ema" else "params"
-                self._checkpoint = PartReader(folder, meta, part)
-            except CheckpointError:
-                raise
-            except Exception as e:  # noqa: BLE001  (whatever a damaged file makes a reader raise)
-                reasons.append(f"{folder}: {e if isinstance(e, files.Damaged) else files.brief(e)}")
-                continue
-            for reason in reasons:
-                logging.getLogger(__name__).warning("%s", left_out(reason, folder))
-            self.folder, self.step = folder, int(meta["step"])
-            self.model_config = with_carried(from_dict(meta["config"]), folder)
-            self.porting = origin(meta, folder)
-            self.encoders = meta.get("encoders", {})
-            self.fingerprint = {
-                name: value
-                for name, value in meta["fingerprint"].items()
-                if name.startswith(f"{part}/")
-            }
-            self._slots = _slots_of(self._checkpoint.arrays)
-            return
-        raise CheckpointError(f"no checkpoint can be read: {'; '.join(reasons)}.")
+    def _open_checkpoint(self, path: pathlib.Path, weights: files.Weights) -> None:
+        def use(folder: pathlib.Path, meta: dict[str, Any]) -> tuple[pathlib.Path, dict[str, Any]]:
+            self.weights = files.best_weights(meta, weights, folder)
+            self._checkpoint = PartReader(folder, meta, files.PARTS[self.weights])
+            self._specs = _specs_of(self._checkpoint.arrays)
+            return folder, meta
+
+        self.folder, meta = files.newest(path, use)
+        self.step = int(meta["step"])
+        self.model_config = with_carried(from_dict(meta["config"]), self.folder)
+        self.porting = origin(meta, self.folder)
+        self.encoders = meta.get("encoders", {})
+        part = f"{files.PARTS[self.weights]}/"
+        self.fingerprint = {k: v for k, v in meta["fingerprint"].items() if k.startswith(part)}
 
 
 def is_own(path: str | os.PathLike) -> bool:
@@ -243,6 +221,7 @@ def _unreadable(what: str, place: str, error: Exception) -> CheckpointError:
     )
 
 
-def _slots_of(arrays: Mapping[str, tuple[Shape, str]]) -> dict[str, ParamSpec]:
-    tree = {name: _Array(tuple(shape), dtype) for name, (shape, dtype) in arrays.items()}
-    return slots(traverse_util.unflatten_dict(tree, sep="."))
+def _specs_of(arrays: Mapping[str, tuple[Shape, str]]) -> dict[str, ParamSpec]:
+    """Our parameters by name, from leaf -> (shape, dtype)."""
+    tree = {k: jax.ShapeDtypeStruct(shape, jnp.dtype(d)) for k, (shape, d) in arrays.items()}
+    return param_specs(traverse_util.unflatten_dict(tree, sep="."))

@@ -1,4 +1,8 @@
-"""Safetensors files written piece by piece: one, or shards of a given size with their index."""
+"""Safetensors files written piece by piece: one, or shards of a given size with their index.
+
+The library's `save_file` takes all tensors of a file at once. Here no more than a part of one is
+in memory, which is what lets a 7B model be ported on a small machine.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,30 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mogao_jax.porting.safetensors_file import FLOATS
-from mogao_jax.porting.transforms import Shape
+from mogao_jax.key_tables import Shape
+from mogao_jax.porting.safetensors_reader import FLOATS
 
 SHARD_BYTES = 5 * 10**9  # transformers' own
-_NAMES = {dtype.name: name for name, dtype in FLOATS.items()}
+_FORMATS = {dtype.name: name for name, dtype in FLOATS.items()}
+
+
+class _Tensor(NamedTuple):
+    """Where a tensor is written: from byte `start` of a file on."""
+
+    shape: Shape
+    dtype: np.dtype
+    file: pathlib.Path
+    start: int
 
 
 class ShardWriter:
     """Writes tensors, in any order and in parts, into files whose headers are known beforehand.
 
-    The folder must be one that nobody reads yet (`unfinished.py`).
+    The folder must be one that nobody reads yet (`mogao_jax.atomic`).
     """
 
     def __init__(
@@ -40,26 +53,40 @@ class ShardWriter:
           shard_bytes: no file is larger, unless a single tensor is.
           metadata: strings for the files' headers.
         """
-        self._dtypes = {key: np.dtype(FLOATS[_NAMES[dtype]]) for key, (_, dtype) in tensors.items()}
-        self._shapes = {key: shape for key, (shape, _) in tensors.items()}
-        self._left = {key: math.prod(shape) for key, shape in self._shapes.items()}
-        self._folder, self._stem = folder, stem
-        self._start: dict[str, int] = {}
-        self._file: dict[str, str] = {}
-        shards = self._shards(shard_bytes)
+        dtypes = {key: FLOATS[_FORMATS[dtype]] for key, (_, dtype) in tensors.items()}
+        sizes = {k: math.prod(s) * dtypes[k].itemsize for k, (s, _) in tensors.items()}
+        self._index = folder / f"{stem}.safetensors.index.json"
+        self._total = sum(sizes.values())
+        self._left = {key: math.prod(shape) for key, (shape, _) in tensors.items()}
+        self._tensors: dict[str, _Tensor] = {}
+        shards = _shards(sizes, shard_bytes)
         for i, keys in enumerate(shards):
             many = f"-{i + 1:05}-of-{len(shards):05}" if len(shards) > 1 else ""
-            self._begin(f"{stem}{many}.safetensors", keys, dict(metadata or {}))
+            file = folder / f"{stem}{many}.safetensors"
+            # Wider dtypes first, so that every tensor is aligned.
+            keys.sort(key=lambda k: -dtypes[k].itemsize)
+            header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+            offset = 0
+            for key in keys:
+                shape, dtype = tensors[key]
+                ends = [offset, offset + sizes[key]]
+                header[key] = {
+                    "dtype": _FORMATS[dtype], "shape": list(shape), "data_offsets": ends
+                }  # fmt: skip
+                offset = ends[1]
+            start = _begin(file, header, offset)
+            for key in keys:
+                first = start + header[key]["data_offsets"][0]
+                self._tensors[key] = _Tensor(tensors[key][0], dtypes[key], file, first)
 
     def write(self, key: str, value: np.ndarray, start: int = 0) -> None:
         """Writes a tensor, or rows of it from row `start` on, in the dtype announced."""
-        dtype = self._dtypes[key]
+        shape, dtype, file, first = self._tensors[key]
         if value.dtype != dtype:
             raise ValueError(f"{key} is {value.dtype}, announced as {dtype}")
-        row = math.prod(self._shapes[key][1:]) * dtype.itemsize
         data = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-        with open(self._folder / self._file[key], "r+b", buffering=0) as f:
-            f.seek(self._start[key] + start * row)
+        with open(file, "r+b", buffering=0) as f:
+            f.seek(first + start * math.prod(shape[1:]) * dtype.itemsize)
             while data:
                 data = data[f.write(data) :]
         self._left[key] -= value.size
@@ -69,51 +96,36 @@ class ShardWriter:
         bad = [key for key, left in self._left.items() if left]
         if bad:
             raise ValueError(f"not written, or not once: {', '.join(bad)}")
-        names = list(dict.fromkeys(self._file.values()))
-        if len(names) > 1:
-            total = sum(math.prod(s) * self._dtypes[k].itemsize for k, s in self._shapes.items())
-            index = {
-                "metadata": {"total_size": total},
-                "weight_map": dict(sorted(self._file.items())),
-            }
-            name = f"{self._stem}.safetensors.index.json"
-            (self._folder / name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-            names.append(name)
-        for name in names:
-            with open(self._folder / name, "rb") as f:
+        files = list(dict.fromkeys(tensor.file for tensor in self._tensors.values()))
+        if len(files) > 1:
+            weight_map = {key: self._tensors[key].file.name for key in sorted(self._tensors)}
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            self._index.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            files.append(self._index)
+        for file in files:
+            with open(file, "rb") as f:
                 os.fsync(f.fileno())
-        return names
+        return [file.name for file in files]
 
-    def _shards(self, shard_bytes: int) -> list[list[str]]:
-        shards: list[list[str]] = [[]]
-        size = 0
-        for key, shape in self._shapes.items():
-            num_bytes = math.prod(shape) * self._dtypes[key].itemsize
-            if shards[-1] and size + num_bytes > shard_bytes:
-                shards.append([])
-                size = 0
-            shards[-1].append(key)
-            size += num_bytes
-        return shards
 
-    def _begin(self, name: str, keys: list[str], metadata: dict[str, str]) -> None:
-        """Writes the header, and the file's whole length as a hole."""
-        fields: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-        offset = 0
-        # Wider dtypes first, so that every tensor is aligned.
-        for key in sorted(keys, key=lambda k: -self._dtypes[k].itemsize):
-            stop = offset + math.prod(self._shapes[key]) * self._dtypes[key].itemsize
-            fields[key] = {
-                "dtype": _NAMES[self._dtypes[key].name],
-                "shape": list(self._shapes[key]),
-                "data_offsets": [offset, stop],
-            }
-            self._start[key], self._file[key] = offset, name
-            offset = stop
-        header = json.dumps(fields, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        with open(self._folder / name, "xb") as f:
-            f.write(len(header).to_bytes(8, "little") + header)
-            f.truncate(8 + len(header) + offset)
-        for key in keys:
-            self._start[key] += 8 + len(header)
+def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """Keys of each file."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, num_bytes in sizes.items():
+        if shards[-1] and size + num_bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += num_bytes
+    return shards
+
+
+def _begin(file: pathlib.Path, header: Mapping[str, Any], num_bytes: int) -> int:
+    """Writes the header, and the data as a hole; returns where the data begin."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "xb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        f.truncate(8 + len(text) + num_bytes)
+    return 8 + len(text)

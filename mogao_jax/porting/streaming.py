@@ -10,7 +10,6 @@ OUT/tokenizer.json       and other small files of the LLM's folder
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +18,7 @@ import os
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,21 +31,17 @@ from mogao_jax.config.checks import check_architecture
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import ConfigError
+from mogao_jax.key_tables import SAME, Pair
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.modules import count_parameters
 from mogao_jax.porting import from_hf
-from mogao_jax.porting.formats import flux_vae, taef1
-from mogao_jax.porting.from_hf import ModelPlan, Place
-from mogao_jax.porting.initialising import Initialiser
+from mogao_jax.porting.export_job import ExportJob
+from mogao_jax.porting.from_hf import EncoderPlan, ModelPlan
 from mogao_jax.porting.llm_files import copy_files, settle_tokenizer
-from mogao_jax.porting.param_specs import slots
-from mogao_jax.porting.safetensors_writer import ShardWriter
-from mogao_jax.porting.tables import Plan
-from mogao_jax.porting.tensor_sources import TensorSource
+from mogao_jax.porting.params import Initialiser, leaf_shapes
+from mogao_jax.porting.tensor_sources import Place, TensorSource
 
 LEFT = "vit_left.safetensors"
-
-Say = Callable[[str], None]
 
 
 class Ported(NamedTuple):
@@ -67,16 +62,6 @@ class Ported(NamedTuple):
     notes: list[str]
 
 
-class Encoder(NamedTuple):
-    """A frozen encoder to be copied."""
-
-    part: str  # "vae" or "vit"
-    source: TensorSource
-    plan: Plan
-    config: Any
-    layout: str
-
-
 def stream_checkpoint(
     out: Place,
     config: MogaoConfig,
@@ -87,8 +72,7 @@ def stream_checkpoint(
     tokenizer: Place | None = None,
     allow_missing: Sequence[str] = (),
     allow_non_finite: bool = False,
-    progress: bool = False,
-    say: Say = lambda message: None,
+    say: Callable[[str], None] | None = None,
 ) -> Ported:
     """Builds the deep-fused model around pretrained parts, as a checkpoint on disk.
 
@@ -103,13 +87,11 @@ def stream_checkpoint(
       tokenizer: a tokenizer.json or its folder; None: the LLM's own, else the config's.
       allow_missing: patterns of keys of the LLM that may be absent, and are then initialised.
       allow_non_finite: take NaN and infinity as they are.
-      progress: draw a bar on stderr.
-      say: for messages.
+      say: takes messages; with it, a progress bar is drawn on stderr.
     Raises:
-      CheckpointError: files that do not fit (all keys in one message), or are damaged; `out`
-        exists.
+      CheckpointError: files that do not fit (all keys in one message), or are damaged.
       ConfigError: the config contradicts itself or the tokenizer.
-      EnvironmentProblem: the disk is full, or `out` cannot be written.
+      EnvironmentProblem: `out` exists or cannot be written, or the disk is full.
     """
     started = time.monotonic()
     out = require_absent(out)
@@ -117,7 +99,7 @@ def stream_checkpoint(
     options = {"allow_non_finite": allow_non_finite}
     source = None if llm is None else from_hf.open_llm(llm, **options)
     plan = from_hf.plan_model(source, config, allow_missing=allow_missing)
-    rows = plan.slots["token_embedding"].shape[0]
+    rows = plan.specs["token_embedding"].shape[0]
     model = dataclasses.replace(config.model, vocab_size=rows)
     config = dataclasses.replace(config, model=model)
     encoders = _plan_encoders(config, vit, vae, options)
@@ -125,21 +107,29 @@ def stream_checkpoint(
     stored = _with_files(config, out, encoders)
     notes = [*_notes(plan, config), *unsure]
     record: dict[str, Any] = {
-        "llm": None if source is None else _about(source, [p.key for p, _ in plan.pairs]),
-        **{e.part: _about(e.source, [p.key for p in e.plan.pairs], e.layout) for e in encoders},
+        "llm": None if source is None else _about(source, (p.key for p, _ in plan.pairs)),
+        **{e.part: _about(e.source, (p.key for p in e.plan.pairs), e.layout) for e in encoders},
         "missing": plan.missing,
         "allow_missing": list(allow_missing),
         "allow_nan": allow_non_finite,
         "notes": notes,
     }
     parameters = count_parameters(plan.shapes)
-    with atomic_directory(out, needed_bytes=_num_bytes(plan, encoders), say=say) as folder:
-        with _bar(_num_bytes(plan, encoders), progress) as advance:
-            for encoder in encoders:
-                parameters[f"frozen {encoder.part}"] = _copy_encoder(folder, encoder, advance)
-                if encoder.plan.left:
-                    record[encoder.part] |= {"left": left_digest(folder)}
-            fingerprint = _write_params(folder, plan, config, advance)
+    for encoder in encoders:
+        parameters[f"frozen {encoder.part}"] = sum(map(math.prod, encoder.view().shapes.values()))
+    jobs = [job for encoder in encoders for job in _copies(encoder)]
+    leaves = leaf_shapes(plan.specs).values()
+    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves)
+    total += sum(job.num_bytes for job in jobs)
+    with atomic_directory(out, needed_bytes=total, say=say) as folder:
+        with tqdm.tqdm(
+            total=total, unit="B", unit_scale=True, disable=say is None, mininterval=1.0
+        ) as bar:
+            for job in jobs:
+                job.write(folder, advance=bar.update, allow_non_finite=allow_non_finite)
+            fingerprint = _write_params(folder, plan, config, bar.update)
+        if (folder / LEFT).is_file():
+            record["vit"]["left"] = left_digest(folder)
         copy_files(folder, config, llm)
         meta = {
             "format": files.FORMAT,
@@ -159,21 +149,21 @@ def stream_checkpoint(
 
 
 def left_digest(folder: pathlib.Path) -> str:
-    """sha256 of what lies aside of the vision tower in a checkpoint's folder."""
+    """sha256 of the tensors that were left out of the vision tower of a checkpoint's folder."""
     with (folder / LEFT).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-# ------------------------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------------------------- helpers
 
 
 def _write_params(
     folder: pathlib.Path, plan: ModelPlan, config: MogaoConfig, advance: Callable[[int], Any]
 ) -> dict[str, str]:
     """Writes the state item; returns the fingerprint."""
-    shapes = from_hf.leaf_shapes(plan.slots)
+    leaves = leaf_shapes(plan.specs).items()
     writer = PartWriter(
-        folder / "state", {f"params/{leaf.replace('.', '/')}": x for leaf, x in shapes.items()}
+        folder / "state", {f"params/{leaf.replace('.', '/')}": x for leaf, x in leaves}
     )
     initialiser = Initialiser(config, plan.shapes, jax.random.key(config.seed))
     for leaf, start, value in from_hf.pieces(plan, initialiser):
@@ -182,57 +172,37 @@ def _write_params(
     return writer.finish()
 
 
-def _copy_encoder(folder: pathlib.Path, encoder: Encoder, advance: Callable[[int], Any]) -> int:
-    """Writes an encoder in our own layout, bit by bit as it was; returns its parameter count."""
-    source, plan = encoder.source, encoder.plan
-    shapes = slots(_template(encoder))
-    writer = ShardWriter(
-        folder,
-        {p.name: (shapes[p.name].shape, source.dtypes[p.key]) for p in plan.pairs},
-        stem=encoder.part,
-        shard_bytes=2**62,
-        metadata={
-            "format": "mogao_jax",
-            "config": json.dumps(dataclasses.asdict(encoder.config)),
-        },
-    )
-    for key, name, transform in plan.pairs:
-        value = transform.forward(source.read(key), shapes[name].shape)
-        writer.write(name, value)
-        advance(value.nbytes)
-    writer.finish()
-    if plan.left:
-        kept = {key: (source.shapes[key], source.dtypes[key]) for key in plan.left}
-        rest = ShardWriter(folder, kept, stem=LEFT.removesuffix(".safetensors"))
-        for key in plan.left:
-            rest.write(key, source.read(key))
-        rest.finish()
-    return sum(math.prod(shapes[p.name].shape) for p in plan.pairs)
-
-
-# ------------------------------------------------------------------------------------ planning
+def _copies(encoder: EncoderPlan) -> list[ExportJob]:
+    """An encoder in our own layout, bit by bit as it was; and what of its file has no place."""
+    config = json.dumps(dataclasses.asdict(encoder.config))
+    view, source = encoder.view(), encoder.source
+    pairs = [Pair(name, name, SAME) for name in view.shapes]
+    metadata = {"format": "mogao_jax", "config": config}
+    jobs = [ExportJob("", encoder.part, view, pairs, view.dtypes, metadata=metadata)]
+    if encoder.plan.left:
+        left = [Pair(key, key, SAME) for key in encoder.plan.left]
+        stem = LEFT.removesuffix(".safetensors")
+        jobs.append(ExportJob("", stem, source, left, source.dtypes))
+    return jobs
 
 
 def _plan_encoders(
     config: MogaoConfig, vit: Place | None, vae: Place | None, options: dict[str, Any]
-) -> list[Encoder]:
+) -> list[EncoderPlan]:
     encoders = []
     if vae is not None:
-        source, plan = from_hf.plan_autoencoder(vae, config.vae, **options)
-        layout = (taef1 if config.vae.kind == "taef1" else flux_vae).layout_of(source)
-        encoders.append(Encoder("vae", source, plan, config.vae, layout))
+        encoders.append(from_hf.plan_autoencoder(vae, config.vae, **options))
     if vit is not None:
         if config.layout.understanding_encoder != "vit":
             raise ConfigError(
                 "config.layout.understanding_encoder is 'vae': this model has no ViT. Leave --vit "
                 "out, or set it to 'vit'."
             )
-        source, plan = from_hf.plan_vision_tower(vit, config.vit, **options)
-        encoders.append(Encoder("vit", source, plan, config.vit, "qwen2_vl"))
+        encoders.append(from_hf.plan_vision_tower(vit, config.vit, **options))
     return encoders
 
 
-def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[Encoder]) -> MogaoConfig:
+def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[EncoderPlan]) -> MogaoConfig:
     """The config as stored: it names the files of the finished checkpoint."""
     changed: dict[str, Any] = {}
     for encoder in encoders:
@@ -243,7 +213,7 @@ def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[Encoder])
     return dataclasses.replace(config, **changed)
 
 
-def _about(source: TensorSource, keys: list[str], layout: str = "") -> dict[str, Any]:
+def _about(source: TensorSource, keys: Iterable[str], layout: str = "") -> dict[str, Any]:
     return {
         "place": os.path.abspath(source.place),
         "dtypes": dict(Counter(source.dtypes[key] for key in keys)),
@@ -262,38 +232,9 @@ def _notes(plan: ModelPlan, config: MogaoConfig) -> list[str]:
         )
     if plan.missing:
         notes.append(f"initialised, because --allow-missing says so: {', '.join(plan.missing)}")
-    if plan.grown:
-        notes += [f"{name}: rows from {have} on are new" for name, have in plan.grown.items()]
+    notes += [f"{name}: rows from {have} on are new" for name, have in plan.grown.items()]
     if plan.source is not None and config.model.param_dtype == "bfloat16":
         rounded = [p.key for p, _ in plan.pairs if plan.source.dtypes[p.key] != "bfloat16"]
         if rounded:
             notes.append(f"{len(rounded)} tensors are rounded to bfloat16 (model.param_dtype)")
     return notes
-
-
-def _num_bytes(plan: ModelPlan, encoders: list[Encoder]) -> int:
-    """Of everything that will be written, before compression."""
-    total = sum(
-        math.prod(shape) * dtype.itemsize
-        for shape, dtype in from_hf.leaf_shapes(plan.slots).values()
-    )
-    for encoder in encoders:
-        source, keys = encoder.source, [p.key for p in encoder.plan.pairs] + encoder.plan.left
-        total += sum(
-            math.prod(source.shapes[key]) * (4 if source.dtypes[key] == "float32" else 2)
-            for key in keys
-        )
-    return total
-
-
-def _template(encoder: Encoder) -> Any:
-    make = encoder_weights.vae_template if encoder.part == "vae" else encoder_weights.vit_template
-    return make(encoder.config)
-
-
-@contextlib.contextmanager
-def _bar(num_bytes: int, shown: bool) -> Iterator[Callable[[int], Any]]:
-    with tqdm.tqdm(
-        total=num_bytes, unit="B", unit_scale=True, disable=not shown, mininterval=1.0
-    ) as bar:
-        yield bar.update

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mogao_jax.porting.tables import Plan
-from mogao_jax.porting.transforms import Shape
+from mogao_jax.key_tables import SAME, Plan, Shape, Transform
+
+Place = str | os.PathLike
+PART_BYTES = 64 * 2**20  # larger tensors are read in parts, where that is possible
 
 
 class TensorSource(Protocol):
@@ -37,8 +41,19 @@ class TensorSource(Protocol):
         """Rows start to stop (exclusive) of its first axis."""
 
 
+def read_in_parts(source: TensorSource, key: str) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows) of a tensor, in parts of at most PART_BYTES; a scalar's rows are itself."""
+    num_rows, *rest = source.shapes[key] or (1,)
+    step = max(1, PART_BYTES // (4 * max(1, math.prod(rest))))
+    if num_rows <= step:
+        yield 0, source.read(key)
+        return
+    for start in range(0, num_rows, step):
+        yield start, source.read_rows(key, start, min(num_rows, start + step))
+
+
 class InMemory:
-    """Tensors that are at hand already: out of a file of another kind, or made by a test."""
+    """Tensors in memory: from a file of another kind, or made by a test."""
 
     def __init__(
         self,
@@ -47,8 +62,7 @@ class InMemory:
         config: Mapping[str, Any] | None = None,
         place: str = "tensors in memory",
     ):
-        self.place = place
-        self.config = dict(config or {})
+        self.place, self.config = place, dict(config or {})
         self._tensors = dict(tensors)
         self.shapes = {key: tuple(x.shape) for key, x in tensors.items()}
         self.dtypes = {key: x.dtype.name for key, x in tensors.items()}
@@ -60,69 +74,68 @@ class InMemory:
         return self._tensors[key][start:stop]
 
 
-class PrefixedSource:
-    """A source with keys of one prefix only, and another prefix in its place."""
+class Origin(NamedTuple):
+    """Where a tensor of a view comes from, and how it is turned."""
 
-    def __init__(
-        self,
-        source: TensorSource,
-        strip: str,
-        config: Mapping[str, Any] | None = None,
-        *,
-        prefix: str = "",
-    ):
-        """
-        Args:
-          strip: only keys that begin with this are kept, without it.
-          config: in place of the source's own.
-          prefix: what the remaining keys get in front.
-        """
-        self._source = source
-        self.place = source.place
-        self.config = source.config if config is None else config
-        self._keys = {
-            prefix + key.removeprefix(strip): key for key in source.shapes if key.startswith(strip)
-        }
-        self.shapes = {key: source.shapes[old] for key, old in self._keys.items()}
-        self.dtypes = {key: source.dtypes[old] for key, old in self._keys.items()}
+    source: TensorSource
+    key: str
+    shape: Shape
+    transform: Transform = SAME
+
+
+class TensorView:
+    """Tensors of other sources under other names, and with other axes; itself a `TensorSource`."""
+
+    def __init__(self, place: str, config: Mapping[str, Any], origins: Mapping[str, Origin]):
+        self.place, self.config, self._origins = place, config, dict(origins)
+        self.shapes = {name: tuple(o.shape) for name, o in origins.items()}
+        self.dtypes = {name: o.source.dtypes[o.key] for name, o in origins.items()}
 
     def read(self, key: str) -> np.ndarray:
-        return self._source.read(self._keys[key])
+        origin = self._origins[key]
+        return origin.transform.forward(origin.source.read(origin.key), self.shapes[key])
 
     def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        return self._source.read_rows(self._keys[key], start, stop)
-
-
-class ChainedSource:
-    """Several sources of one model as one; their keys must not collide."""
-
-    def __init__(self, place: str, *sources: TensorSource):
-        self.place = place
-        self.config: Mapping[str, Any] = {}
-        self._of = {key: source for source in sources for key in source.shapes}
-        self.shapes = {key: source.shapes[key] for key, source in self._of.items()}
-        self.dtypes = {key: source.dtypes[key] for key, source in self._of.items()}
-
-    def read(self, key: str) -> np.ndarray:
-        return self._of[key].read(key)
-
-    def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        return self._of[key].read_rows(key, start, stop)
-
-
-class TransformedSource:
-    """A file in others' layout by our names, shaped as ours."""
-
-    def __init__(self, source: TensorSource, plan: Plan, shapes: Mapping[str, Shape]):
-        self.place = source.place
-        self.config = source.config
-        self._source, self._pairs = source, {pair.name: pair for pair in plan.pairs}
-        self.shapes = shapes
-        self.dtypes = {name: source.dtypes[pair.key] for name, pair in self._pairs.items()}
-
-    def read(self, key: str) -> np.ndarray:
-        pair = self._pairs[key]
-        return pair.transform.forward(self._source.read(pair.key), self.shapes[key])
-
-    def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        origin = self._origins[key]
+        if origin.transform.by_rows:
+            return origin.source.read_rows(origin.key, start, stop)
         return self.read(key)[start:stop]
+
+
+def prefixed(
+    source: TensorSource,
+    *,
+    strip: str = "",
+    prefix: str = "",
+    config: Mapping[str, Any] | None = None,
+) -> TensorView:
+    """The tensors whose keys begin with `strip`, which `prefix` replaces.
+
+    Args:
+      config: in place of the source's own.
+    """
+    found = {
+        prefix + key.removeprefix(strip): Origin(source, key, shape)
+        for key, shape in source.shapes.items()
+        if key.startswith(strip)
+    }
+    return TensorView(source.place, source.config if config is None else config, found)
+
+
+def chained(place: str, *sources: TensorSource) -> TensorView:
+    """Several sources of one model as one; their keys must not collide."""
+    found = {key: Origin(s, key, shape) for s in sources for key, shape in s.shapes.items()}
+    return TensorView(place, {}, found)
+
+
+def selected(source: TensorSource, keys: Iterable[str]) -> TensorView:
+    """Some tensors of a source, without its config."""
+    return TensorView(
+        source.place, {}, {key: Origin(source, key, source.shapes[key]) for key in keys}
+    )
+
+
+def transformed(source: TensorSource, plan: Plan, shapes: Mapping[str, Shape]) -> TensorView:
+    """A file in others' layout by our names, shaped as ours."""
+    found = {p.name: Origin(source, p.key, shapes[p.name], p.transform) for p in plan.pairs}
+    return TensorView(source.place, source.config, found)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.load_params import best_weights, load_params
+from mogao_jax.checkpoints.files import best_weights, load_params
 from mogao_jax.checkpoints.sidecar_files import changed_encoders, check_tokenizer, with_carried
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig

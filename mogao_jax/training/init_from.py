@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.load_params import load_params
+from mogao_jax.checkpoints.files import load_params
 from mogao_jax.checkpoints.sidecar_files import changed_encoders, check_tokenizer
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig

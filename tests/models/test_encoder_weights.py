@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.models import encoder_weights, taef1
+from mogao_jax.models import taef1
 from mogao_jax.models.encoder_weights import file_digests, load_vae, load_vit, save_weights
 from mogao_jax.models.vit import VisionTower
 
@@ -100,13 +100,6 @@ def test_taef1_without_files(tmp_path):
         load_vae(VaeConfig(kind="taef1", weights=str(tmp_path)))
     with pytest.raises(CheckpointError, match="no file or folder"):
         load_vae(VaeConfig(kind="taef1", weights=str(tmp_path / "absent")))
-
-
-def test_a_table_that_uses_a_key_twice_is_refused():
-    template = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
-    table = {"a": encoder_weights.Source("x"), "b": encoder_weights.Source("x")}
-    with pytest.raises(CheckpointError, match="x is used 2 times"):
-        encoder_weights.fill(template, {"x": np.zeros(2)}, table, "here")
 
 
 def test_digests_name_the_files_that_are_used(params, tmp_path):

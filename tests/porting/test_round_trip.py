@@ -14,10 +14,10 @@ import tiny_files as files
 
 from mogao_jax.checkpoints import files as checkpoint_files
 from mogao_jax.checkpoints import sidecar_files
-from mogao_jax.checkpoints.load_params import load_params
+from mogao_jax.checkpoints.files import load_params
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
-from mogao_jax.porting import comparing, from_hf, inspecting
+from mogao_jax.porting import from_hf, inspecting
 from mogao_jax.porting.formats import mogao, qwen2
 from mogao_jax.porting.model_card import model_card
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
@@ -161,14 +161,14 @@ def test_the_whole_model_and_back(case, tmp_path):
         vit=tmp_path / "all" / "vit",
         vae=tmp_path / "all" / "vae",
     )
-    found = comparing.compare(case.checkpoint, again)
+    found = inspecting.compare(case.checkpoint, again)
     assert found.equal and found.same == len(inspecting.open_any(again).shapes) and not found.dtypes
 
 
 def test_the_und_branch_is_the_language_model(case):
-    found = comparing.compare(case.checkpoint, case.folder / "llm")
+    found = inspecting.compare(case.checkpoint, case.folder / "llm")
     assert found.equal and found.same == len(case.llm)
-    assert comparing.compare(case.folder / "llm", case.checkpoint).equal
+    assert inspecting.compare(case.folder / "llm", case.checkpoint).equal
 
 
 def test_another_dtype(case, tmp_path):

@@ -17,11 +17,10 @@ import pytest
 import tiny_files as files
 
 from mogao_jax.checkpoints import chunked_io
-from mogao_jax.checkpoints.load_params import load_params
+from mogao_jax.checkpoints.files import load_params
 from mogao_jax.config.convert import to_dict
 from mogao_jax.errors import CheckpointError, ConfigError, EnvironmentProblem
-from mogao_jax.porting import from_hf, streaming
-from mogao_jax.porting.formats import qwen2
+from mogao_jax.porting import from_hf, streaming, tensor_sources
 from mogao_jax.porting.streaming import stream_checkpoint
 from mogao_jax.porting.to_hf import export
 from mogao_jax.tokenizer import ByteTokenizer
@@ -49,7 +48,7 @@ def left_in(folder) -> list[str]:
 
 def test_pieces_smaller_than_arrays(llm, tmp_path, monkeypatch):
     """Embeddings read by rows, arrays of several files: the numbers are the same."""
-    monkeypatch.setattr(from_hf, "ROWS_BYTES", 1000)
+    monkeypatch.setattr(tensor_sources, "PART_BYTES", 1000)
     monkeypatch.setattr(chunked_io, "PART_BYTES", 3000)
     stream_checkpoint(tmp_path / "out", CONFIG, llm=llm)
     files_of_one = list((tmp_path / "out" / "state" / "params.token_embedding").iterdir())
@@ -192,9 +191,9 @@ _PEAK = """
 import json, sys
 from mogao_jax.checkpoints import chunked_io
 from mogao_jax.config.convert import from_dict
-from mogao_jax.porting import from_hf, initialising, streaming
+from mogao_jax.porting import params, streaming, tensor_sources
 from mogao_jax.process_memory import peak_bytes
-from_hf.ROWS_BYTES = chunked_io.PART_BYTES = initialising._LARGE_BYTES = 4 * 2**20
+tensor_sources.PART_BYTES = chunked_io.PART_BYTES = params.LARGE_BYTES = 4 * 2**20
 seen = []
 for llm, out, config in json.loads(sys.argv[1]):
     ported = streaming.stream_checkpoint(out, from_dict(config), llm=llm)
@@ -297,7 +296,7 @@ def test_a_config_json_is_read_beside_a_file_of_any_name(llm, tmp_path):
 
 
 def test_a_head_that_is_not_the_embedding_is_not_dropped(llm, tmp_path, monkeypatch):
-    monkeypatch.setattr(qwen2, "_HEAD_BYTES", 1000)  # in several parts
+    monkeypatch.setattr(tensor_sources, "PART_BYTES", 1000)  # in several parts
 
     def tied(values):
         values["lm_head.weight"] = values["model.embed_tokens.weight"].astype(np.float32)

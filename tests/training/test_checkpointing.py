@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mogao_jax.checkpoints.files import digest, read_meta
+from mogao_jax.checkpoints.files import digest, load_params, read_meta
 from mogao_jax.checkpoints.fingerprint import fingerprint
-from mogao_jax.checkpoints.load_params import load_params
 from mogao_jax.config.schema import (
     MeshConfig,
     ModelConfig,

@@ -17,7 +17,7 @@ from mogao_jax.config.schema import MeshConfig, OptimizerConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models.modules import count_parameters, init_params, make_model
 from mogao_jax.porting.formats import qwen2
-from mogao_jax.porting.param_specs import slots
+from mogao_jax.porting.params import param_specs
 from mogao_jax.sharding import mesh as mesh_lib
 from mogao_jax.training.optimizer import (
     count_trained,
@@ -44,7 +44,7 @@ def test_frozen_is_what_a_language_model_fills(scan_layers, tie_embeddings):
         frozen = sum(x.size for x, m in zip(jax.tree.leaves(params), leaves, strict=True) if m)
         assert count_trained(params, LLM) == sum(count_parameters(params).values()) - frozen
         assert not any(jax.tree.leaves(frozen_mask(params, OptimizerConfig())))
-    named = {name: (slot.leaf, slot.shape) for name, slot in slots(params).items()}
+    named = {name: (slot.leaf, slot.shape) for name, slot in param_specs(params).items()}
     table = [rule.ours for rule in qwen2.table(config.model) if rule.ours]
     filled = {p.replace("{i}", str(i)) for p in table for i in range(config.model.num_layers)}
     wanted = {leaf for name, (leaf, _) in named.items() if name in filled}

@@ -1,6 +1,6 @@
 """The whole model as Hugging Face lays checkpoints out: shards, index, config.json, model card.
 
-One tensor per parameter and layer, in our own shapes, named by slots (`slots.py`), so that a file
+One tensor per parameter and layer, in our own shapes, named as in `params.py`, so that a file
 can be read with and without `model.scan_layers`. config.json holds our whole config.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import mogao_jax
@@ -16,7 +15,6 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.models.encoder_weights import EMBEDDED
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.tables import Rule
 from mogao_jax.porting.tensor_sources import TensorSource
 
 MODEL_TYPE = "mogao"
@@ -46,11 +44,6 @@ _MEANING = (
 _LAYOUT = ("text_positions", "understanding_encoder")
 # Fields of the encoders that say how weights are used or where they lie, not what they are.
 _FREE = ("weights", "sample_posterior")
-
-
-def table(names: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules: every parameter under its own name."""
-    return tuple(Rule(name, name) for name in names)
 
 
 def is_mogao(source: TensorSource) -> bool:

@@ -6,7 +6,6 @@ SwiGLU; the rotary embedding turns pairs (i, i + head_dim / 2), as ours does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,16 +13,14 @@ import numpy as np
 
 from mogao_jax.config.schema import LayoutConfig, ModelConfig
 from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.key_tables import HEADS_BIAS, INTO_HEADS, LINEAR, OUT_OF_HEADS, Rule
 from mogao_jax.models import modules
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.tables import Rule
-from mogao_jax.porting.tensor_sources import PrefixedSource, TensorSource
-from mogao_jax.porting.transforms import HEADS_BIAS, INTO_HEADS, LINEAR, OUT_OF_HEADS
+from mogao_jax.porting.tensor_sources import TensorSource, prefixed, read_in_parts
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 HEADLESS = "Qwen2Model"  # the same without lm_head, its keys without "model."
 NAME = "a Qwen2 language model"
-_HEAD_BYTES = 64 * 2**20  # that are compared at a time
 
 _LAYER = "model.layers.{i}"
 _BRANCH = "layers.{i}.und"
@@ -57,7 +54,7 @@ def table(model: ModelConfig) -> tuple[Rule, ...]:
 
 
 def is_of_llm(name: str) -> bool:
-    """Whether one of our parameters (by its slot's name) comes from the language model."""
+    """Whether one of our parameters (by its name) comes from the language model."""
     return modules.is_of_llm(name.split("."))
 
 
@@ -106,7 +103,7 @@ def of_the_model_alone(source: TensorSource) -> TensorSource:
     config = dict(source.config)
     if config.get("architectures") == [HEADLESS]:
         config["architectures"] = [ARCHITECTURE]
-    return PrefixedSource(source, "", config, prefix="model.")
+    return prefixed(source, prefix="model.", config=config)
 
 
 def check_tied_head(source: TensorSource, model: ModelConfig) -> None:
@@ -117,15 +114,10 @@ def check_tied_head(source: TensorSource, model: ModelConfig) -> None:
     head, embedding = HEAD.theirs, TABLE[0].theirs
     if not model.tie_embeddings or not {head, embedding} <= set(source.shapes):
         return
-    shape = source.shapes[embedding]
-    same = tuple(source.shapes[head]) == tuple(shape)
-    step = max(1, _HEAD_BYTES // (4 * max(1, math.prod(shape[1:]))))
-    for start in range(0, shape[0] if same else 0, step):
-        stop = min(shape[0], start + step)
-        same = same and _same_values(
-            source.read_rows(head, start, stop), source.read_rows(embedding, start, stop)
-        )
-    if not same:
+    if source.shapes[head] != source.shapes[embedding] or not all(
+        _same_values(rows, source.read_rows(embedding, start, start + len(rows)))
+        for start, rows in read_in_parts(source, head)
+    ):
         raise CheckpointError(
             f"{source.place!r} has a {head} that is not its {embedding}, though the config ties "
             "them (model.tie_embeddings): the head would be lost. Set model.tie_embeddings=False "

@@ -7,10 +7,9 @@ keeps them in a file of their own, so that the way back is whole.
 from __future__ import annotations
 
 from mogao_jax.config.schema import VitConfig
+from mogao_jax.key_tables import LINEAR, SAME, Rule, Transform, patch_embedding
 from mogao_jax.porting.formats.fields import Field, compare
-from mogao_jax.porting.tables import Rule
-from mogao_jax.porting.tensor_sources import PrefixedSource, TensorSource
-from mogao_jax.porting.transforms import LINEAR, SAME, Transform, patch_embedding
+from mogao_jax.porting.tensor_sources import TensorSource, prefixed
 
 NAME = "Qwen2-VL's vision tower"
 PREFIXES = ("visual.", "model.visual.")  # inside a whole Qwen2-VL; the second since 2025
@@ -55,7 +54,7 @@ def tower(source: TensorSource) -> TensorSource:
     for prefix in PREFIXES:
         if prefix + _KEY in source.shapes:
             inner = source.config.get("vision_config", {})
-            return PrefixedSource(source, prefix, inner if isinstance(inner, dict) else {})
+            return prefixed(source, strip=prefix, config=inner if isinstance(inner, dict) else {})
     return source  # matching says what is missing
 
 

@@ -144,11 +144,11 @@ def through_vae(batch_size: int = 16) -> Distort:
     """Reconstruction by the embedded tiny autoencoder; compiled for one canvas."""
     import jax
 
-    from mogao_jax.models.encoder_weights import load_vae, tiny_vae_config
+    from mogao_jax.models.encoder_weights import load_vae, saved_vae_config
     from mogao_jax.models.vae import decode_latents, encode_images
     from mogao_jax.worlds.shapes.tiny_encoders.images import on_canvas
 
-    vae, params = load_vae(tiny_vae_config())
+    vae, params = load_vae(saved_vae_config())
     run = jax.jit(lambda x, s: decode_latents(vae, params, encode_images(vae, params, x, s), s))
 
     def distort(images: Sequence[np.ndarray], rng: Rng) -> list[np.ndarray]:

@@ -15,8 +15,7 @@ from mogao_jax.models.encoder_weights import (
     load_vae,
     load_vit,
     saved_vae_config,
-    tiny_vae_config,
-    tiny_vit_config,
+    saved_vit_config,
     weights_file,
 )
 from mogao_jax.worlds.shapes.tiny_encoders import probes, train_vae, train_vit, training
@@ -26,8 +25,8 @@ def test_sizes_and_widths():
     files = weights_file("vae"), weights_file("vit")
     assert sum(f.stat().st_size for f in files) <= 4_000_000
     for config, trained in (
-        (tiny_vae_config(), train_vae.TINY),
-        (tiny_vit_config(), train_vit.TINY),
+        (saved_vae_config(), train_vae.TINY),
+        (saved_vit_config(), train_vit.TINY),
     ):
         free = {"scaling_factor", "shift_factor"}
         for field in dataclasses.fields(config):
@@ -36,7 +35,7 @@ def test_sizes_and_widths():
 
 
 def test_embedded_vae_reaches_its_figures():
-    config = tiny_vae_config()
+    config = saved_vae_config()
     _, params = load_vae(config)
     figures = train_vae.held_out_psnr(params, dataclasses.replace(config), count=48)
     assert figures["psnr_mean"] >= 30 and figures["psnr_sampled"] >= 30
@@ -46,7 +45,7 @@ def test_embedded_vae_reaches_its_figures():
 
 @pytest.mark.slow
 def test_embedded_vit_reaches_its_figures():
-    tower, params = load_vit(tiny_vit_config())
+    tower, params = load_vit(saved_vit_config())
     accuracies = probes.probe_accuracies(tower, params, fit=2000, test=600)
     assert set(accuracies) == {"color", "shape", "count", "place", "own_place"}
     # Where a token is, it does not say itself: positions tell the transformer (assets/README.md).

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import tiny_files as files
 
+from mogao_jax import key_tables
 from mogao_jax.config.schema import MogaoConfig, VaeConfig
 from mogao_jax.errors import CheckpointError
+from mogao_jax.key_tables import Rule, compress, invert, match
 from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.modules import make_model, param_shapes
-from mogao_jax.porting import transforms
-from mogao_jax.porting.formats import flux_vae, qwen2, qwen2_vl_vision, taef1
-from mogao_jax.porting.param_specs import shapes_of, slots
-from mogao_jax.porting.tables import Rule, compress, invert, match
+from mogao_jax.porting.formats import autoencoders, qwen2, qwen2_vl_vision
+from mogao_jax.porting.params import param_specs, shapes_of
 
 TABLE = (
     Rule("embed.weight", "embedding"),
-    Rule("blocks.{i}.w.weight", "layers.{i}.w.kernel", transforms.LINEAR),
+    Rule("blocks.{i}.w.weight", "layers.{i}.w.kernel", key_tables.LINEAR),
     Rule("blocks.{i}.cache", None),
 )
 OURS = {"embedding": (5, 2), "layers.0.w.kernel": (2, 3), "layers.1.w.kernel": (2, 3)}
@@ -109,16 +109,16 @@ def test_compress():
 @pytest.mark.parametrize(
     ("transform", "ours"),
     [
-        (transforms.SAME, (4, 3)),
-        (transforms.LINEAR, (4, 3)),
-        (transforms.INTO_HEADS, (6, 2, 4)),
-        (transforms.HEADS_BIAS, (2, 4)),
-        (transforms.OUT_OF_HEADS, (2, 4, 6)),
-        (transforms.CONV, (3, 3, 4, 5)),
-        (transforms.POINTWISE, (4, 5)),
-        (transforms.patch_embedding(2, 4), (96, 5)),
+        (key_tables.SAME, (4, 3)),
+        (key_tables.LINEAR, (4, 3)),
+        (key_tables.INTO_HEADS, (6, 2, 4)),
+        (key_tables.HEADS_BIAS, (2, 4)),
+        (key_tables.OUT_OF_HEADS, (2, 4, 6)),
+        (key_tables.CONV, (3, 3, 4, 5)),
+        (key_tables.POINTWISE, (4, 5)),
+        (key_tables.patch_embedding(2, 4), (96, 5)),
     ],
-    ids=lambda x: getattr(x, "name", None),
+    ids=lambda x: getattr(x, "their_axes", None),
 )
 def test_transforms_have_inverses(transform, ours):
     x = np.random.default_rng(0).normal(size=ours)
@@ -132,22 +132,22 @@ def test_what_the_transforms_mean():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(7, 6))
     weight = rng.normal(size=(8, 6))  # [N * H, D] as PyTorch has it
-    heads = transforms.INTO_HEADS.forward(weight, (6, 2, 4))
+    heads = key_tables.INTO_HEADS.forward(weight, (6, 2, 4))
     np.testing.assert_allclose(np.einsum("ld,dnh->lnh", x, heads).reshape(7, 8), x @ weight.T)
     out = rng.normal(size=(6, 8))
-    joined = transforms.OUT_OF_HEADS.forward(out, (2, 4, 6))
+    joined = key_tables.OUT_OF_HEADS.forward(out, (2, 4, 6))
     y = rng.normal(size=(7, 2, 4))
     np.testing.assert_allclose(np.einsum("lnh,nhd->ld", y, joined), y.reshape(7, 8) @ out.T)
     patch = rng.normal(size=(5, 3, 2, 4, 4))
     pixels = rng.normal(size=(9, 3, 2, 4, 4))
-    flat = transforms.patch_embedding(2, 4).forward(patch, (96, 5))
+    flat = key_tables.patch_embedding(2, 4).forward(patch, (96, 5))
     np.testing.assert_allclose(
         pixels.reshape(9, -1) @ flat, np.einsum("pcthw,dcthw->pd", pixels, patch)
     )
 
 
 def own_shapes(template) -> dict:
-    return shapes_of(slots(template))
+    return shapes_of(param_specs(template))
 
 
 LLM = MogaoConfig(model=dataclasses.replace(files.MODEL, tie_embeddings=False))
@@ -165,15 +165,15 @@ TAEF1 = VaeConfig(kind="taef1")
         ),
         *(
             (
-                flux_vae.table(files.VAE, layout),
+                autoencoders.table(files.VAE, layout),
                 files.vae_shapes(layout),
                 lambda: own_shapes(vae_template(files.VAE)),
             )
-            for layout in flux_vae.LAYOUTS
+            for layout in autoencoders.LAYOUTS["flux"]
         ),
         *(
-            (taef1.table(layout), None, lambda: own_shapes(vae_template(TAEF1)))
-            for layout in taef1.LAYOUTS
+            (autoencoders.table(TAEF1, layout), None, lambda: own_shapes(vae_template(TAEF1)))
+            for layout in autoencoders.LAYOUTS["taef1"]
         ),
     ],
     ids=["qwen2", "vit", "bfl", "diffusers", "taef1", "taef1-diffusers"],

@@ -12,7 +12,7 @@ import tiny_files as files
 
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.modules import init_params, make_model
-from mogao_jax.porting import from_hf, initialising
+from mogao_jax.porting import from_hf, params
 from mogao_jax.porting.tensor_sources import InMemory
 from mogao_jax.sharding import rules
 
@@ -47,7 +47,7 @@ def test_what_no_file_holds_is_what_training_draws(scan, monkeypatch):
         assert from_llm != np.array_equal(value, drawn[name]), name
     if scan:
         # The way of large arrays: constants are recognised by a single layer.
-        monkeypatch.setattr(initialising, "_LARGE_BYTES", 16_000)
+        monkeypatch.setattr(params, "LARGE_BYTES", 16_000)
         again = flat(from_hf.build_mogao(llm(cfg), cfg, KEY))
         for name, value in built.items():
             np.testing.assert_array_equal(value, again[name], name)

@@ -6,25 +6,30 @@ headers and the index is found on opening.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import safetensors
 
 from mogao_jax.errors import CheckpointError
+from mogao_jax.key_tables import compress
 from mogao_jax.paths import expanded
-from mogao_jax.porting.safetensors_file import (
-    FLOATS,
-    Entry,
-    is_finite,
-    read_entry,
-    read_header,
-)
-from mogao_jax.porting.tables import compress
+from mogao_jax.porting.tensor_sources import TensorSource
 
+# What weights come in, by the format's names; its other dtypes are none for weights.
+FLOATS = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+FLOAT_NAMES = {dtype.name for dtype in FLOATS.values()}
+_EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 # The names under which transformers and diffusers save.
@@ -33,7 +38,7 @@ _LARGEST_JSON = 64 * 2**20
 
 
 class SafetensorsFolder:
-    """The tensors of a file or folder; a `sources.TensorSource`.
+    """The tensors of a file or folder; a `TensorSource`.
 
     Its config is the config.json beside the tensors, also where a file alone is given.
     """
@@ -61,87 +66,127 @@ class SafetensorsFolder:
         self.place = str(path)
         self.allow_non_finite = allow_non_finite
         self.metadata: dict[str, str] = {}
-        self._entries: dict[str, tuple[pathlib.Path, Entry]] = {}
+        self._files: dict[str, pathlib.Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         found = _find(path)
         if found.name.endswith(INDEX_SUFFIX):
             self._open_shards(found)
         else:
-            header = read_header(found)
-            self._entries = {key: (found, entry) for key, entry in header.entries.items()}
-            self.metadata = header.metadata
+            self._open_file(found)
         file = found.parent / "config.json"
         self.config = read_json(file) if with_config and file.is_file() else {}
-        self.shapes = {key: entry.shape for key, (_, entry) in self._entries.items()}
-        self.dtypes = {
-            key: FLOATS[entry.dtype].name if entry.dtype in FLOATS else entry.dtype
-            for key, (_, entry) in self._entries.items()
-        }
 
     def read(self, key: str) -> np.ndarray:
-        """A whole tensor in its own dtype. Raises CheckpointError if it is not finite."""
-        return self._checked(key, None)
+        """A whole tensor in its own dtype.
+
+        Raises:
+          CheckpointError: its values are not finite, or no floats; or the file has changed.
+        """
+        return self._read(key)
 
     def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (exclusive) of a tensor's first axis; as `read`."""
-        return self._checked(key, slice(start, stop))
+        return self._read(key, slice(start, stop))
 
-    def _checked(self, key: str, rows: slice | None) -> np.ndarray:
-        path, entry = self._entries[key]
-        array = read_entry(path, key, entry, rows)
+    def _read(self, key: str, rows: slice | None = None) -> np.ndarray:
+        require_floats(self, [key])
+        array = self._raw(key, rows)
         if not self.allow_non_finite and not is_finite(array):
-            raise self._not_finite()
+            # Names every tensor with such values, whichever was read first.
+            floats = [k for k in self.shapes if self.dtypes[k] in FLOAT_NAMES]
+            bad = [k for k in floats if not is_finite(self._raw(k))]
+            raise CheckpointError(
+                f"{self.place!r} has values that are not finite (NaN or infinity) in "
+                f"{'; '.join(compress(bad))}. A model with these computes nothing of use: get the "
+                "file anew. To take them as they are, say --allow-nan."
+            )
         return array
 
-    def _not_finite(self) -> CheckpointError:
-        """Names every tensor with such values, whichever was come upon first."""
-        bad = [
-            key
-            for key, (path, entry) in self._entries.items()
-            if entry.dtype in FLOATS and not is_finite(read_entry(path, key, entry))
-        ]
-        return CheckpointError(
-            f"{self.place!r} has values that are not finite (NaN or infinity) in "
-            f"{'; '.join(compress(bad))}. A model with these computes nothing of use: get the file "
-            "anew. To take them as they are, say --allow-nan."
-        )
+    def _raw(self, key: str, rows: slice | None = None) -> np.ndarray:
+        with opened(self._files[key]) as f:
+            return f.get_tensor(key) if rows is None else f.get_slice(key)[rows]
+
+    def _open_file(self, path: pathlib.Path, wanted: set[str] | None = None) -> set[str]:
+        """Notes what a file holds (of the wanted keys); returns all its keys."""
+        with opened(path) as f:
+            here = set(f.keys())
+            self.metadata = f.metadata() or {}
+            for key in sorted(here if wanted is None else here & wanted):
+                tensor = f.get_slice(key)
+                dtype = tensor.get_dtype()
+                self._files[key] = path
+                self.shapes[key] = tuple(tensor.get_shape())
+                self.dtypes[key] = FLOATS[dtype].name if dtype in FLOATS else dtype
+        return here
 
     def _open_shards(self, index: pathlib.Path) -> None:
-        weight_map = _weight_map(index)
+        shards: dict[str, set[str]] = {}
+        for key, name in _weight_map(index).items():
+            shards.setdefault(name, set()).add(key)
         problems: list[str] = []
-        for name in dict.fromkeys(weight_map.values()):
-            wanted = {key for key, file in weight_map.items() if file == name}
+        for name, wanted in shards.items():
             try:
                 _check_name(name)
-                header = read_header(index.parent / name)
+                here = self._open_file(index.parent / name, wanted)
             except CheckpointError as e:
                 problems.append(str(e))
                 continue
-            here = set(header.entries)
             problems += [f"{k} is not in {name}" for k in compress(sorted(wanted - here))]
             for key in compress(sorted(here - wanted)):
                 problems.append(f"{key} is in {name}, where the index does not have it")
-            for key in wanted & here:
-                self._entries[key] = (index.parent / name, header.entries[key])
         if problems:
             raise CheckpointError(
                 f"the index {str(index)!r} does not fit its shards, {len(problems)} problem(s): "
                 f"{'; '.join(problems)}. Download or copy the folder again."
             )
-        self._entries = {key: self._entries[key] for key in weight_map}
 
 
-def require_floats(source: Any, keys: Iterable[str]) -> None:
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[Any]:
+    """An open safetensors file (`safetensors.safe_open`, numpy arrays).
+
+    To be opened anew for each tensor: the library maps the file into memory, and what has been
+    read of it counts as this process's until it is closed.
+
+    Raises:
+      CheckpointError: it cannot be read, is no safetensors file, or cut short.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as f:
+            yield f
+    except OSError as e:
+        raise CheckpointError(f"{str(path)!r} cannot be read ({e.strerror or e}).") from None
+    except (safetensors.SafetensorError, ValueError) as e:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged, cut short, or no safetensors file ({e}). Download or copy "
+            "it again."
+        ) from None
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite: no exponent with all bits set."""
+    mask = _EXPONENT.get(x.dtype.name)
+    if mask is None:
+        return bool(np.isfinite(x.astype(np.float64)).all())
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+    step = 2**22  # in parts: masks of a whole embedding would take as much memory again
+    return not any(
+        ((bits[i : i + step] & mask) == mask).any() for i in range(0, max(1, bits.size), step)
+    )
+
+
+def require_floats(source: TensorSource, keys: Iterable[str]) -> None:
     """Raises CheckpointError naming every one of these tensors that holds no plain floats."""
-    known = {dtype.name for dtype in FLOATS.values()}
     wrong: dict[str, list[str]] = {}
     for key in keys:
-        if source.dtypes[key] not in known:
+        if source.dtypes[key] not in FLOAT_NAMES:
             wrong.setdefault(source.dtypes[key], []).append(key)
     if wrong:
         listing = "; ".join(f"{d}: {', '.join(compress(keys))}" for d, keys in wrong.items())
         raise CheckpointError(
             f"{source.place!r} has weights in formats that are not read ({listing}); only "
-            f"{', '.join(sorted(known))} are. Save the checkpoint in one of these first."
+            f"{', '.join(sorted(FLOAT_NAMES))} are. Save the checkpoint in one of these first."
         )
 
 
@@ -180,20 +225,22 @@ def _find(path: pathlib.Path) -> pathlib.Path:
         )
     if not path.is_dir():
         raise CheckpointError(f"there is no file or folder {str(path)!r}.")
-    indices = sorted(p for p in path.iterdir() if p.name.endswith(INDEX_SUFFIX))
-    files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIX))
+    return _find_in(path)
+
+
+def _find_in(path: pathlib.Path) -> pathlib.Path:
+    files = sorted(p for p in path.iterdir() if p.name.endswith((SUFFIX, INDEX_SUFFIX)))
     for stem in _STEMS:
-        single, index = path / f"{stem}{SUFFIX}", path / f"{stem}{INDEX_SUFFIX}"
-        if single in files and index in indices:
-            raise CheckpointError(
-                f"{str(path)!r} holds both {single.name} and {index.name}: give the one you mean."
-            )
-        if single in files or index in indices:
-            return single if single in files else index
-    if len(indices) == 1:
-        return indices[0]
-    if len(files) == 1:
-        return files[0]
+        usual = [p for p in files if p.name in (f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}")]
+        if len(usual) > 1:
+            names = " and ".join(p.name for p in usual)
+            raise CheckpointError(f"{str(path)!r} holds both {names}: give the one you mean.")
+        if usual:
+            return usual[0]
+    indices = [p for p in files if p.name.endswith(INDEX_SUFFIX)]
+    for found in (indices, files):
+        if len(found) == 1:
+            return found[0]
     if not files:
         _refuse_pickles(*sorted(path.iterdir()))
         raise CheckpointError(f"{str(path)!r} holds no {SUFFIX} file.")

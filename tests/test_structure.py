@@ -22,13 +22,9 @@ MAX_LINES_OF_TRAIN = 120
 TO_MEND = {
     "mogao_jax.config.convert",
     "mogao_jax.config.schema",
-    "porting/streaming.py stream_checkpoint",
-    "porting/to_hf.py export",
     "tests/checkpoints/test_chunked_io.py: _PIECE",
     "tests/checkpoints/test_chunked_io.py: reader._meta",
     "tests/checkpoints/test_exported.py: exported._digest",
-    "tests/porting/test_initialising.py: _LARGE_BYTES",
-    "tests/porting/test_streaming.py: _HEAD_BYTES",
 }
 # Public in spite of their underscore: methods of named tuples.
 _NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make", "_field_defaults"}

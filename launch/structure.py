@@ -252,7 +252,7 @@ def _tiny_config(folder: pathlib.Path) -> Any:
     """A tiny model on a JSONL file of one line: text, an image to draw, text."""
     from PIL import Image
 
-    from mogao_jax.config.convert import parse_config_args
+    from mogao_jax.config.files import parse_config_args
 
     Image.new("RGB", (64, 48), "red").save(folder / "image.png")
     items = [

@@ -31,7 +31,8 @@ from ml_collections import ConfigDict
 
 from mogao_jax.checkpoints.sidecar_files import describe_tokenizer, keep_origin, keep_tokenizer
 from mogao_jax.config.checks import check, check_on_mesh
-from mogao_jax.config.convert import from_config_dict, load_config, to_dict
+from mogao_jax.config.convert import from_config_dict, to_dict
+from mogao_jax.config.files import load_config
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.data.encoded import open_encoded
 from mogao_jax.data.pipeline import make_train_iterator, make_validation_batches

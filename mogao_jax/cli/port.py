@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mogao_jax.config.convert import parse_config_args
+from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.console.logs import configure_logging
 from mogao_jax.console.parser import Parser

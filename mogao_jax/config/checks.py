@@ -8,7 +8,7 @@ from mogao_jax.config.geometry import PIXELS_PER_TOKEN, VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.paths import expanded
-from mogao_jax.registry import SOURCES
+from mogao_jax.registry import SOURCES, Contents
 
 MAX_B2_BFLOAT16 = 0.99  # see training/optimizer.py: _stored_as
 
@@ -125,34 +125,33 @@ def _check_images(config: MogaoConfig) -> None:
         )
 
 
+def _contents(config: MogaoConfig) -> Contents:
+    """What documents of all sources in use hold."""
+    used = [s for s in config.data.sources.values() if s.weight > 0]
+    contents = [Contents(False), *(SOURCES.get(s.kind).contents(s) for s in used)]
+    return Contents(*map(any, zip(*contents, strict=True)))
+
+
 def _check_packing(config: MogaoConfig) -> None:
     """Each budget must hold the largest image, if documents of the sources put one into it."""
-    packing, need = config.packing, image_tokens(config)
-    used = [s for s in config.data.sources.values() if s.weight > 0]
-    contents = [SOURCES.get(s.kind).contents(s) for s in used]
-    reads = any(c.reads for c in contents)
-    has_vit = config.layout.understanding_encoder == "vit"
-    clean = any(c.reads_back for c in contents) or (reads and not has_vit)
-    for name, needed in (
-        ("noised_tokens", any(c.generates for c in contents)),
-        ("clean_tokens", clean),
-    ):
-        budget = getattr(packing, name)
-        if needed and budget < need:
-            raise ConfigError(
-                f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
-                f"({config.images.max_pixels} pixels are {need} tokens); raise the first to at "
-                f"least {need}, or lower the second to {budget * PIXELS_PER_TOKEN}."
-            )
-    tokens = vit_tokens(config)
+    generates, reads, reads_back = _contents(config)
+    by_vit = reads and config.layout.understanding_encoder == "vit"
+    need, tokens = image_tokens(config), vit_tokens(config)
     patches = tokens * config.vit.merge_size**2
-    for name, least in (("vit_patches", patches), ("und_tokens", tokens)):
-        budget = getattr(packing, name)
-        if reads and has_vit and budget < least:
+    of_vae, of_vit = f"{need} tokens", f"{patches} ViT patches, {tokens} ViT tokens"
+    for name, needed, least, sizes in (
+        ("noised_tokens", generates, need, of_vae),
+        ("clean_tokens", reads_back or (reads and not by_vit), need, of_vae),
+        ("vit_patches", by_vit, patches, of_vit),
+        ("und_tokens", by_vit, tokens, of_vit),
+    ):
+        budget = getattr(config.packing, name)
+        if needed and budget < least:
+            most = f" to {budget * PIXELS_PER_TOKEN}" if sizes is of_vae else ""
             raise ConfigError(
                 f"config.packing.{name} ({budget}) holds no image of config.images.max_pixels "
-                f"({config.images.max_pixels} pixels are {patches} ViT patches, {tokens} ViT "
-                f"tokens); raise the first to at least {least}, or lower the second."
+                f"({config.images.max_pixels} pixels are {sizes}); raise the first to at least "
+                f"{least}, or lower the second{most}."
             )
 
 
@@ -228,26 +227,29 @@ def _check_training(config: MogaoConfig) -> None:
 
 def _check_mesh(config: MogaoConfig) -> None:
     mesh = config.mesh
-    axes = {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "context")}
-    for name, size in axes.items():
-        if size != -1 and size < 1:
-            raise ConfigError(
-                f"config.mesh.{name} is {size}; it must be a number of devices, or -1 for what "
-                "is left."
-            )
-    if sum(size == -1 for size in axes.values()) > 1:
-        raise ConfigError("config.mesh: only one axis can be -1 (what is left).")
-    known = {axis: max(axes[axis], 1) for axis in ("tensor", "context")}
-    check_on_mesh(config, known)
+    _check_axes(config)
     if "data" in mesh.param_axes and mesh.num_slices > 1:
         raise ConfigError(
             f"config.mesh.param_axes is {mesh.param_axes}, but with "
             f"mesh.num_slices={mesh.num_slices} the data axis goes over the network between "
             "slices, which every layer's weights would cross; set mesh.param_axes=fsdp."
         )
-    split = mesh.data * mesh.fsdp
-    if mesh.data > 0 and mesh.fsdp > 0 and config.train.global_batch_rows % split:
+    ways = mesh.data * mesh.fsdp  # negative where one of them is what is left
+    if ways > 0 and config.train.global_batch_rows % ways:
         raise ConfigError(
             f"config.train.global_batch_rows ({config.train.global_batch_rows}) must be a "
-            f"multiple of mesh.data x mesh.fsdp ({split}), over which rows are split."
+            f"multiple of mesh.data x mesh.fsdp ({ways}), over which rows are sharded."
         )
+
+
+def _check_axes(config: MogaoConfig) -> None:
+    sizes = {axis: getattr(config.mesh, axis) for axis in ("data", "fsdp", "tensor", "context")}
+    for name, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ConfigError(
+                f"config.mesh.{name} is {size}; it must be a number of devices, or -1 for what "
+                "is left."
+            )
+    if list(sizes.values()).count(-1) > 1:
+        raise ConfigError("config.mesh: only one axis can be -1 (what is left).")
+    check_on_mesh(config, {axis: max(size, 1) for axis, size in sizes.items()})

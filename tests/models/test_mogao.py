@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 
-from mogao_jax.config.convert import load_config
+from mogao_jax.config.files import load_config
 from mogao_jax.config.schema import ModelConfig
 from mogao_jax.models.block import Block, Rotations, Streams
 from mogao_jax.models.modules import count_parameters, init_params, make_model

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 import tiny_system as tiny
 
-from mogao_jax.config.convert import load_config
+from mogao_jax.config.files import load_config
 from mogao_jax.training.optimizer import make_optimizer
 from mogao_jax.training.state import TrainState
 from mogao_jax.training.step import make_train_step

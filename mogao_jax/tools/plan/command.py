@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 
-from mogao_jax.config.convert import parse_config_args
+from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.console.logs import configure_logging, progress
 from mogao_jax.console.parser import Parser

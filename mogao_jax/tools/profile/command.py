@@ -11,7 +11,7 @@ import pathlib
 
 import jax
 
-from mogao_jax.config.convert import parse_config_args
+from mogao_jax.config.files import parse_config_args
 from mogao_jax.console.logs import configure_logging, progress
 from mogao_jax.console.writing import require_writable_json, write_json
 from mogao_jax.sharding.mesh import split_cpu

@@ -12,7 +12,7 @@ import pytest
 import tiny_system as tiny
 
 from mogao_jax.assembly import assemble
-from mogao_jax.config.convert import parse_config_args
+from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MeshConfig, SourceConfig, TrainConfig
 from mogao_jax.errors import ConfigError, EnvironmentProblem
 from mogao_jax.models.encoder_weights import vae_template, vit_template

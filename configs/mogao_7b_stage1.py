@@ -28,9 +28,9 @@ from mogao_jax.errors import ConfigError
 START = "weights/mogao_7b"  # what `mogao port from-hf` made
 TOKENS_PER_STEP = 2**21  # [choice] that the learning rates are meant for
 
-# Devices per axis, and rows per device and micro-step. On a TPU, parameters are cut over data and
-# fsdp, which lie along different axes of the slice's torus (16x16, 4x4x4, 8x8x8, 8x8); on GPUs over
-# fsdp, inside a node, and the data axis repeats them.
+# Devices per axis, and rows per device and micro-step. On a TPU, parameters are sharded over data
+# and fsdp, which lie along different axes of the slice's torus (16x16, 4x4x4, 8x8x8, 8x8). On GPUs
+# they are sharded over fsdp, inside a node, and replicated over data.
 BOTH = {"param_axes": ("fsdp", "data"), "rows": 1, "remat": "full"}
 MACHINES = {
     "v5e-256": {"data": 16, "fsdp": 16, **BOTH},

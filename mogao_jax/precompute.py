@@ -17,7 +17,7 @@ from mogao_jax.atomic import atomic_directory
 from mogao_jax.checkpoints.fingerprint import fingerprint
 from mogao_jax.config.geometry import LATENT_STRIDE
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.data.encoded import FORMAT, EncodedPictures, key
+from mogao_jax.data.encoded import FORMAT, EncodedImages, key
 from mogao_jax.data.sources import Source, Split, open_source
 from mogao_jax.errors import ConfigError, DocumentError
 from mogao_jax.images import native_pixels, vit_input
@@ -78,7 +78,7 @@ def encode_sources(
     return Counts(len(writers["vae"]), len(broken), size)
 
 
-def check_encoded(encoded: EncodedPictures, modules: Modules, encoders: EncoderParams) -> None:
+def check_encoded(encoded: EncodedImages, modules: Modules, encoders: EncoderParams) -> None:
     """Raises ConfigError unless a folder was written by these encoders."""
     ours = _identity(modules, encoders)
     for part, mine in ours.items():

@@ -129,7 +129,7 @@ def write_exported(
         "porting": json.dumps(dict(porting or {}), sort_keys=True),
         "written_by": mogao_jax.__version__,
     }
-    metadata["digest"] = _digest(metadata, tensors, tensors.__getitem__)
+    metadata["digest"] = content_digest(metadata, tensors, tensors.__getitem__)
     with atomic_file(path) as partial:
         safetensors.numpy.save_file(tensors, partial, metadata)
     return path
@@ -248,7 +248,7 @@ def _check_digest(
     names: Iterable[str],
     read: Callable[[str], Any],
 ) -> None:
-    if _digest(metadata, names, read) != metadata.get("digest"):
+    if content_digest(metadata, names, read) != metadata.get("digest"):
         raise _damaged(path, "its checksum is wrong")
 
 
@@ -290,7 +290,9 @@ def _damaged(path: pathlib.Path, reason: str) -> CheckpointError:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _digest(metadata: Mapping[str, str], names: Iterable[str], read: Callable[[str], Any]) -> str:
+def content_digest(
+    metadata: Mapping[str, str], names: Iterable[str], read: Callable[[str], Any]
+) -> str:
     """sha256 of the metadata (but for the digest) and of every tensor with its name."""
     total = hashlib.sha256()
     said = {name: value for name, value in metadata.items() if name != "digest"}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _MULTIPLIERS = (0x9E3779B1, 0x85EBCA77)  # odd, with mixed bits (golden ratio; xxHash's prime 2)
-_PIECE = 2**20  # elements that a running fingerprint takes at a time
+PIECE = 2**20  # elements that a running fingerprint takes at a time
 
 
 def fingerprint(tree: Any) -> dict[str, str]:
@@ -51,10 +51,10 @@ class RunningFingerprint:
         """
         unsigned = np.dtype(f"uint{8 * part.dtype.itemsize}")
         bits = np.ascontiguousarray(part).reshape(-1).view(unsigned)
-        for i in range(0, bits.size, _PIECE):
-            piece = bits[i : i + _PIECE]
+        for i in range(0, bits.size, PIECE):
+            piece = bits[i : i + PIECE]
             # One program for whole pieces, none for what is left: small arrays compile nothing.
-            sums = _flat_sums if piece.size == _PIECE else _host_sums
+            sums = _flat_sums if piece.size == PIECE else _host_sums
             pair = sums(piece, np.uint32((start + i) % 2**32))
             self._sums = [(a + int(b)) % 2**32 for a, b in zip(self._sums, pair, strict=True)]
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     return actions[argv[0]](argv[1:])
 
 
-# Imports of the porting room stand in the actions: they bring JAX along.
+# The porting modules import JAX, so each action imports what it needs.
 
 
 def _from_hf(argv: list[str]) -> int:

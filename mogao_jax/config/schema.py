@@ -381,7 +381,7 @@ class MeshConfig:
         minimum=1,
     )
     encoders: Literal["replicated", "sharded"] = field(
-        "replicated", "frozen encoders: a copy per device, or cut over fsdp and gathered for use"
+        "replicated", "frozen encoders: a copy per device, or sharded over fsdp and all-gathered"
     )
     cpu_devices: int = field(
         1,

@@ -1,13 +1,13 @@
-"""What the frozen encoders make of pictures, computed once and looked up by the pictures' pixels.
+"""What the frozen encoders make of images, computed once and looked up by the images' pixels.
 
-The encoders never change, and a picture of a finite data set comes again every epoch: where
+The encoders never change, and an image of a finite data set comes again every epoch: where
 encoding it costs more than training on it (a small model, a large autoencoder), it is worth doing
 once. `mogao data encode` writes the folder, `config.data.encoded` names it. A batch then carries
 the VAE's moments instead of pixels and the ViT's features instead of patches; nothing else
 changes, and the losses are the same (up to the rounding of `--dtype`).
 
     meta.json            format, the encoders' configs and the checksums of their weights
-    vae.keys.npy         uint64[n, 2]   of the pictures, sorted
+    vae.keys.npy         uint64[n, 2]   of the images, sorted
     vae.places.npy       int64[n, 2]    first row and number of rows in the values
     vae.values.npy       [rows, 16 or 32]  moments of each latent pixel
     vit.keys.npy, ...    the same, a row for each patch
@@ -73,7 +73,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EncodedPictures:
+class EncodedImages:
     """A folder that `mogao data encode` wrote. `vit` is None where the config has no ViT."""
 
     folder: pathlib.Path
@@ -85,7 +85,7 @@ class EncodedPictures:
         """A laid-out document with moments for pixels, and features for patches.
 
         Raises:
-          DataError: one of its pictures is not in the folder.
+          DataError: one of its images is not in the folder.
         """
         images, vit = batch.images, batch.vit
         side = images.pixels.shape[1] // LATENT_STRIDE
@@ -105,19 +105,19 @@ class EncodedPictures:
         vit = vit._replace(pixels=vit.pixels[:, :0], features=features)
         return batch._replace(images=images, vit=vit)
 
-    def _find(self, table: Table, document: str, *picture: np.ndarray) -> np.ndarray:
-        rows = table.get(key(*picture))
+    def _find(self, table: Table, document: str, *image: np.ndarray) -> np.ndarray:
+        rows = table.get(key(*image))
         if rows is None:
             raise DataError(
-                f"a picture of document {document!r} is not in {str(self.folder)!r} "
+                f"an image of document {document!r} is not in {str(self.folder)!r} "
                 "(config.data.encoded): the data or the image settings have changed since. Run "
                 "'mogao data encode' again, or set data.encoded='' to encode while training."
             )
         return rows
 
 
-def open_encoded(path: str) -> EncodedPictures:
-    """Opens a folder of encoded pictures.
+def open_encoded(path: str) -> EncodedImages:
+    """Opens a folder of encoded images.
 
     Raises:
       DataError: nothing of the kind is there, or its files are damaged.
@@ -127,10 +127,10 @@ def open_encoded(path: str) -> EncodedPictures:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise DataError(
-            f"config.data.encoded is {path!r}, where no encoded pictures are ({e}); write them "
+            f"config.data.encoded is {path!r}, where no encoded images are ({e}); write them "
             "with 'mogao data encode'."
         ) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise DataError(f"{str(folder)!r}: meta.json is not of {FORMAT!r}.")
     vit = Table(folder, "vit") if meta.get("vit") else None
-    return EncodedPictures(folder, meta, Table(folder, "vae"), vit)
+    return EncodedImages(folder, meta, Table(folder, "vae"), vit)

@@ -275,7 +275,7 @@ def make_validation_batches(
 
     Args:
       context: FULL, IMAGE_ONLY or EMPTY puts every target image into that context, so that the
-        same pictures can be judged with and without their condition.
+        same images can be judged with and without their condition.
       reader, num_readers: which of each batch's rows are returned.
     Returns:
       batches with the leading axis [train.global_batch_rows / num_readers]; none if no source has

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mogao_jax.config.schema import MogaoConfig, SourceConfig
-from mogao_jax.data.encoded import EncodedPictures, open_encoded
+from mogao_jax.data.encoded import EncodedImages, open_encoded
 from mogao_jax.data.mixture import Draw
 from mogao_jax.data.sources import Source, Split, open_source
 from mogao_jax.errors import DocumentError
@@ -43,7 +43,7 @@ class Preparer:
       names, settings, sources: the sources with a place in the config, in its order; a draw's
         `source` counts in these.
       context: FULL, IMAGE_ONLY or EMPTY puts every target image into that context.
-      encoded: what the encoders made of the pictures, where that was computed beforehand.
+      encoded: what the encoders made of the images, where that was computed beforehand.
     """
 
     config: MogaoConfig
@@ -52,7 +52,7 @@ class Preparer:
     settings: tuple[SourceConfig, ...]
     sources: tuple[Source, ...]
     context: int | None = None
-    encoded: EncodedPictures | None = None
+    encoded: EncodedImages | None = None
 
     def __deepcopy__(self, memo: dict) -> Preparer:
         return self  # immutable
@@ -120,7 +120,7 @@ class Preparer:
 def make_preparer(
     config: MogaoConfig, tokenizer: Tokenizer, split: Split, context: int | None = None
 ) -> Preparer:
-    """Opens all sources of weight above 0, and the pictures encoded beforehand if there are any.
+    """Opens all sources of weight above 0, and the images encoded beforehand if there are any.
 
     Raises:
       DataError: naming the source that is missing or empty.

@@ -92,8 +92,8 @@ class DocumentsSource:
     - a JSONL file, one document per line (see sequence/document.py for the JSON form);
     - a folder with such files;
     - a folder with one document per `.json` file;
-    - a folder of pictures, each with its caption in a `.txt` file of the same name: the user
-      asks with the caption, the assistant draws the picture.
+    - a folder of images, each with its caption in a `.txt` file of the same name: the user
+      asks with the caption, the assistant draws the image.
 
     Folders are searched to any depth, in order of names. Of JSONL files those that end in
     `.validation.jsonl` are the validation split; a file `x.jsonl` given alone has
@@ -114,7 +114,7 @@ class DocumentsSource:
         if not total and split == "train":
             raise DataError(
                 f"{str(root)!r} holds no documents: a .jsonl file with one document per line, "
-                ".json files, or pictures with captions in .txt files of the same name."
+                ".json files, or images with captions in .txt files of the same name."
             )
         self._selected = select_split(total, split, own_split)
         self._length = total if self._selected is None else len(self._selected)
@@ -165,14 +165,14 @@ def _scan(root: pathlib.Path, split: Split) -> tuple[list[_Part], bool]:
     if documents:
         return [_JsonFiles(documents, root)], False
     present = set(files)
-    pictures = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    captioned = [p for p in pictures if p.with_suffix(".txt") in present]
-    if len(captioned) < len(pictures):
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    captioned = [p for p in images if p.with_suffix(".txt") in present]
+    if len(captioned) < len(images):
         logger.warning(
-            "%s: %d of %d pictures have no caption (.txt) and are left out.",
+            "%s: %d of %d images have no caption (.txt) and are left out.",
             root,
-            len(pictures) - len(captioned),
-            len(pictures),
+            len(images) - len(captioned),
+            len(images),
         )
     return ([_Captioned(captioned, root)] if captioned else []), False
 
@@ -256,24 +256,24 @@ class _JsonFiles:
 
 
 class _Captioned:
-    """Pictures with captions beside them."""
+    """Images with captions beside them."""
 
-    def __init__(self, pictures: Sequence[pathlib.Path], root: pathlib.Path):
-        self._pictures, self._root = pictures, root
+    def __init__(self, images: Sequence[pathlib.Path], root: pathlib.Path):
+        self._images, self._root = images, root
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def read(self, index: int) -> Document:
-        picture = self._pictures[index]
-        place = str(picture.relative_to(self._root))
+        image = self._images[index]
+        place = str(image.relative_to(self._root))
         try:
-            caption = _read_small(picture.with_suffix(".txt"), place).decode("utf-8").strip()
+            caption = _read_small(image.with_suffix(".txt"), place).decode("utf-8").strip()
         except UnicodeDecodeError:
             raise DocumentError(f"{place}: its caption is not UTF-8.") from None
         if not caption:
             raise DocumentError(f"{place}: its caption is empty.")
-        items = (Text(caption, "user", False), Image(path=picture, role="assistant"))
+        items = (Text(caption, "user", False), Image(path=image, role="assistant"))
         return Document(items, id=place)
 
 

@@ -41,7 +41,7 @@ def model_card(
         f"# {config.name}",
         "",
         "A Mogao model (arXiv 2505.05472): one deep-fusion transformer that reads and writes "
-        "interleaved text and pictures.",
+        "interleaved text and images.",
         "",
         f"- state: {trained}{average}",
         f"- {model.num_layers} layers of width {model.embed_dim}, FFN {model.mlp_dim}, "

@@ -17,7 +17,7 @@ DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.int32, np.uint8]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 def test_a_running_fingerprint_is_that_of_the_whole(dtype, monkeypatch):
-    monkeypatch.setattr("mogao_jax.checkpoints.fingerprint._PIECE", 64)
+    monkeypatch.setattr("mogao_jax.checkpoints.fingerprint.PIECE", 64)
     x = np.random.default_rng(0).integers(0, 255, (9, 5, 7)).astype(dtype)
     total = RunningFingerprint()
     for start, stop in ((6, 9), (0, 1), (1, 6)):
@@ -94,7 +94,7 @@ def test_what_training_saved_is_read_in_parts(tmp_path, ema):
     reader.verify()
     some = next(iter(meta["fingerprint"]))
     meta["fingerprint"] = {n: v for n, v in meta["fingerprint"].items() if n != some}
-    reader._meta = meta
+    reader.meta = meta
     if some.startswith("ema_params" if ema else "params"):
         with pytest.raises(files.Damaged, match=some):
             reader.verify()

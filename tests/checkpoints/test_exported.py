@@ -31,7 +31,7 @@ def rewrite(path, change):
         metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     change(tensors, metadata)
     if "digest" in metadata:
-        metadata["digest"] = exported._digest(metadata, tensors, tensors.__getitem__)
+        metadata["digest"] = exported.content_digest(metadata, tensors, tensors.__getitem__)
     safetensors.numpy.save_file(tensors, path, metadata)
 
 

@@ -102,13 +102,13 @@ def test_one_document_per_json_file(tmp_path):
     assert texts(DocumentsSource(tmp_path / "2.json")) == ["2"]
 
 
-def test_pictures_with_captions(tmp_path, caplog):
+def test_images_with_captions(tmp_path, caplog):
     for i in range(3):
         (tmp_path / f"{i}.PNG").write_bytes(PNG)
         (tmp_path / f"{i}.txt").write_text(f"caption {i}\n")
     (tmp_path / "alone.png").write_bytes(PNG)
     train, validation = both(tmp_path)
-    assert "1 of 4 pictures have no caption" in caplog.text
+    assert "1 of 4 images have no caption" in caplog.text
     assert sorted(texts(train) + texts(validation)) == [f"caption {i}" for i in range(3)]
     text, image = train[0].items
     assert (text.role, text.loss, image.role, image.loss) == ("user", False, "assistant", True)

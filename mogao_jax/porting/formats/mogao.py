@@ -54,7 +54,7 @@ def is_mogao(source: TensorSource) -> bool:
 def check_config(source: TensorSource, config: MogaoConfig) -> None:
     """Raises CheckpointError with every field of its config that makes it another model.
 
-    That is also what the features were that it learned with: of which encoders, from pictures
+    That is also what the features were that it learned with: of which encoders, from images
     resized how, at which positions. A field that its config does not have has its default.
     """
     usual = MogaoConfig()

@@ -1,4 +1,4 @@
-"""GGUF, just enough to read a llama-shaped LLM: versions 2 and 3, F32, F16, Q4_0, Q4_1, Q8_0.
+"""GGUF, as far as a llama-shaped LLM needs it: versions 2 and 3, F32, F16, Q4_0, Q4_1, Q8_0.
 
 A GGUF file is a header, key-value metadata, a table of tensors and their data (llama.cpp's
 `docs/gguf.md`). Quantised tensors come in blocks of 32 numbers of a row:
@@ -9,29 +9,32 @@ A GGUF file is a header, key-value metadata, a table of tensors and their data (
 
 where the low nibbles are a block's first 16 numbers and the high ones its last 16. Numbers are
 computed in float32, which holds each product of a float16 and a small integer exactly.
+
+The `gguf` package reads the same, but not from strangers: release 0.19 loops without end, and
+fills the memory, on 45 bytes that claim an array of 2^60 numbers. It also brings requests and
+PyYAML. A test compares the two where it is installed.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import mmap
 import pathlib
 import struct
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mogao_jax.errors import CheckpointError
+from mogao_jax.key_tables import compress
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # of the data, where "general.alignment" does not say otherwise
 BLOCK = 32  # numbers of a quantised block
 # Bounds of what a sound file of an LLM holds; a damaged one may claim anything.
-MAX_TENSORS = 1 << 16
-MAX_FIELDS = 1 << 16
+MAX_TENSORS = MAX_FIELDS = 1 << 16
 MAX_STRING = 1 << 24
 MAX_DIMS = 4
 
@@ -41,8 +44,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """How numbers of a tensor are stored: blocks of `numbers` numbers in `size` bytes."""
 
     name: str
@@ -59,8 +61,7 @@ ENCODINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor of the table: its shape as numpy has it, its encoding, its bytes in the file."""
 
     shape: tuple[int, ...]
@@ -93,7 +94,7 @@ class GgufFile:
         except (OSError, ValueError) as e:  # ValueError: an empty file
             raise CheckpointError(f"{self.path} cannot be read: {e}.") from None
         cursor = _Cursor(self._data, self.path)
-        if cursor.take(4) != MAGIC:
+        if cursor.take(4) != b"GGUF":
             raise CheckpointError(f"{self.path} is not a GGUF file: it does not begin with 'GGUF'.")
         version = cursor.scalar("I")
         if version not in VERSIONS:
@@ -103,9 +104,8 @@ class GgufFile:
             )
         num_tensors = cursor.count(MAX_TENSORS, "tensors")
         num_fields = cursor.count(MAX_FIELDS, "metadata fields")
-        self.metadata: Mapping[str, Any] = MappingProxyType(
-            {cursor.string(): cursor.value() for _ in range(num_fields)}
-        )
+        fields = {cursor.string(): cursor.value() for _ in range(num_fields)}
+        self.metadata: Mapping[str, Any] = MappingProxyType(fields)
         self.entries: Mapping[str, Entry] = MappingProxyType(self._table(cursor, num_tensors))
 
     def _table(self, cursor: _Cursor, num_tensors: int) -> dict[str, Entry]:
@@ -116,35 +116,25 @@ class GgufFile:
             rows.append((name, tuple(reversed(dims)), cursor.scalar("I"), cursor.scalar("Q")))
         alignment = self.metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment % 8:
-            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r}: damaged.")
+            raise cursor.damaged(f"general.alignment is {alignment!r}")
         begin = -(-cursor.position // alignment) * alignment
         entries: dict[str, Entry] = {}
         problems = []
         for name, shape, kind, offset in rows:
+            entry = _entry(name, shape, kind, begin + offset)
             if name in entries:
                 problems.append(f"{name} stands there twice")
-                continue
-            if kind not in ENCODINGS:
-                known = ", ".join(e.name for e in ENCODINGS.values())
-                problems.append(f"{name} is of ggml type {kind} (read are {known})")
-                continue
-            encoding, numbers = ENCODINGS[kind], 1
-            for length in shape:
-                numbers *= length
-            if not shape or shape[-1] % encoding.numbers:
-                problems.append(f"{name} has rows of shape {list(shape)}, not whole blocks")
-                continue
-            size = numbers // encoding.numbers * encoding.size
-            entry = entries[name] = Entry(shape, encoding, begin + offset, size)
-            if entry.start + size > len(self._data):
+            elif isinstance(entry, str):
+                problems.append(entry)
+            elif entry.start + entry.size > len(self._data):
                 problems.append(f"{name} ends behind the end of the file, which is cut short")
+            else:
+                entries[name] = entry
         if problems:
-            rest = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
             raise CheckpointError(
                 f"{self.path}: {len(problems)} tensor(s) cannot be read: "
-                + "; ".join(problems[:12])
-                + rest
-                + ". Copy or download the file again, or take one of another quantisation."
+                f"{'; '.join(compress(problems))}. Copy or download the file again, or take one of "
+                "another quantisation."
             )
         return entries
 
@@ -160,22 +150,17 @@ class GgufFile:
         raw = np.frombuffer(self._data[entry.start : entry.start + entry.size], np.uint8)
         return dequantise(raw, entry.encoding).reshape(entry.shape)
 
-    def close(self) -> None:
-        self._data.close()
-
     def __enter__(self) -> GgufFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._data.close()
 
 
 def dequantise(raw: np.ndarray, encoding: Encoding) -> np.ndarray:
     """Numbers of whole blocks: uint8[blocks * size] -> float32[blocks * numbers]."""
-    if encoding.name == "F32":
-        return raw.view("<f4").astype(np.float32)
-    if encoding.name == "F16":
-        return raw.view("<f2").astype(np.float32)
+    if encoding.numbers == 1:
+        return raw.view({"F32": "<f4", "F16": "<f2"}[encoding.name]).astype(np.float32)
     blocks = raw.reshape(-1, encoding.size)
 
     def half(first: int) -> np.ndarray:
@@ -191,6 +176,17 @@ def dequantise(raw: np.ndarray, encoding: Encoding) -> np.ndarray:
     return (scale * nibbles + half(2)).reshape(-1)
 
 
+def _entry(name: str, shape: tuple[int, ...], kind: int, start: int) -> Entry | str:
+    """A tensor of the table, or why it cannot be read."""
+    if kind not in ENCODINGS:
+        known = ", ".join(e.name for e in ENCODINGS.values())
+        return f"{name} is of ggml type {kind} (read are {known})"
+    encoding = ENCODINGS[kind]
+    if not shape or shape[-1] % encoding.numbers:
+        return f"{name} has rows of shape {list(shape)}, not whole blocks"
+    return Entry(shape, encoding, start, math.prod(shape) // encoding.numbers * encoding.size)
+
+
 class _Cursor:
     """Reads one thing after another, and never behind the end."""
 
@@ -198,13 +194,15 @@ class _Cursor:
         self.position = 0
         self._data, self._path = data, path
 
+    def damaged(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path} is damaged or cut short: {reason}. Download or copy it again."
+        )
+
     def take(self, size: int) -> bytes:
         taken = self._data[self.position : self.position + size]
         if len(taken) < size:
-            raise CheckpointError(
-                f"{self._path} ends inside its header: it is damaged or cut short; download or "
-                "copy it again."
-            )
+            raise self.damaged("it ends inside its header")
         self.position += size
         return taken
 
@@ -214,10 +212,7 @@ class _Cursor:
     def count(self, limit: int, what: str, code: str = "Q") -> int:
         number = self.scalar(code)
         if number > limit:
-            raise CheckpointError(
-                f"{self._path} claims to hold {number} {what} (at most {limit} are read): it is "
-                "damaged."
-            )
+            raise self.damaged(f"it claims to hold {number} {what} (at most {limit} are read)")
         return number
 
     def string(self) -> str:
@@ -225,7 +220,7 @@ class _Cursor:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as e:
-            raise CheckpointError(f"{self._path}: a string is not UTF-8 ({e}): damaged.") from None
+            raise self.damaged(f"a string is not UTF-8 ({e})") from None
 
     def value(self, kind: int | None = None) -> Any:
         kind = self.scalar("I") if kind is None else kind
@@ -234,12 +229,10 @@ class _Cursor:
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
-            raise CheckpointError(f"{self._path}: unknown metadata type {kind}: damaged.")
+            raise self.damaged(f"unknown metadata type {kind}")
         of, length = self.scalar("I"), self.scalar("Q")
         if length > len(self._data) or of == _ARRAY:
-            raise CheckpointError(
-                f"{self._path} holds an array of {length} entries of type {of}: damaged."
-            )
+            raise self.damaged(f"an array of {length} entries of type {of}")
         if of in _SCALARS:
             code = f"<{length}{_SCALARS[of]}"
             return list(struct.unpack(code, self.take(struct.calcsize(code))))

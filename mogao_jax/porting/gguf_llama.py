@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from mogao_jax.atomic import atomic_file, write_file
 from mogao_jax.errors import CheckpointError
+from mogao_jax.key_tables import Rule, Shape, compress, match
 from mogao_jax.porting.gguf import GgufFile
 
 # Old name -> new name of a control token.
@@ -31,23 +34,38 @@ VISION_TOKENS = {
 }
 _CONTROL = 3  # token type in "tokenizer.ggml.token_type"
 
-_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 _LAYER = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
+_TABLE = (
+    Rule("token_embd.weight", "model.embed_tokens.weight"),
+    Rule("output_norm.weight", "model.norm.weight"),
+    Rule("output.weight", "lm_head.weight"),
+    *(
+        Rule(f"blk.{{i}}.{theirs}.weight", f"model.layers.{{i}}.{ours}.weight")
+        for theirs, ours in _LAYER.items()
+    ),
+)
 _REAL = ("rms_norm_eps", "rope_theta")
+# Field of a Qwen2 config.json -> of the metadata, after "llama.".
+_FIELDS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
 
 
 def qwen2_config(file: GgufFile) -> dict[str, Any]:
@@ -67,31 +85,24 @@ def qwen2_config(file: GgufFile) -> dict[str, Any]:
             f"{file.path} stretches its rotary embedding ({', '.join(scaled) or 'rope_freqs'}), "
             "which Qwen2's does not do: it cannot be copied."
         )
-    names = {
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "max_position_embeddings": "context_length",
-        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-        "rope_theta": "rope.freq_base",
-    }
-    missing = [f"llama.{k}" for k in names.values() if f"llama.{k}" not in file.metadata]
-    missing += [k for k in ("token_embd.weight",) if k not in file.entries]
+    missing = [f"llama.{k}" for k in _FIELDS.values() if f"llama.{k}" not in file.metadata]
+    if "token_embd.weight" not in file.entries:
+        missing.append("token_embd.weight")
     if missing:
         raise CheckpointError(f"{file.path} does not say {', '.join(missing)}: it is damaged.")
-    config = {ours: file.metadata[f"llama.{theirs}"] for ours, theirs in names.items()}
-    _check_numbers(file, config, names)
+    config = {ours: file.metadata[f"llama.{theirs}"] for ours, theirs in _FIELDS.items()}
+    wrong = _unsound_numbers(config) or _contradictions(file, config)
+    if wrong:
+        raise CheckpointError(f"{file.path}: {'; '.join(wrong)}: the file is damaged.")
     for field in _REAL:
         config[field] = float(str(np.float32(config[field])))  # 1e-05, not 9.99999974738e-06
     head_dim = config["hidden_size"] // config["num_attention_heads"]
-    turned = file.metadata.get("llama.rope.dimension_count", head_dim)
+    rotated = file.metadata.get("llama.rope.dimension_count", head_dim)
     key_dim = file.metadata.get("llama.attention.key_length", head_dim)
-    if (turned, key_dim) != (head_dim, head_dim):
+    if (rotated, key_dim) != (head_dim, head_dim):
         raise CheckpointError(
-            f"{file.path} has heads of {key_dim} numbers of which {turned} are turned; Qwen2's "
-            f"have hidden_size / num_attention_heads = {head_dim}, and all are turned."
+            f"{file.path} has heads of {key_dim} numbers of which {rotated} are rotated; Qwen2's "
+            f"have hidden_size / num_attention_heads = {head_dim}, and all are rotated."
         )
     return {
         "architectures": ["Qwen2ForCausalLM"],
@@ -109,30 +120,29 @@ def qwen2_config(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def _check_numbers(file: GgufFile, config: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """A damaged file may say anything: refuses what would divide by zero or never end."""
+def _unsound_numbers(config: Mapping[str, Any]) -> list[str]:
+    """What a damaged file may say, and would divide by zero or never end."""
 
     def is_sound(field: str, number: Any) -> bool:
-        if field in _REAL:
-            return isinstance(number, float) and 0 < number < 1e30
-        return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 1 << 31
+        kind, limit = (float, 1e30) if field in _REAL else (int, 1 << 31)
+        return type(number) is kind and 0 < number < limit  # a bool is no number
 
-    wrong = [f"llama.{names[k]} = {v!r}" for k, v in config.items() if not is_sound(k, v)]
-    if not wrong:
-        heads, width = config["num_attention_heads"], config["hidden_size"]
-        if config["num_hidden_layers"] * len(_LAYER) > len(file.entries):
-            wrong.append(
-                f"llama.block_count = {config['num_hidden_layers']} with {len(file.entries)} "
-                "tensors in all"
-            )
-        if heads % config["num_key_value_heads"] or width % heads or width // heads % 2:
-            wrong.append(
-                f"{width} numbers in {heads} heads with {config['num_key_value_heads']} keys"
-            )
-        if len(file.entries["token_embd.weight"].shape) != 2:
-            wrong.append("token_embd.weight is no matrix")
-    if wrong:
-        raise CheckpointError(f"{file.path}: {'; '.join(wrong)}: the file is damaged.")
+    return [f"llama.{_FIELDS[k]} = {v!r}" for k, v in config.items() if not is_sound(k, v)]
+
+
+def _contradictions(file: GgufFile, config: Mapping[str, Any]) -> list[str]:
+    wrong = []
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    if config["num_hidden_layers"] * len(_LAYER) > len(file.entries):
+        wrong.append(
+            f"llama.block_count = {config['num_hidden_layers']} with {len(file.entries)} tensors "
+            "in all"
+        )
+    if heads % config["num_key_value_heads"] or width % heads or width // heads % 2:
+        wrong.append(f"{width} numbers in {heads} heads with {config['num_key_value_heads']} keys")
+    if len(file.entries["token_embd.weight"].shape) != 2:
+        wrong.append("token_embd.weight is no matrix")
+    return wrong
 
 
 def qwen2_tensors(file: GgufFile) -> Iterator[tuple[str, np.ndarray]]:
@@ -143,29 +153,19 @@ def qwen2_tensors(file: GgufFile) -> Iterator[tuple[str, np.ndarray]]:
         shape that does not fit the metadata.
     """
     config = qwen2_config(file)
-    table = {k: v for k, v in _TOP.items() if k != "output.weight" or k in file.entries}
-    for i in range(config["num_hidden_layers"]):
-        table |= {f"blk.{i}.{k}": f"model.layers.{i}.{v}" for k, v in _LAYER.items()}
-    shapes = {name: _shape(name, config) for name in table}
-    problems = [f"{k} is missing" for k in table if k not in file.entries]
-    problems += [f"{k} is not expected" for k in file.entries if k not in table]
-    problems += [
-        f"{k} has shape {list(file.entries[k].shape)}, not {list(shape)}"
-        for k, shape in shapes.items()
-        if k in file.entries and file.entries[k].shape != shape
-    ]
-    if problems:
-        rest = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise CheckpointError(
-            f"{file.path} is not the llama that its metadata describes, {len(problems)} "
-            f"problem(s): {'; '.join(problems[:12])}{rest}."
-        )
-    heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-    for theirs, ours in table.items():
-        tensor, part = file.tensor(theirs), theirs.split(".")[-2]
-        yield ours, unpermute(tensor, config[heads[part]]) if part in heads else tensor
-        if part in ("attn_q", "attn_k", "attn_v"):
-            yield ours.replace("weight", "bias"), np.zeros(tensor.shape[0], np.float32)
+    plan = match(
+        _TABLE,
+        {key: entry.shape for key, entry in file.entries.items()},
+        _shapes(config),
+        place=str(file.path),
+        remedy="It is not the llama that its metadata describes.",
+    )
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
+    for key, name, _ in plan.pairs:
+        tensor, part = file.tensor(key), name.split(".")[-2]
+        yield name, unpermute(tensor, config[heads[part]]) if part in heads else tensor
+        if part in ("q_proj", "k_proj", "v_proj"):
+            yield name.replace("weight", "bias"), np.zeros(tensor.shape[0], np.float32)
 
 
 def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
@@ -175,16 +175,23 @@ def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 
 
-def _shape(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Hugging Face's name -> shape of all tensors but the biases."""
     d, f, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
-    part = name.split(".")[-2]
-    return {
-        "token_embd": (rows, d), "output": (rows, d), "output_norm": (d,),
+    layer: dict[str, Shape] = {
         "attn_norm": (d,), "ffn_norm": (d,),
         "attn_q": (d, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, d),
         "ffn_gate": (f, d), "ffn_up": (f, d), "ffn_down": (d, f),
-    }[part]  # fmt: skip
+    }  # fmt: skip
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (rows, d), "model.norm.weight": (d,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (rows, d)
+    return shapes | {
+        f"model.layers.{i}.{ours}.weight": layer[theirs]
+        for i in range(config["num_hidden_layers"])
+        for theirs, ours in _LAYER.items()
+    }
 
 
 def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -212,47 +219,29 @@ def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> 
             f"{file.path}: its tokenizer has {len(tokens)} tokens, {len(types)} types and "
             f"{len(merges)} merges: the metadata is damaged."
         )
-    control = {tokens[i]: i for i, t in enumerate(types) if t == _CONTROL}
+    control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
     absent = sorted(set(renamed) - set(control))
     if absent:
         raise CheckpointError(
             f"{file.path} has no control token {', '.join(absent)} to make a vision token of; it "
             f"has {', '.join(control) or 'none'}."
         )
-    for old, new in renamed.items():
-        tokens[control[old]] = new
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    byte_level = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": tokens[i], "special": True, **flags} for i in control.values()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Digits", "individual_digits": True},
-                {"type": "ByteLevel", **byte_level},
-            ],
-        },
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", **byte_level},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [m.split(" ") for m in merges],
-        },
-    }
+    vocab = {renamed.get(token, token): i for i, token in enumerate(tokens)}
+    try:
+        pairs = [(left, right) for left, right in (m.split(" ") for m in merges)]
+        made = tokenizers.Tokenizer(models.BPE(vocab, pairs))
+    except Exception as e:  # noqa: BLE001  (the library raises no narrower one)
+        raise CheckpointError(f"{file.path}: its merges do not fit its tokens ({e}).") from None
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    special = [AddedToken(renamed.get(t, t), normalized=False, special=True) for t in control]
+    made.add_special_tokens(special)
+    return json.loads(made.to_str())
 
 
 def _list(file: GgufFile, name: str, of: type) -> list[Any]:
@@ -262,7 +251,7 @@ def _list(file: GgufFile, name: str, of: type) -> list[Any]:
             f"{file.path}: tokenizer.ggml.{name} is no list of {of.__name__}: the metadata is "
             "damaged."
         )
-    return list(found)
+    return found
 
 
 def write_qwen2_folder(gguf: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
@@ -280,7 +269,9 @@ def write_qwen2_folder(gguf: str | pathlib.Path, folder: str | pathlib.Path) -> 
         tensors = dict(qwen2_tensors(file))
     bad = [k for k, v in tensors.items() if not np.isfinite(v).all()]
     if bad:
-        raise CheckpointError(f"{gguf} holds values that are not finite in {', '.join(bad[:12])}.")
+        raise CheckpointError(
+            f"{gguf} holds values that are not finite in {'; '.join(compress(bad))}."
+        )
     for name, content in (("config.json", config), ("tokenizer.json", spec)):
         write_file(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     with atomic_file(folder / "model.safetensors") as partial:

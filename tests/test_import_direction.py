@@ -29,6 +29,7 @@ RANK = {
     "registry": 1,
     "paths": 1,
     "key_tables": 1,
+    "safetensors_files": 1,
     "atomic": 2,
     "sharding": 2,
     "config": 3,

@@ -27,25 +27,26 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
 import mogao_jax
 from mogao_jax.atomic import atomic_file
 from mogao_jax.config.convert import from_dict, to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
+from mogao_jax.key_tables import compress, identity, match
 from mogao_jax.paths import expanded
+from mogao_jax.safetensors_files import is_finite, opened, read_all, rounded
 from mogao_jax.tokenizer import Tokenizer
 
 FORMAT, VERSION = "mogao_jax.model", "1"
 DTYPES = ("float16", "bfloat16", "float32")
 _FIELDS = ("format", "version", "config", "step", "weights", "tokenizer", "written_by", "digest")
-_LISTED = 12  # problems named in a message before the rest is only counted
+_REMEDY = "Copy it again, or export it again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Header:
       weights: "ema" (the moving average) or "raw".
       tokenizer: `tokenizer_digest` of the tokenizer it was trained with.
       encoders: `models.encoder_weights.file_digests` of those it was trained with.
-      porting: `carried.origin` of the checkpoint that it was; {}: not ported, or not recorded.
+      porting: `sidecar_files.origin` of its checkpoint; {}: not ported, or not recorded.
       shapes: of each tensor, by its name in the file.
     """
 
@@ -106,7 +107,7 @@ def write_exported(
       path: the file to write, named *.safetensors; replaced if it is there.
       params: nested dicts of arrays, unboxed.
       encoders: `models.encoder_weights.file_digests` of those it was trained with, if known.
-      porting: `carried.origin` of the checkpoint, so that the way back knows it.
+      porting: `sidecar_files.origin` of the checkpoint, so that the way back knows it.
       dtype: one of DTYPES, for all tensors.
     Returns:
       The path.
@@ -117,7 +118,8 @@ def write_exported(
     path = expanded(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"an exported model is a .safetensors file; {str(path)!r} is not.")
-    tensors = {name: _rounded(name, x, dtype) for name, x in _flatten(params).items()}
+    flat = traverse_util.flatten_dict(params, sep=".")
+    tensors = {k: rounded(k, np.asarray(jax.device_get(x)), dtype) for k, x in flat.items()}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -135,21 +137,6 @@ def write_exported(
     return path
 
 
-def _rounded(name: str, value: Any, dtype: str) -> np.ndarray:
-    array = np.asarray(jax.device_get(value))
-    if not np.isfinite(array.astype(np.float32)).all():
-        raise CheckpointError(f"parameter {name} has values that are not finite; nothing written.")
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(array.astype(jnp.dtype(dtype)))
-    if not np.isfinite(rounded.astype(np.float32)).all():
-        largest = np.abs(array.astype(np.float32)).max()
-        raise CheckpointError(
-            f"parameter {name} reaches {largest:.3g}, too large for {dtype}; nothing written. "
-            "Use --dtype bfloat16 or float32."
-        )
-    return rounded
-
-
 # ---------------------------------------------------------------------------------------- reading
 
 
@@ -160,7 +147,7 @@ def read_header(path: str | os.PathLike) -> Header:
       CheckpointError: missing, cut short, not an exported model, or of another version.
     """
     path = pathlib.Path(path)
-    with _opened(path) as f:
+    with opened(path, _REMEDY) as f:
         metadata = f.metadata() or {}
         shapes = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
     if metadata.get("format") != FORMAT:
@@ -178,9 +165,15 @@ def read_header(path: str | os.PathLike) -> Header:
     if missing:
         raise _damaged(path, f"its metadata lacks {', '.join(missing)}")
     try:
-        config, step = from_dict(json.loads(metadata["config"])), int(metadata["step"])
-        encoders, porting = (
-            dict(json.loads(metadata.get(name, "{}"))) for name in ("encoders", "porting")
+        return Header(
+            path,
+            config=from_dict(json.loads(metadata["config"])),
+            step=int(metadata["step"]),
+            weights=metadata["weights"],
+            tokenizer=metadata["tokenizer"],
+            encoders=dict(json.loads(metadata.get("encoders", "{}"))),
+            porting=dict(json.loads(metadata.get("porting", "{}"))),
+            shapes=shapes,
         )
     except ConfigError as e:
         raise CheckpointError(
@@ -189,8 +182,6 @@ def read_header(path: str | os.PathLike) -> Header:
         ) from e
     except (TypeError, ValueError, RecursionError):
         raise _damaged(path, "its metadata is not readable") from None
-    weights, tokenizer = metadata["weights"], metadata["tokenizer"]
-    return Header(path, config, step, weights, tokenizer, encoders, porting, shapes)
 
 
 def read_params(path: str | os.PathLike, abstract: Any) -> Any:
@@ -207,107 +198,52 @@ def read_params(path: str | os.PathLike, abstract: Any) -> Any:
         file is damaged; or it has values that are not finite.
     """
     path = pathlib.Path(path)
-    wanted = _flatten(abstract)
-    with _opened(path) as f:
-        metadata = f.metadata() or {}
-        names = list(f.keys())
-        shapes = {name: tuple(f.get_slice(name).get_shape()) for name in names}
-        _check_names(path, shapes, {name: tuple(x.shape) for name, x in wanted.items()})
-        try:
-            tensors = {name: np.asarray(f.get_tensor(name)) for name in names}
-        except Exception as e:  # noqa: BLE001  (whatever a damaged file makes the reader raise)
-            raise _damaged(path, str(e)) from None
-    _check_digest(path, metadata, tensors, tensors.__getitem__)
-    bad = [n for n, x in tensors.items() if not np.isfinite(x.astype(np.float32)).all()]
+    wanted = traverse_util.flatten_dict(abstract, sep=".")
+    tensors, metadata = read_all(path, _REMEDY)
+    match(
+        identity(wanted),
+        {name: x.shape for name, x in tensors.items()},
+        {name: x.shape for name, x in wanted.items()},
+        place=f"{str(path)!r}",
+        remedy="The config is its own: export it again, with this release.",
+    )
+    if content_digest(metadata, tensors, tensors.__getitem__) != metadata.get("digest"):
+        raise _damaged(path, "its checksum is wrong")
+    bad = [name for name, x in tensors.items() if not is_finite(x)]
     if bad:
-        raise CheckpointError(f"{str(path)!r} has values that are not finite in {_listing(bad)}.")
+        names = "; ".join(compress(bad))
+        raise CheckpointError(f"{str(path)!r} has values that are not finite in {names}.")
     placed = {name: jnp.asarray(tensors[name], wanted[name].dtype) for name in wanted}
-    return flax.traverse_util.unflatten_dict(placed, sep=".")
+    return traverse_util.unflatten_dict(placed, sep=".")
 
 
 def check_digest(path: str | os.PathLike) -> None:
-    """Holds an exported file against its checksum, one tensor in memory at a time.
+    """Compares an exported file with its checksum, one tensor in memory at a time.
 
     Raises:
       CheckpointError: it is damaged.
     """
     path = pathlib.Path(path)
-    with _opened(path) as f:
-        metadata, names = f.metadata() or {}, list(f.keys())
-        try:
-            _check_digest(path, metadata, names, f.get_tensor)
-        except CheckpointError:
-            raise
-        except Exception as e:  # noqa: BLE001  (whatever a damaged file makes the reader raise)
-            raise _damaged(path, str(e)) from None
-
-
-def _check_digest(
-    path: pathlib.Path,
-    metadata: Mapping[str, str],
-    names: Iterable[str],
-    read: Callable[[str], Any],
-) -> None:
-    if content_digest(metadata, names, read) != metadata.get("digest"):
+    with opened(path, _REMEDY) as f:
+        metadata = f.metadata() or {}
+        found = content_digest(metadata, f.keys(), f.get_tensor)
+    if found != metadata.get("digest"):
         raise _damaged(path, "its checksum is wrong")
 
 
-def _check_names(
-    path: pathlib.Path, found: Mapping[str, tuple], wanted: Mapping[str, tuple]
-) -> None:
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name} has shape {list(found[name])}, its config wants {list(wanted[name])}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name] != wanted[name]
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{str(path)!r} does not hold the model of its own config, {len(problems)} "
-            f"problem(s): {_listing(problems)}. Export it again, with this release."
-        )
-
-
-def _opened(path: pathlib.Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {str(path)!r}.")
-    try:
-        return safetensors.safe_open(path, "flax")  # which knows bfloat16
-    except (safetensors.SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be read as safetensors ({e}): it is another kind of file, "
-            "damaged or cut short. Copy it again, or export it again."
-        ) from None
-
-
-def _damaged(path: pathlib.Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{str(path)!r} is damaged ({reason}). Copy it again, or export it again."
-    )
-
-
-# ---------------------------------------------------------------------------------------- helpers
-
-
 def content_digest(
-    metadata: Mapping[str, str], names: Iterable[str], read: Callable[[str], Any]
+    metadata: Mapping[str, str], names: Iterable[str], read: Callable[[str], np.ndarray]
 ) -> str:
     """sha256 of the metadata (but for the digest) and of every tensor with its name."""
     total = hashlib.sha256()
     said = {name: value for name, value in metadata.items() if name != "digest"}
     total.update(json.dumps(said, sort_keys=True).encode())
     for name in sorted(names):
-        array = np.asarray(read(name))
+        array = read(name)
         total.update(f"\n{name} {array.dtype.name} {list(array.shape)}\n".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return total.hexdigest()
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(tree, sep=".")
-
-
-def _listing(problems: list[str]) -> str:
-    rest = len(problems) - _LISTED
-    return "; ".join(problems[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
+def _damaged(path: pathlib.Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{str(path)!r} is damaged ({reason}). {_REMEDY}")

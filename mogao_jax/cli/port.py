@@ -56,23 +56,15 @@ def _from_hf(argv: list[str]) -> int:
     add("--out", required=True, metavar="CKPT", help="the checkpoint's folder; must not exist")
     add("--allow-missing", action="append", default=[], metavar="PATTERN",
         help="keys of the LLM that may be absent and are then initialised; recorded")  # fmt: skip
-    add("--allow-nan", action="store_true", help="take NaN and infinity as they are")
+    add("--allow-nan", action="store_true", dest="allow_non_finite",
+        help="take NaN and infinity as they are")  # fmt: skip
     config, argv = _config(argv, parser)
-    arguments = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
+    config = config if config is not None else _config_of(options["llm"])
 
     from mogao_jax.porting.streaming import stream_checkpoint
 
-    ported = stream_checkpoint(
-        arguments.out,
-        config if config is not None else _config_of(arguments.llm),
-        llm=arguments.llm,
-        vit=arguments.vit,
-        vae=arguments.vae,
-        tokenizer=arguments.tokenizer,
-        allow_missing=arguments.allow_missing,
-        allow_non_finite=arguments.allow_nan,
-        say=_say,
-    )
+    ported = stream_checkpoint(config=config, say=_say, **options)
     for note in ported.notes:
         print(f"note: {note}")
     width = max(map(len, ported.parameters))
@@ -87,7 +79,8 @@ def _from_hf(argv: list[str]) -> int:
 
 
 def _to_hf(argv: list[str]) -> int:
-    from mogao_jax.porting.to_hf import DTYPES, PARTS, export
+    from mogao_jax.porting.to_hf import PARTS, export
+    from mogao_jax.safetensors_files import DTYPES
 
     parser = Parser(
         prog="mogao port to-hf",
@@ -104,21 +97,11 @@ def _to_hf(argv: list[str]) -> int:
         help="FLUX: bfl or diffusers; TAEF1: original or diffusers (as it came in)")  # fmt: skip
     add("--weights", choices=("best", "ema", "raw"), default="best",
         help="ema: the moving average; best: that where there is one")  # fmt: skip
-    add("--allow-nan", action="store_true", default=None,
+    add("--allow-nan", action="store_true", default=None, dest="allow_non_finite",
         help="write NaN and infinity as they are (as from-hf was told)")  # fmt: skip
-    add("--shard-gb", type=_positive, default=5.0, metavar="GB", help="largest file (5)")
-    arguments = parser.parse_args(argv)
-    files = export(
-        arguments.checkpoint,
-        arguments.out,
-        part=arguments.part,
-        dtype=arguments.dtype,
-        vae_layout=arguments.vae_layout,
-        weights=arguments.weights,
-        allow_non_finite=arguments.allow_nan,
-        shard_bytes=int(arguments.shard_gb * 1e9),
-        say=_say,
-    )
+    add("--shard-gb", type=_gigabytes, default=5 * 10**9, metavar="GB", dest="shard_bytes",
+        help="largest file (5)")  # fmt: skip
+    files = export(**vars(parser.parse_args(argv)), say=_say)
     for file in files:
         print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
     print(_peak_memory())
@@ -130,12 +113,12 @@ def _inspect(argv: list[str]) -> int:
     parser.add_argument("place", metavar="CKPT|DIR|FILE")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--verify", action="store_true",
-        help="read a checkpoint's arrays and hold them against their saved checksums")  # fmt: skip
+        help="read a checkpoint's arrays and compare them with their saved checksums")  # fmt: skip
     arguments = parser.parse_args(argv)
 
-    from mogao_jax.porting import inspecting
+    from mogao_jax.porting.inspecting import inspect
 
-    found = inspecting.inspect(arguments.place, verify=arguments.verify)
+    found = inspect(arguments.place, verify=arguments.verify)
     print(found.as_json() if arguments.json else found.as_text())
     return 0
 
@@ -150,9 +133,9 @@ def _diff(argv: list[str]) -> int:
     parser.add_argument("b", metavar="B")
     arguments = parser.parse_args(argv)
 
-    from mogao_jax.porting import inspecting
+    from mogao_jax.porting.inspecting import compare
 
-    found = inspecting.compare(arguments.a, arguments.b)
+    found = compare(arguments.a, arguments.b)
     print(found.as_text())
     return 0 if found.equal else 1
 
@@ -180,14 +163,15 @@ def _config_of(llm: str | None) -> MogaoConfig:
     return config_of_folder(folder, read_json(folder / "config.json"))
 
 
-def _positive(text: str) -> float:
+def _gigabytes(text: str) -> int:
+    """Bytes."""
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+        num_bytes = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        num_bytes = 0
+    if num_bytes < 1:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
+    return num_bytes
 
 
 def _peak_memory() -> str:

@@ -21,17 +21,17 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mogao_jax.atomic import atomic_file
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.key_tables import Rule, compress, identity, match
+from mogao_jax.key_tables import Rule, identity, match
 from mogao_jax.models import taef1
 from mogao_jax.models.vae import FluxVae
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.registry import EMBEDDED_WEIGHTS
+from mogao_jax.safetensors_files import opened, read_all, rounded
 
 EMBEDDED = "embedded"
 # Fields that say how weights are used, not what they are.
@@ -81,11 +81,8 @@ def save_weights(
     path: pathlib.Path | str, params: Any, config: VaeConfig | VitConfig, dtype=np.float16
 ) -> None:
     """Writes parameters in our own layout, rounded to `dtype`, with their config as metadata."""
-    flat = {k: np.asarray(v, dtype) for k, v in _flatten(params).items()}
-    bad = sorted(k for k, v in flat.items() if not np.isfinite(v).all())
-    if bad:
-        names = "; ".join(compress(bad))
-        raise CheckpointError(f"not written: {path}: values not finite in {names}.")
+    name = np.dtype(dtype).name
+    flat = {k: rounded(k, np.asarray(v), name) for k, v in _flatten(params).items()}
     metadata = {"format": "mogao_jax", "config": json.dumps(dataclasses.asdict(config))}
     with atomic_file(path) as partial:
         safetensors.numpy.save_file(flat, partial, metadata)
@@ -161,7 +158,11 @@ def own_file(part: Literal["vae", "vit"], weights: str) -> pathlib.Path | None:
             )
         path = files[0]
     # PyTorch's names for weights; ours are "kernel" and "scale".
-    return None if any(key.endswith(".weight") for key in _names(path)) else path
+    try:
+        with opened(path) as f:
+            return None if any(key.endswith(".weight") for key in f.keys()) else path  # noqa: SIM118
+    except CheckpointError:  # reading it says so
+        return path
 
 
 def _foreign(part: str, weights: str) -> str:
@@ -174,7 +175,7 @@ def _foreign(part: str, weights: str) -> str:
 
 def _saved_config(part: Literal["vae", "vit"], weights: str) -> dict[str, Any]:
     path = weights_file(part, weights)
-    _, metadata = _read(path)
+    _, metadata = read_all(path)
     if "config" not in metadata:
         raise CheckpointError(f"{path} does not say what config it was made with.")
     return json.loads(metadata["config"]) | {"weights": weights}
@@ -220,35 +221,11 @@ def _vit_example(config: VitConfig):
 # --------------------------------------------------------------------------------------- reading
 
 
-def _names(path: pathlib.Path) -> list[str]:
-    """Keys of a file; none of one that cannot be read (`_read` says why)."""
-    try:
-        with safetensors.safe_open(path, "numpy") as f:
-            return list(f.keys())
-    except (safetensors.SafetensorError, OSError, ValueError):
-        return []
-
-
-def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All tensors (bfloat16 as float32) and the metadata of a safetensors file."""
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}; check the path in the config.")
-    try:
-        with safetensors.safe_open(path, "flax") as f:
-            keys = list(f.keys())
-            return {k: np.asarray(f.get_tensor(k), np.float32) for k in keys}, f.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({e}): it is damaged or cut short; "
-            "download or copy it again."
-        ) from None
-
-
 def _load_own(part: Literal["vae", "vit"], config: VaeConfig | VitConfig, template: Any) -> Any:
     path = own_file(part, config.weights)
     if path is None:
         raise CheckpointError(_foreign(part, config.weights))
-    arrays, metadata = _read(path)
+    arrays, metadata = read_all(path)
     _check_config(part, config, metadata, path)
     return _fill(template, arrays, identity(_flatten(template)), str(path))
 
@@ -285,5 +262,5 @@ def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
         raise CheckpointError(f"vae.weights: no file or folder {path}.")
     arrays: dict[str, np.ndarray] = {}
     for half, file in taef1.FILES.items():
-        arrays |= {f"{half}.{k}": v for k, v in _read(path / file)[0].items()}
+        arrays |= {f"{half}.{k}": v for k, v in read_all(path / file)[0].items()}
     return module, _fill(template, arrays, taef1.key_table(), str(path))

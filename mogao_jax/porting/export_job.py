@@ -11,13 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mogao_jax.errors import CheckpointError
 from mogao_jax.key_tables import Pair
-from mogao_jax.porting.safetensors_reader import FLOATS, is_finite
 from mogao_jax.porting.safetensors_writer import ShardWriter
 from mogao_jax.porting.tensor_sources import TensorSource, read_in_parts
-
-_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
+from mogao_jax.safetensors_files import DTYPES, rounded
 
 
 class ExportJob(NamedTuple):
@@ -45,7 +42,7 @@ class ExportJob(NamedTuple):
     def num_bytes(self) -> int:
         """What will be written, without headers."""
         return sum(
-            _DTYPES[self.dtypes[p.key]].itemsize * math.prod(self.source.shapes[p.name])
+            DTYPES[self.dtypes[p.key]].itemsize * math.prod(self.source.shapes[p.name])
             for p in self.pairs
         )
 
@@ -81,9 +78,10 @@ class ExportJob(NamedTuple):
         leaf = getattr(self.source, "leaf_of", lambda name: name)
         for pair in sorted(self.pairs, key=lambda pair: leaf(pair.name)):  # stable
             for start, value in _values(self.source, pair):
-                rounded = _rounded(pair.key, value, self.dtypes[pair.key], allow_non_finite)
-                writer.write(pair.key, rounded, start)
-                advance(rounded.nbytes)
+                dtype = self.dtypes[pair.key]
+                part = rounded(pair.key, value, dtype, allow_non_finite=allow_non_finite)
+                writer.write(pair.key, part, start)
+                advance(part.nbytes)
         names = writer.finish()
         for name, content in self.files.items():
             if isinstance(content, pathlib.Path):
@@ -99,22 +97,3 @@ def _values(source: TensorSource, pair: Pair) -> Iterator[tuple[int, np.ndarray]
         yield from read_in_parts(source, pair.name)
     else:
         yield 0, pair.transform.backward(source.read(pair.name))
-
-
-def _rounded(key: str, value: np.ndarray, dtype: str, allow_non_finite: bool) -> np.ndarray:
-    sound = is_finite(value)
-    if not sound and not allow_non_finite:
-        raise CheckpointError(
-            f"{key} has values that are not finite (NaN or infinity); nothing written. A model "
-            "with these computes nothing of use: give an older checkpoint. To write them as they "
-            "are, say --allow-nan."
-        )
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(value).astype(_DTYPES[dtype], copy=False)
-    if sound and rounded.dtype != value.dtype and not is_finite(rounded):
-        largest = np.abs(value.astype(np.float32)).max()
-        raise CheckpointError(
-            f"{key} reaches {largest:.3g}, too large for {dtype}; nothing written. Use --dtype "
-            "bfloat16 or float32."
-        )
-    return rounded

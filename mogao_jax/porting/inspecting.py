@@ -19,8 +19,8 @@ from mogao_jax.models.modules import part_of
 from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.from_hf import open_vae
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, is_own
-from mogao_jax.porting.safetensors_reader import FLOAT_NAMES
 from mogao_jax.porting.tensor_sources import Place, TensorSource, selected, transformed
+from mogao_jax.safetensors_files import DTYPES
 
 
 def open_any(place: Place) -> TensorSource:
@@ -162,7 +162,7 @@ def _fingerprint(source: TensorSource) -> str:
     sums = {}
     for name in source.shapes:
         total = RunningFingerprint()
-        if source.dtypes[name] in FLOAT_NAMES:
+        if source.dtypes[name] in DTYPES:
             total.add(source.read(name), 0)
         sums[name] = f"{source.dtypes[name]} {list(source.shapes[name])} {total.hexdigest()}"
     return _digest(sums)

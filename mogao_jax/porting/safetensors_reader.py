@@ -6,30 +6,20 @@ headers and the index is found on opening.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
 from mogao_jax.errors import CheckpointError
 from mogao_jax.key_tables import compress
 from mogao_jax.paths import expanded
 from mogao_jax.porting.tensor_sources import TensorSource
+from mogao_jax.safetensors_files import DTYPES, FLOATS, is_finite, opened
 
-# What weights come in, by the format's names; its other dtypes are none for weights.
-FLOATS = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-}
-FLOAT_NAMES = {dtype.name for dtype in FLOATS.values()}
-_EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 # The names under which transformers and diffusers save.
@@ -94,7 +84,7 @@ class SafetensorsFolder:
         array = self._raw(key, rows)
         if not self.allow_non_finite and not is_finite(array):
             # Names every tensor with such values, whichever was read first.
-            floats = [k for k in self.shapes if self.dtypes[k] in FLOAT_NAMES]
+            floats = [k for k in self.shapes if self.dtypes[k] in DTYPES]
             bad = [k for k in floats if not is_finite(self._raw(k))]
             raise CheckpointError(
                 f"{self.place!r} has values that are not finite (NaN or infinity) in "
@@ -142,51 +132,17 @@ class SafetensorsFolder:
             )
 
 
-@contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[Any]:
-    """An open safetensors file (`safetensors.safe_open`, numpy arrays).
-
-    To be opened anew for each tensor: the library maps the file into memory, and what has been
-    read of it counts as this process's until it is closed.
-
-    Raises:
-      CheckpointError: it cannot be read, is no safetensors file, or cut short.
-    """
-    try:
-        with safetensors.safe_open(path, "numpy") as f:
-            yield f
-    except OSError as e:
-        raise CheckpointError(f"{str(path)!r} cannot be read ({e.strerror or e}).") from None
-    except (safetensors.SafetensorError, ValueError) as e:
-        raise CheckpointError(
-            f"{str(path)!r} is damaged, cut short, or no safetensors file ({e}). Download or copy "
-            "it again."
-        ) from None
-
-
-def is_finite(x: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite: no exponent with all bits set."""
-    mask = _EXPONENT.get(x.dtype.name)
-    if mask is None:
-        return bool(np.isfinite(x.astype(np.float64)).all())
-    bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
-    step = 2**22  # in parts: masks of a whole embedding would take as much memory again
-    return not any(
-        ((bits[i : i + step] & mask) == mask).any() for i in range(0, max(1, bits.size), step)
-    )
-
-
 def require_floats(source: TensorSource, keys: Iterable[str]) -> None:
     """Raises CheckpointError naming every one of these tensors that holds no plain floats."""
     wrong: dict[str, list[str]] = {}
     for key in keys:
-        if source.dtypes[key] not in FLOAT_NAMES:
+        if source.dtypes[key] not in DTYPES:
             wrong.setdefault(source.dtypes[key], []).append(key)
     if wrong:
         listing = "; ".join(f"{d}: {', '.join(compress(keys))}" for d, keys in wrong.items())
         raise CheckpointError(
             f"{source.place!r} has weights in formats that are not read ({listing}); only "
-            f"{', '.join(sorted(FLOAT_NAMES))} are. Save the checkpoint in one of these first."
+            f"{', '.join(sorted(DTYPES))} are. Save the checkpoint in one of these first."
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mogao_jax.key_tables import Shape
-from mogao_jax.porting.safetensors_reader import FLOATS
+from mogao_jax.safetensors_files import DTYPES, FLOATS
 
 SHARD_BYTES = 5 * 10**9  # transformers' own
 _FORMATS = {dtype.name: name for name, dtype in FLOATS.items()}
@@ -53,7 +53,7 @@ class ShardWriter:
           shard_bytes: no file is larger, unless a single tensor is.
           metadata: strings for the files' headers.
         """
-        dtypes = {key: FLOATS[_FORMATS[dtype]] for key, (_, dtype) in tensors.items()}
+        dtypes = {key: DTYPES[dtype] for key, (_, dtype) in tensors.items()}
         sizes = {k: math.prod(s) * dtypes[k].itemsize for k, (s, _) in tensors.items()}
         self._index = folder / f"{stem}.safetensors.index.json"
         self._total = sum(sizes.values())

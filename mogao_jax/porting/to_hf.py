@@ -28,14 +28,13 @@ from mogao_jax.porting.export_job import ExportJob
 from mogao_jax.porting.formats import autoencoders, mogao, qwen2, qwen2_vl_vision
 from mogao_jax.porting.model_card import model_card
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
-from mogao_jax.porting.safetensors_reader import FLOATS, SafetensorsFolder
+from mogao_jax.porting.safetensors_reader import SafetensorsFolder
 from mogao_jax.porting.safetensors_writer import SHARD_BYTES
 from mogao_jax.porting.streaming import LEFT, left_digest
 from mogao_jax.porting.tensor_sources import InMemory, Place, TensorSource, chained
 from mogao_jax.tokenizer import load_tokenizer
 
 PARTS = ("llm", "vit", "vae", "all")
-DTYPES = tuple(dtype.name for dtype in FLOATS.values())
 _Files = dict[str, str | pathlib.Path]
 
 

@@ -62,7 +62,7 @@ def test_every_wrong_key_is_listed(params, tmp_path):
 
 def test_cut_and_missing_files(params, tmp_path):
     path = tmp_path / "w.safetensors"
-    with pytest.raises(CheckpointError, match="no weights file"):
+    with pytest.raises(CheckpointError, match="there is no file"):
         load_vit(at(path))
     save_weights(path, params, VIT)
     whole = path.read_bytes()

@@ -75,25 +75,6 @@ FILES = {
     "training/starting.py": "training/init_from.py",
 }
 
-<<<<<<< HEAD
-=======
-# What is still to be mended; nothing may be added.
-TO_MEND = {
-    "configs/mogao_7b_stage1.py: cut (over|up)",
-    "mogao_jax/config/schema.py: cut (over|up)",
-    "mogao_jax/data/sources.py: picture",
-    "mogao_jax/data/encoded.py: picture",
-    "mogao_jax/data/preparing.py: picture",
-    "mogao_jax/data/pipeline.py: picture",
-    "mogao_jax/precompute.py: picture",
-    "mogao_jax/porting/formats/mogao.py: picture",
-    "mogao_jax/porting/model_card.py: picture",
-    "mogao_jax/porting/to_hf.py: picture",
-    "mogao_jax/porting/tensor_sources.py: at hand",
-    "mogao_jax/porting/to_hf.py: would be news",
-}
-
->>>>>>> a4321c4 (Open safetensors files, round and check their values in one place)
 # Riddles, and what to say instead.
 PHRASES = {
     "at hand": "local, available",

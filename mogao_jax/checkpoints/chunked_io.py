@@ -118,7 +118,7 @@ class PartReader:
           part: "params" or "ema_params".
         """
         self._state = folder / "state"
-        self.meta, self._part = meta, part
+        self._meta, self._part = meta, part
         shapes = files.saved_shapes(folder)[part]
         self.arrays: dict[str, tuple[Shape, str]] = {  # dotted path -> shape, dtype
             name.replace("/", "."): (tuple(x.shape), jnp.dtype(x.dtype).name)
@@ -153,7 +153,7 @@ class PartReader:
             rows, step = self.arrays[leaf][0][0], self._step(leaf)
             name = f"{self._part}/{leaf.replace('.', '/')}"
             if len(seen) == -(-rows // step):
-                same = self._sums[leaf].hexdigest() == self.meta["fingerprint"].get(name)
+                same = self._sums[leaf].hexdigest() == self._meta["fingerprint"].get(name)
                 bad += [] if same else [name]
         if bad:
             raise files.Damaged(

@@ -8,6 +8,7 @@ modulo 2^32, no change of a single element goes unnoticed.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -45,16 +46,13 @@ class RunningFingerprint:
         self._sums = [0, 0]
 
     def add(self, part: np.ndarray, start: int) -> None:
-        """Counts in a part, whose first element is number `start` of the whole array's.
-
-        The elements of the part must follow one another there: whole rows of the first axis.
-        """
+        """Adds a chunk that starts at flat index `start`: whole rows of the first axis."""
         unsigned = np.dtype(f"uint{8 * part.dtype.itemsize}")
         bits = np.ascontiguousarray(part).reshape(-1).view(unsigned)
         for i in range(0, bits.size, PIECE):
             piece = bits[i : i + PIECE]
             # One program for whole pieces, none for what is left: small arrays compile nothing.
-            sums = _flat_sums if piece.size == PIECE else _host_sums
+            sums = _device_sums if piece.size == PIECE else _host_sums
             pair = sums(piece, np.uint32((start + i) % 2**32))
             self._sums = [(a + int(b)) % 2**32 for a, b in zip(self._sums, pair, strict=True)]
 
@@ -83,21 +81,16 @@ def _array_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
-@jax.jit
-def _flat_sums(bits: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """As `_array_sums`, of elements that stand one after another from number `start` on."""
-    bits = bits.astype(jnp.uint32)
-    position = jax.lax.iota(jnp.uint32, bits.size) + start
-    first, second = (jnp.sum(bits * _odd(position, m), dtype=jnp.uint32) for m in _MULTIPLIERS)
-    return first, second
-
-
-def _host_sums(bits: np.ndarray, start: np.uint32) -> tuple[int, int]:
-    """The same in numpy."""
+def _flat_sums(xp: Any, bits: Any, start: Any) -> tuple[Any, Any]:
+    """As `_array_sums`, of the elements from flat index `start` on, with `xp` jnp or np."""
     bits = bits.astype(np.uint32)
-    position = np.arange(bits.size, dtype=np.uint32) + start
-    first, second = (int(np.sum(bits * _odd(position, m), dtype=np.uint32)) for m in _MULTIPLIERS)
+    position = xp.arange(bits.size, dtype=np.uint32) + start
+    first, second = (xp.sum(bits * _odd(position, m), dtype=np.uint32) for m in _MULTIPLIERS)
     return first, second
+
+
+_device_sums = jax.jit(functools.partial(_flat_sums, jnp))
+_host_sums = functools.partial(_flat_sums, np)
 
 
 def _bitcast(x: jax.Array, dtype: Any) -> jax.Array:
@@ -105,7 +98,7 @@ def _bitcast(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _odd(position: Any, multiplier: int) -> Any:
-    """A number with mixed bits, always odd, that belongs to the position (jax or numpy)."""
+    """Hashes a flat index to an odd uint32 (jax or numpy)."""
     mixed = (position + np.uint32(1)) * np.uint32(multiplier)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(multiplier)
     return mixed | np.uint32(1)

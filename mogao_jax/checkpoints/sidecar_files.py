@@ -41,12 +41,10 @@ def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
     file = beside(folder, TOKENIZER)
     if config.tokenizer.kind == "file" and file is not None:
         config = dataclasses.replace(config, tokenizer=TokenizerConfig("file", str(file)))
-    if (folder / VAE).is_file():
-        vae = dataclasses.replace(config.vae, weights=str(folder / VAE))
-        config = dataclasses.replace(config, vae=vae)
-    if (folder / VIT).is_file():
-        vit = dataclasses.replace(config.vit, weights=str(folder / VIT))
-        config = dataclasses.replace(config, vit=vit)
+    for part, name in (("vae", VAE), ("vit", VIT)):
+        if (folder / name).is_file():
+            here = dataclasses.replace(getattr(config, part), weights=str(folder / name))
+            config = dataclasses.replace(config, **{part: here})
     return config
 
 
@@ -136,7 +134,7 @@ def check_tokenizer(
 
 
 def changed_encoders(saved: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
-    """The encoders whose files are other ones than a checkpoint was made with, in words; or "".
+    """Names the encoders whose file digests differ from the checkpoint's, in words; or "".
 
     Args:
       saved, now: `models.encoder_weights.file_digests`; None of a checkpoint that does not say.

@@ -95,7 +95,7 @@ def inspect(place: Place, *, verify: bool = False) -> Inspection:
     """Lists the tensors, with their fingerprint: a checkpoint's as saved, else computed.
 
     Args:
-      verify: read a checkpoint's arrays and hold them against their saved checksums.
+      verify: read a checkpoint's arrays and compare them with their saved checksums.
     Raises:
       CheckpointError: nothing there that can be read; or, with `verify`, it is damaged.
     """

@@ -26,7 +26,7 @@ class Settled(NamedTuple):
     Attributes:
       config: with it.
       facts: what meta says of it (`sidecar_files.describe_tokenizer`).
-      notes: what nothing could be held against, for people.
+      notes: what could not be checked, for people.
     """
 
     config: MogaoConfig
@@ -37,7 +37,7 @@ class Settled(NamedTuple):
 def settle_tokenizer(
     config: MogaoConfig, source: TensorSource | None, llm: Place | None, given: Place | None
 ) -> Settled:
-    """Chooses the tokenizer, and holds it against what the language model brings.
+    """Chooses the tokenizer, and compares it with what the language model brings.
 
     Args:
       config: with `model.vocab_size` as the embedding has rows.

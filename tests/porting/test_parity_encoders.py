@@ -214,7 +214,7 @@ def _mixed(channels: int, stride: int, rng, photograph=None):
 
 
 def _theirs_of(theirs, pixels, latents, dtype=None):
-    """Moments and pictures of each image alone."""
+    """Moments and decoded images of each image alone."""
     import torch
 
     def run(f, x):
@@ -222,8 +222,8 @@ def _theirs_of(theirs, pixels, latents, dtype=None):
 
     with torch.no_grad():
         moments = [run(lambda x: theirs.encode(x).latent_dist.parameters, x) for x in pixels]
-        pictures = [run(lambda z: theirs.decode(z).sample, z) for z in latents]
-    return moments, pictures
+        decoded = [run(lambda z: theirs.decode(z).sample, z) for z in latents]
+    return moments, decoded
 
 
 def _ours_of(config, params, pixels, latents, dtype=jnp.float32):
@@ -233,14 +233,14 @@ def _ours_of(config, params, pixels, latents, dtype=jnp.float32):
     @jax.jit
     def run(params, pixels, latents):
         posterior = module.apply({"params": params}, pixels, sizes, method="encode")
-        pictures = module.apply({"params": params}, latents, sizes, method="decode")
-        return jnp.concatenate(posterior, -1), pictures
+        decoded = module.apply({"params": params}, latents, sizes, method="decode")
+        return jnp.concatenate(posterior, -1), decoded
 
-    moments, pictures = run(params, pixels, latents)
+    moments, decoded = run(params, pixels, latents)
     return (
         [m[None, : h // 8, : w // 8].transpose(0, 3, 1, 2)
          for m, (h, w) in zip(moments, SIZES, strict=True)],
-        [p[None, :h, :w].transpose(0, 3, 1, 2) for p, (h, w) in zip(pictures, SIZES, strict=True)],
+        [p[None, :h, :w].transpose(0, 3, 1, 2) for p, (h, w) in zip(decoded, SIZES, strict=True)],
     )  # fmt: skip
 
 
@@ -262,11 +262,11 @@ def _compare_autoencoder(config: VaeConfig, size: str, photograph, measured, *, 
     jax.tree.map(np.testing.assert_array_equal, *loaded.values())  # of both, the same parameters
     params = loaded["diffusers"]
     ours = _ours_of(config, params, pixels, latents)
-    for what, a, b in zip(("moments", "pictures"), ours, wanted, strict=True):
+    for what, a, b in zip(("moments", "images"), ours, wanted, strict=True):
         measured(KL, size, f"{what}, both layouts", relative(_joined(a), _joined(b)), 1e-5)
     rough = _ours_of(config, params, pixels, latents, jnp.bfloat16)
     own = _theirs_of(theirs.to(torch.bfloat16), pixels_alone, latents_alone, torch.bfloat16)
-    for what, a, b, c in zip(("moments", "pictures"), rough, own, wanted, strict=True):
+    for what, a, b, c in zip(("moments", "images"), rough, own, wanted, strict=True):
         reference_error = relative(_joined(b), _joined(c))
         measured(KL, f"{size}, bfloat16", f"{what}, the reference's own", reference_error)
         error = relative(_joined(a), _joined(c))
@@ -336,7 +336,7 @@ def test_taef1(shared_dir, photograph, measured):
         apply = jax.jit(module.apply, static_argnames="method")
         z = apply({"params": params}, x, size, method="encode")
         y = apply({"params": params}, z, size, method="decode")
-        for what, a, b, c in zip(("latents", "pictures"), (z, y), wanted, own, strict=True):
+        for what, a, b, c in zip(("latents", "images"), (z, y), wanted, own, strict=True):
             error = relative(np.asarray(a).transpose(0, 3, 1, 2), b)
             if dtype == jnp.float32:
                 measured(TINY, "256x256 of a photograph", what, error, 1e-5)

@@ -52,7 +52,7 @@ def generate(config: MogaoConfig, params, tokenizer: Tokenizer, document: Docume
     sampler = Sampler(modules, params, EncoderParams({}, {}), tokenizer, max_length=256,
                       text_chunk=16, probe=written)  # fmt: skip
     written.allowed = sampler.allowed.copy()
-    written.allowed[tokenizer.vision_start] = False  # no pictures
+    written.allowed[tokenizer.vision_start] = False  # no images
     options = SamplingOptions(max_tokens=num, allow_images=False, temperature=0.0)
     result = sampler.sample([Request(document, 0, options)])[0]
     jax.effects_barrier()

@@ -1,4 +1,4 @@
-"""Pictures as Qwen2-VL's processor and diffusers' make them: sizes, order of patches, values.
+"""Images as Qwen2-VL's processor and diffusers' make them: sizes, order of patches, values.
 
 Needs transformers (and diffusers for the VAE's side), neither of them with torchvision.
 """

@@ -110,9 +110,9 @@ def test_bfloat16_beside_the_references_own(measured):
     measured(AGAINST, "tiny, bfloat16", "logits, ours", ours_error, 2 * theirs_error)
 
 
-@pytest.mark.parametrize("order", ["text", "text, picture", "text, picture, text, picture"])
+@pytest.mark.parametrize("order", ["text", "text, image", "text, image, text, image"])
 def test_text_through_the_whole_model_at_its_start_is_the_llm(order, measured):
-    """Pictures after a text change nothing for it, and the gen branch is a copy beside it."""
+    """Images after a text change nothing for it, and the gen branch is a copy beside it."""
     torch = pytest.importorskip("torch")
     vocab = tiny.TOKENIZER.vocab_size
     sizes = {"num_heads": 4, "head_dim": 8, "vocab_size": vocab}
@@ -129,10 +129,10 @@ def test_text_through_the_whole_model_at_its_start_is_the_llm(order, measured):
     modules = tiny.load_modules(config)
     inputs, _ = tiny.inputs(batch, modules)
     out = jax.jit(modules.model.apply)({"params": params}, inputs)
-    before = len("hello, what is this") + ("picture" in order)  # and <|vision_start|>
+    before = len("hello, what is this") + ("image" in order)  # and <|vision_start|>
     tokens = np.asarray(batch.und.tokens[0, :before])
-    assert (tokens[-1] == tiny.TOKENIZER.vision_start) == ("picture" in order)
-    assert bool((np.asarray(batch.noised.image) >= 0).any()) == ("picture" in order)
+    assert (tokens[-1] == tiny.TOKENIZER.vision_start) == ("image" in order)
+    assert bool((np.asarray(batch.noised.image) >= 0).any()) == ("image" in order)
     with torch.no_grad():
         wanted = theirs(torch.tensor(tokens.astype(np.int64))[None]).logits[0].numpy()
     logits = np.asarray(out.und_hidden[0, :before] @ head_table(params).T)

@@ -54,8 +54,8 @@ def is_mogao(source: TensorSource) -> bool:
 def check_config(source: TensorSource, config: MogaoConfig) -> None:
     """Raises CheckpointError with every field of its config that makes it another model.
 
-    That is also what the features were that it learned with: of which encoders, from images
-    resized how, at which positions. A field that its config does not have has its default.
+    These also decide which features it learned with: the encoders', of images resized how, at
+    which positions. A field that its config does not have has its default.
     """
     usual = MogaoConfig()
     sections: dict[str, tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""Text to ids and back: Qwen2.5's BPE, the embedded BPE, or plain bytes.
+"""Text to ids and back: Qwen2.5's BPE, a BPE of one's own, or plain bytes.
 
 `encode` is for what people write, so it never yields a control token: "<|im_start|>" in a user's
 text is eleven or so ordinary characters. Control tokens come from `layout.py` alone, by id, and
@@ -12,11 +12,15 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mogao_jax.chat import ChatTemplate, read_template
 from mogao_jax.config.schema import TokenizerConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.registry import TOKENIZERS
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # In the order of ids that ByteTokenizer gives them.
 SPECIAL_TOKENS = {
@@ -139,27 +143,16 @@ class BpeTokenizer(Tokenizer):
         try:
             spec = json.loads(file.read_text(encoding="utf-8"))
             whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            # Also out of the vocabulary proper: with `ignore_merges` a word found there whole
-            # becomes its id without any merge.
-            added = {token["content"] for token in spec.get("added_tokens", [])}
+            added = spec.get("added_tokens", [])
             encoder = tokenizers.Tokenizer.from_str(json.dumps(_without_added(spec, added)))
         except Exception as e:  # noqa: BLE001  (all that the library raises)
             raise ConfigError(f"{str(file)!r} is not a tokenizer.json: {e}") from None
-        found = {name: whole.token_to_id(content) for name, content in SPECIAL_TOKENS.items()}
-        ids = {name: i for name, i in found.items() if i is not None}
-        missing = [content for name, content in SPECIAL_TOKENS.items() if name not in ids]
-        if missing:
-            raise ConfigError(
-                f"The tokenizer {str(file)!r} has no token {', '.join(missing)}. Mogao needs "
-                f"all of {', '.join(SPECIAL_TOKENS.values())}: use a Qwen2.5 tokenizer, or add "
-                "them to the file's added_tokens."
-            )
         self._whole, self._encoder = whole, encoder
         self.vocab_size = max(whole.get_vocab(with_added_tokens=True).values()) + 1
-        self._set_special(ids)
-        marked = {t["content"] for t in spec.get("added_tokens", []) if t.get("special")}
-        control = {name: whole.token_to_id(name) for name in marked | set(SPECIAL_TOKENS.values())}
-        self._set_control({name: i for name, i in control.items() if i is not None})
+        self._set_special(_special_ids(whole, file))
+        marked = {t["content"] for t in added if t.get("special")} | {*SPECIAL_TOKENS.values()}
+        control = {content: whole.token_to_id(content) for content in marked}
+        self._set_control({content: i for content, i in control.items() if i is not None})
         self.control_ids |= frozenset(self._control.values())
         self.chat = read_template(file)
 
@@ -171,10 +164,30 @@ class BpeTokenizer(Tokenizer):
         return self._whole.decode(ids, skip_special_tokens=False)
 
 
-def _without_added(spec: dict, added: set[str]) -> dict:
+def _special_ids(whole: tokenizers.Tokenizer, file: pathlib.Path) -> dict[str, int]:
+    """Ids of the six control tokens. Raises ConfigError for those that the file does not have."""
+    found = {name: whole.token_to_id(content) for name, content in SPECIAL_TOKENS.items()}
+    ids = {name: i for name, i in found.items() if i is not None}
+    missing = [content for name, content in SPECIAL_TOKENS.items() if name not in ids]
+    if missing:
+        raise ConfigError(
+            f"The tokenizer {str(file)!r} has no token {', '.join(missing)}. Mogao needs "
+            f"all of {', '.join(SPECIAL_TOKENS.values())}: use a Qwen2.5 tokenizer, or add "
+            "them to the file's added_tokens."
+        )
+    return ids
+
+
+def _without_added(spec: dict, added: list[dict]) -> dict:
+    """The file without its added tokens.
+
+    They also leave the vocabulary proper: with `ignore_merges` a word found there whole becomes
+    its id without any merge.
+    """
+    words = {token["content"] for token in added}
     model = dict(spec["model"])
     if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {word: i for word, i in model["vocab"].items() if word not in added}
+        model["vocab"] = {word: i for word, i in model["vocab"].items() if word not in words}
     # A post-processor may refer to added tokens; encoding asks for no special tokens anyway.
     return {**spec, "added_tokens": [], "model": model, "post_processor": None}
 

@@ -93,13 +93,11 @@ def _float_dtype(text: str) -> str:
 def _inspect(argv: list[str]) -> None:
     config, flags = _with_config(argv, _parser("inspect", num=(_positive, 6, "documents to show")))
     from mogao_jax.data.inspecting import describe
-    from mogao_jax.data.mixture import make_mixture
-    from mogao_jax.data.preparing import make_preparer, source_lengths
+    from mogao_jax.data.preparing import make_preparer
 
     tokenizer = load_tokenizer(config.tokenizer)
     preparer = make_preparer(config, tokenizer, "train")
-    weights = [settings.weight for settings in preparer.settings]
-    draws = make_mixture(source_lengths(preparer.sources), weights, seed=config.seed)
+    draws = preparer.draws()
     for number in range(flags.num):
         draw = draws[number]
         print(f"--- {preparer.names[draw.source]}, record {draw.record}")
@@ -126,7 +124,7 @@ def _table(rows: list[tuple]) -> str:
 
 def _fill(argv: list[str]) -> None:
     config, flags = _with_config(argv, _parser("fill", rows=(_positive, 200, "rows to pack")))
-    from mogao_jax.data.figures import measure_fill
+    from mogao_jax.data.inspecting import measure_fill
 
     report = measure_fill(config, load_tokenizer(config.tokenizer), flags.rows)
     limits = budgets(config.packing)._asdict()
@@ -156,7 +154,7 @@ def _budgets(argv: list[str]) -> None:
         und_tokens=(int, 0, "wanted size of the und stream (default: the config's)"),
     )
     config, flags = _with_config(argv, parser)
-    from mogao_jax.data.figures import measure_sizes, suggest_budgets
+    from mogao_jax.data.inspecting import measure_sizes, suggest_budgets
     from mogao_jax.data.preparing import make_preparer
 
     preparer = make_preparer(config, load_tokenizer(config.tokenizer), "train")

@@ -56,8 +56,13 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see 'mogao --help'."
         return _fail(f"there is no command {command!r}; {hint}")
+    return _run(COMMANDS[command], rest)
+
+
+def _run(command: Command, argv: list[str]) -> int:
+    """Runs a command; an error that the user can mend becomes a message and a status."""
     try:
-        return COMMANDS[command].run(rest)
+        return command.run(argv)
     except MogaoError as e:
         return _fail(str(e))
     except KeyboardInterrupt:

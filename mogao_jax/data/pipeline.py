@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import grain
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.data.broken import BrokenRecords
-from mogao_jax.data.mixture import Draw, make_mixture
-from mogao_jax.data.preparing import Prepared, Preparer, make_preparer, source_lengths
+from mogao_jax.data.mixture import Draw
+from mogao_jax.data.preparing import BrokenRecords, Prepared, Preparer, make_preparer
 from mogao_jax.errors import ConfigError, DataError
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.packing import (
@@ -69,15 +68,8 @@ class RowIterator(grain.DatasetIterator):
 
     def __init__(self, preparer: Preparer, shard: int, num_shards: int):
         super().__init__()
-        config = preparer.config
         self._preparer, self._shard = preparer, shard
-        self._draws = make_mixture(
-            source_lengths(preparer.sources),
-            [settings.weight for settings in preparer.settings],
-            seed=config.seed,
-            shard=shard,
-            num_shards=num_shards,
-        )
+        self._draws = preparer.draws(shard, num_shards)
         self._restart(0, [])
 
     def _restart(self, following: int, pool: list[int]) -> None:

@@ -145,28 +145,22 @@ def _scan(root: pathlib.Path, split: Split) -> tuple[list[_Part], bool]:
     if not root.exists():
         raise DataError(f"nothing is at {str(root)!r}; check the path.")
     if root.is_file():
-        if root.suffix.lower() not in (".jsonl", ".json"):
-            raise DataError(f"{str(root)!r} is not a .jsonl file or a folder.")
-        if root.suffix.lower() == ".json":
-            return [_JsonFiles([root], root.parent)], False
-        validation = root.with_suffix(".validation.jsonl")
-        if not validation.is_file():
-            return [_Jsonl(root, root.parent)], False
-        return [_Jsonl(root if split == "train" else validation, root.parent)], True
+        return _scan_file(root, split)
     files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
-    lines = [p for p in files if p.suffix.lower() == ".jsonl"]
-    if lines:
-        validation_files = [p for p in lines if p.name.lower().endswith(".validation.jsonl")]
-        if not validation_files:
-            return [_Jsonl(p, root) for p in lines], False
-        training = [p for p in lines if p not in set(validation_files)]
-        return [_Jsonl(p, root) for p in (training, validation_files)[split != "train"]], True
-    documents = [p for p in files if p.suffix.lower() == ".json"]
-    if documents:
-        return [_JsonFiles(documents, root)], False
-    present = set(files)
+    by_suffix: dict[str, list[pathlib.Path]] = {}
+    for file in files:
+        by_suffix.setdefault(file.suffix.lower(), []).append(file)
+    if ".jsonl" in by_suffix:
+        return _jsonl_parts(by_suffix[".jsonl"], root, split)
+    if ".json" in by_suffix:
+        return [_JsonFiles(by_suffix[".json"], root)], False
+    return _captioned_parts(files, root), False
+
+
+def _captioned_parts(files: list[pathlib.Path], root: pathlib.Path) -> list[_Part]:
     images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-    captioned = [p for p in images if p.with_suffix(".txt") in present]
+    captions = {p for p in files if p.suffix == ".txt"}
+    captioned = [p for p in images if p.with_suffix(".txt") in captions]
     if len(captioned) < len(images):
         logger.warning(
             "%s: %d of %d images have no caption (.txt) and are left out.",
@@ -174,7 +168,28 @@ def _scan(root: pathlib.Path, split: Split) -> tuple[list[_Part], bool]:
             len(images) - len(captioned),
             len(images),
         )
-    return ([_Captioned(captioned, root)] if captioned else []), False
+    return [_Captioned(captioned, root)] if captioned else []
+
+
+def _scan_file(file: pathlib.Path, split: Split) -> tuple[list[_Part], bool]:
+    if file.suffix.lower() == ".json":
+        return [_JsonFiles([file], file.parent)], False
+    if file.suffix.lower() != ".jsonl":
+        raise DataError(f"{str(file)!r} is not a .jsonl file or a folder.")
+    validation = file.with_suffix(".validation.jsonl")
+    if not validation.is_file():
+        return [_Jsonl(file, file.parent)], False
+    return _jsonl_parts([file, validation], file.parent, split)
+
+
+def _jsonl_parts(
+    files: list[pathlib.Path], root: pathlib.Path, split: Split
+) -> tuple[list[_Part], bool]:
+    """All files, or those of the split where some are named as validation."""
+    validation = [p for p in files if p.name.lower().endswith(".validation.jsonl")]
+    if validation:
+        files = validation if split == "validation" else sorted({*files} - {*validation})
+    return [_Jsonl(p, root) for p in files], bool(validation)
 
 
 class _Jsonl:

@@ -14,8 +14,7 @@ from mogao_jax.config.schema import (
     SourceConfig,
     TokenizerConfig,
 )
-from mogao_jax.data import figures
-from mogao_jax.data.inspecting import describe
+from mogao_jax.data import inspecting
 from mogao_jax.data.preparing import make_preparer
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.layout import lay_out
@@ -41,9 +40,9 @@ def test_the_embedded_mixture_fills_both_streams():
     config = embedded_config()
     tokenizer = load_tokenizer(config.tokenizer)
     preparer = make_preparer(config, tokenizer, "train")
-    found = figures.measure_sizes(preparer, 800)
+    found = inspecting.measure_sizes(preparer, 800)
     assert set(found) == set(EMBEDDED)
-    suggested = figures.suggest_budgets(found, 768)
+    suggested = inspecting.suggest_budgets(found, 768)
     packing = PackingConfig(
         *(suggested.und, suggested.clean, suggested.noised),
         images=suggested.images,
@@ -51,7 +50,7 @@ def test_the_embedded_mixture_fills_both_streams():
     )
     assert budgets(packing) == suggested
     config = dataclasses.replace(config, packing=packing)
-    report = figures.measure_fill(config, tokenizer, 60)
+    report = inspecting.measure_fill(config, tokenizer, 60)
     assert report.shares["und"] >= 0.95 and report.shares["gen"] >= 0.95, report.shares
     assert report.num_broken == report.num_over_long == 0
     assert report.rows == 60 and report.documents > 300
@@ -59,9 +58,9 @@ def test_the_embedded_mixture_fills_both_streams():
 
 def test_suggested_budgets_are_proportional_and_hold_the_largest():
     found = {"a": np.array([[100, 0, 40, 2, 0]] * 9), "b": np.array([[10, 8, 4, 1, 64]])}
-    small = figures.suggest_budgets(found, 10)
+    small = inspecting.suggest_budgets(found, 10)
     assert all(limit >= size for limit, size in zip(small, (100, 8, 40, 2, 64), strict=True))
-    large = figures.suggest_budgets(found, 9100)
+    large = inspecting.suggest_budgets(found, 9100)
     assert large.und == pytest.approx(9100, rel=0.01)
     assert large.noised == pytest.approx(36.4 * 100, rel=0.01)
     assert large.images == pytest.approx(190 * 1.05, rel=0.01)
@@ -87,7 +86,7 @@ def test_describe_tells_every_token():
         ),
         rng=rng,
     )
-    text = describe(laid_out, ByteTokenizer())
+    text = inspecting.describe(laid_out, ByteTokenizer())
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0].startswith("sizes: ") and "2 clean" in lines[0] and "8 vit_patches" in lines[0]
     header = 1 + len("user\n")  # <|im_start|> and bytes

@@ -5,48 +5,13 @@ renamed: old names of fields.
 """
 
 from mogao_jax.config.checks import check
-from mogao_jax.config.convert import (
-    default_config,
-    from_config_dict,
-    from_dict,
-    source,
-    to_dict,
-)
+from mogao_jax.config.convert import default_config, from_config_dict, from_dict, source, to_dict
 from mogao_jax.config.files import load_config, parse_config_args
-from mogao_jax.config.schema import (
-    AttentionConfig,
-    DataConfig,
-    ImageConfig,
-    LayoutConfig,
-    MeshConfig,
-    ModelConfig,
-    MogaoConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PackingConfig,
-    SourceConfig,
-    TokenizerConfig,
-    TrainConfig,
-    VaeConfig,
-    VitConfig,
-)
+from mogao_jax.config.schema import MogaoConfig, SourceConfig
 
 __all__ = [
-    "AttentionConfig",
-    "DataConfig",
-    "ImageConfig",
-    "LayoutConfig",
-    "MeshConfig",
-    "ModelConfig",
     "MogaoConfig",
-    "ObjectiveConfig",
-    "OptimizerConfig",
-    "PackingConfig",
     "SourceConfig",
-    "TokenizerConfig",
-    "TrainConfig",
-    "VaeConfig",
-    "VitConfig",
     "check",
     "default_config",
     "from_config_dict",

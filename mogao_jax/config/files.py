@@ -188,10 +188,16 @@ def _override(fields: dict[str, Any], path: str, text: str) -> None:
             f"({', '.join(members) or 'none yet'})."
         )
     parent[names[-1]] = convert.read_text(kind, text, path)
-    if group is SourceConfig and names[-1] == "kind":  # it may not know all options
-        options = parent.get("options", {})
-        known = _members(convert.field_types(group, parent)["options"], options) or ()
-        parent["options"] = {name: value for name, value in options.items() if name in known}
+    if group is SourceConfig and names[-1] == "kind":
+        _drop_options(parent)
+
+
+def _drop_options(source: dict[str, Any]) -> None:
+    """Takes the options away that a source's new kind does not have."""
+    options = source.get("options")
+    if isinstance(options, dict):
+        known = _members(convert.field_types(SourceConfig, source)["options"], options) or ()
+        source["options"] = {name: value for name, value in options.items() if name in known}
 
 
 def _member(group: Any, node: Mapping[str, Any], names: list[str], depth: int) -> Any:

@@ -79,12 +79,6 @@ def qwen2_config(file: GgufFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.path} holds a model of architecture {found!r}; only 'llama' is read from GGUF."
         )
-    scaled = sorted(k for k in file.metadata if k.startswith("llama.rope.scaling"))
-    if scaled or "rope_freqs.weight" in file.entries:
-        raise CheckpointError(
-            f"{file.path} stretches its rotary embedding ({', '.join(scaled) or 'rope_freqs'}), "
-            "which Qwen2's does not do: it cannot be copied."
-        )
     missing = [f"llama.{k}" for k in _FIELDS.values() if f"llama.{k}" not in file.metadata]
     if "token_embd.weight" not in file.entries:
         missing.append("token_embd.weight")
@@ -96,14 +90,7 @@ def qwen2_config(file: GgufFile) -> dict[str, Any]:
         raise CheckpointError(f"{file.path}: {'; '.join(wrong)}: the file is damaged.")
     for field in _REAL:
         config[field] = float(str(np.float32(config[field])))  # 1e-05, not 9.99999974738e-06
-    head_dim = config["hidden_size"] // config["num_attention_heads"]
-    rotated = file.metadata.get("llama.rope.dimension_count", head_dim)
-    key_dim = file.metadata.get("llama.attention.key_length", head_dim)
-    if (rotated, key_dim) != (head_dim, head_dim):
-        raise CheckpointError(
-            f"{file.path} has heads of {key_dim} numbers of which {rotated} are rotated; Qwen2's "
-            f"have hidden_size / num_attention_heads = {head_dim}, and all are rotated."
-        )
+    _check_rope(file, config["hidden_size"] // config["num_attention_heads"])
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -118,6 +105,22 @@ def qwen2_config(file: GgufFile) -> dict[str, Any]:
         "dtype": "float32",
         **config,
     }
+
+
+def _check_rope(file: GgufFile, head_dim: int) -> None:
+    scaled = sorted(k for k in file.metadata if k.startswith("llama.rope.scaling"))
+    if scaled or "rope_freqs.weight" in file.entries:
+        raise CheckpointError(
+            f"{file.path} stretches its rotary embedding ({', '.join(scaled) or 'rope_freqs'}), "
+            "which Qwen2's does not do: it cannot be copied."
+        )
+    rotated = file.metadata.get("llama.rope.dimension_count", head_dim)
+    key_dim = file.metadata.get("llama.attention.key_length", head_dim)
+    if (rotated, key_dim) != (head_dim, head_dim):
+        raise CheckpointError(
+            f"{file.path} has heads of {key_dim} numbers of which {rotated} are rotated; Qwen2's "
+            f"have hidden_size / num_attention_heads = {head_dim}, and all are rotated."
+        )
 
 
 def _unsound_numbers(config: Mapping[str, Any]) -> list[str]:
@@ -204,22 +207,7 @@ def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> 
       CheckpointError: another kind of tokenizer, or a control token to be renamed is not there.
     """
     renamed = VISION_TOKENS if renamed is None else renamed
-    kind = tuple(file.metadata.get(f"tokenizer.ggml.{k}") for k in ("model", "pre"))
-    if kind != ("gpt2", "smollm"):
-        raise CheckpointError(
-            f"{file.path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') is read. Use "
-            "the tokenizer.json of the model's own release."
-        )
-    tokens, types, merges = (
-        _list(file, name, of)
-        for name, of in (("tokens", str), ("token_type", int), ("merges", str))
-    )
-    if not tokens or len(types) != len(tokens) or not merges:
-        raise CheckpointError(
-            f"{file.path}: its tokenizer has {len(tokens)} tokens, {len(types)} types and "
-            f"{len(merges)} merges: the metadata is damaged."
-        )
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    tokens, control, merges = _tokens(file)
     absent = sorted(set(renamed) - set(control))
     if absent:
         raise CheckpointError(
@@ -242,6 +230,27 @@ def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> 
     special = [AddedToken(renamed.get(t, t), normalized=False, special=True) for t in control]
     made.add_special_tokens(special)
     return json.loads(made.to_str())
+
+
+def _tokens(file: GgufFile) -> tuple[list[str], list[str], list[str]]:
+    """(tokens, control tokens, merges) of a tokenizer of the kind that is read."""
+    kind = tuple(file.metadata.get(f"tokenizer.ggml.{k}") for k in ("model", "pre"))
+    if kind != ("gpt2", "smollm"):
+        raise CheckpointError(
+            f"{file.path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') is read. Use "
+            "the tokenizer.json of the model's own release."
+        )
+    tokens, types, merges = (
+        _list(file, name, of)
+        for name, of in (("tokens", str), ("token_type", int), ("merges", str))
+    )
+    if not tokens or len(types) != len(tokens) or not merges:
+        raise CheckpointError(
+            f"{file.path}: its tokenizer has {len(tokens)} tokens, {len(types)} types and "
+            f"{len(merges)} merges: the metadata is damaged."
+        )
+    control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    return tokens, control, merges
 
 
 def _list(file: GgufFile, name: str, of: type) -> list[Any]:

@@ -185,25 +185,22 @@ def _find(path: pathlib.Path) -> pathlib.Path:
 
 
 def _find_in(path: pathlib.Path) -> pathlib.Path:
-    files = sorted(p for p in path.iterdir() if p.name.endswith((SUFFIX, INDEX_SUFFIX)))
-    for stem in _STEMS:
-        usual = [p for p in files if p.name in (f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}")]
-        if len(usual) > 1:
-            names = " and ".join(p.name for p in usual)
-            raise CheckpointError(f"{str(path)!r} holds both {names}: give the one you mean.")
-        if usual:
-            return usual[0]
-    indices = [p for p in files if p.name.endswith(INDEX_SUFFIX)]
-    for found in (indices, files):
+    files = [p.name for p in sorted(path.iterdir()) if p.name.endswith((SUFFIX, INDEX_SUFFIX))]
+    indices = [name for name in files if name.endswith(INDEX_SUFFIX)]
+    usual = [{f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"} & set(files) for stem in _STEMS]
+    for found in (*usual, indices, files):
         if len(found) == 1:
-            return found[0]
+            return path / min(found)
+        if found and found in usual:
+            names = " and ".join(sorted(found))
+            raise CheckpointError(f"{str(path)!r} holds both {names}: give the one you mean.")
     if not files:
         _refuse_pickles(*sorted(path.iterdir()))
         raise CheckpointError(f"{str(path)!r} holds no {SUFFIX} file.")
-    names = ", ".join(p.name for p in files[:8])
     raise CheckpointError(
-        f"{str(path)!r} holds {len(files)} {SUFFIX} files ({names}), but no index that says what "
-        f"lies where (model{INDEX_SUFFIX}). Copy the index too, or give one of the files."
+        f"{str(path)!r} holds {len(files)} {SUFFIX} files ({', '.join(files[:8])}), but no index "
+        f"that says what lies where (model{INDEX_SUFFIX}). Copy the index too, or give one of the "
+        "files."
     )
 
 

@@ -104,7 +104,6 @@ def stream_checkpoint(
     config = dataclasses.replace(config, model=model)
     encoders = _plan_encoders(config, vit, vae, options)
     config, facts, unsure = settle_tokenizer(config, source, llm, tokenizer)
-    stored = _with_files(config, out, encoders)
     notes = [*_notes(plan, config), *unsure]
     record: dict[str, Any] = {
         "llm": None if source is None else _about(source, (p.key for p, _ in plan.pairs)),
@@ -114,13 +113,8 @@ def stream_checkpoint(
         "allow_nan": allow_non_finite,
         "notes": notes,
     }
-    parameters = count_parameters(plan.shapes)
-    for encoder in encoders:
-        parameters[f"frozen {encoder.part}"] = sum(map(math.prod, encoder.view().shapes.values()))
     jobs = [job for encoder in encoders for job in _copies(encoder)]
-    leaves = leaf_shapes(plan.specs).values()
-    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves)
-    total += sum(job.num_bytes for job in jobs)
+    total = sum(job.num_bytes for job in jobs) + _num_bytes(plan)
     with atomic_directory(out, needed_bytes=total, say=say) as folder:
         with tqdm.tqdm(
             total=total, unit="B", unit_scale=True, disable=say is None, mininterval=1.0
@@ -134,7 +128,7 @@ def stream_checkpoint(
         meta = {
             "format": files.FORMAT,
             "step": 0,
-            "config": to_dict(stored),
+            "config": to_dict(_with_files(config, out, encoders)),
             "counters": {},
             "fingerprint": fingerprint,
             "data": None,
@@ -144,6 +138,9 @@ def stream_checkpoint(
             "porting": record,
         }
         files.write_folder_meta(folder, meta)
+    parameters = count_parameters(plan.shapes)
+    for encoder in encoders:
+        parameters[f"frozen {encoder.part}"] = sum(map(math.prod, encoder.view().shapes.values()))
     num_bytes = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     return Ported(out, parameters, num_bytes, time.monotonic() - started, notes)
 
@@ -155,6 +152,12 @@ def left_digest(folder: pathlib.Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _num_bytes(plan: ModelPlan) -> int:
+    """Of the parameters, before compression."""
+    leaves = leaf_shapes(plan.specs).values()
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves)
 
 
 def _write_params(

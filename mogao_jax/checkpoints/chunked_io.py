@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorstore
@@ -120,8 +121,8 @@ class PartReader:
         self._state = folder / "state"
         self._meta, self._part = meta, part
         shapes = files.saved_shapes(folder)[part]
-        self.arrays: dict[str, tuple[Shape, str]] = {  # dotted path -> shape, dtype
-            name.replace("/", "."): (tuple(x.shape), jnp.dtype(x.dtype).name)
+        self.arrays = {  # by dotted path
+            name.replace("/", "."): jax.ShapeDtypeStruct(x.shape, x.dtype)
             for name, x in files.named_leaves(shapes)
         }
         self._stores: dict[str, Any] = {}
@@ -142,15 +143,15 @@ class PartReader:
 
     def read_all(self) -> None:
         """Reads everything once, for `verify`; a part at a time."""
-        for leaf, (shape, _) in self.arrays.items():
-            for first in range(0, shape[0], self._step(leaf)):
+        for leaf, x in self.arrays.items():
+            for first in range(0, x.shape[0], self._step(leaf)):
                 self._read(leaf, first)
 
     def verify(self) -> None:
         """Raises files.Damaged if an array that has been read whole is not what was saved."""
         bad = []
         for leaf, seen in self._seen.items():
-            rows, step = self.arrays[leaf][0][0], self._step(leaf)
+            rows, step = self.arrays[leaf].shape[0], self._step(leaf)
             name = f"{self._part}/{leaf.replace('.', '/')}"
             if len(seen) == -(-rows // step):
                 same = self._sums[leaf].hexdigest() == self._meta["fingerprint"].get(name)
@@ -164,7 +165,7 @@ class PartReader:
     def _read(self, leaf: str, first: int) -> np.ndarray:
         if self._kept is None or self._kept[:2] != (leaf, first):
             self._kept = None  # before the next one is read: never two at a time
-            shape, _ = self.arrays[leaf]
+            shape = self.arrays[leaf].shape
             stop = min(shape[0], first + self._step(leaf))
             part = np.asarray(self._store(leaf)[first:stop].read().result())
             if first not in self._seen.setdefault(leaf, set()):
@@ -176,16 +177,13 @@ class PartReader:
 
     def _step(self, leaf: str) -> int:
         """Rows that are read at a time: whole chunks of the file, however large."""
-        shape, dtype = self.arrays[leaf]
+        x = self.arrays[leaf]
         chunk = int(self._store(leaf).chunk_layout.read_chunk.shape[0])
-        return max(chunk, rows_of(shape, jnp.dtype(dtype)) // chunk * chunk)
+        return max(chunk, rows_of(x.shape, x.dtype) // chunk * chunk)
 
     def _store(self, leaf: str) -> Any:
-        if leaf not in self._stores:
-            self._stores[leaf] = self._open(leaf)
-        return self._stores[leaf]
-
-    def _open(self, leaf: str) -> Any:
+        if leaf in self._stores:
+            return self._stores[leaf]
         name = f"{self._part}.{leaf}"
         if (self._state / "manifest.ocdbt").exists():
             kvstore: Any = {"driver": "ocdbt", "base": _file(self._state), "path": f"{name}/"}
@@ -193,7 +191,8 @@ class PartReader:
             kvstore = _file(self._state / name)
         metadata = json.loads((self._state / "_METADATA").read_text(encoding="utf-8"))
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-        return tensorstore.open({"driver": driver, "kvstore": kvstore}, read=True).result()
+        spec = {"driver": driver, "kvstore": kvstore}
+        return self._stores.setdefault(leaf, tensorstore.open(spec, read=True).result())
 
 
 def rows_of(shape: Shape, dtype: Any) -> int:

@@ -6,17 +6,16 @@ is checked first.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.chunked_io import PartReader
@@ -24,7 +23,6 @@ from mogao_jax.checkpoints.sidecar_files import origin, with_carried
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.key_tables import Shape
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
 from mogao_jax.porting.params import ParamSpec, param_specs, shapes_of
@@ -99,26 +97,32 @@ class MogaoCheckpoint:
           all_of_it: read everything first.
         """
         if self._checkpoint is not None:
-            try:
+            with self._errors_of("a part"):
                 if all_of_it:
                     self._checkpoint.read_all()
                 self._checkpoint.verify()
-            except (ValueError, RuntimeError, OSError) as e:
-                raise _unreadable("a part", self.place, e) from e
-            except files.Damaged as e:
-                raise CheckpointError(
-                    f"the checkpoint {self.place!r} is damaged: {e}. Give an older one, or copy it "
-                    "again."
-                ) from None
 
     def _rows(self, leaf: str, start: int, stop: int) -> np.ndarray:
         if self._checkpoint is None:
             assert self._file is not None
             return self._file.read_rows(leaf, start, stop)
-        try:
+        with self._errors_of(f"array {leaf}"):
             return self._checkpoint.rows(leaf, start, stop)
+
+    @contextlib.contextmanager
+    def _errors_of(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, RuntimeError, OSError) as e:  # whatever a damaged file makes it raise
-            raise _unreadable(f"array {leaf}", self.place, e) from e
+            reason = f"{what} cannot be read: {files.brief(e)}"
+        except files.Damaged as e:
+            reason = str(e)
+        else:
+            return
+        raise CheckpointError(
+            f"the checkpoint {self.place!r} is damaged ({reason}). Give an older one, or copy it "
+            "again."
+        )
 
     def _open_exported(self, path: pathlib.Path) -> None:
         header = exported.read_header(path)
@@ -127,7 +131,7 @@ class MogaoCheckpoint:
         self.folder, self.model_config = path.parent, header.config
         self.step, self.weights = header.step, header.weights
         self._file = SafetensorsFolder(path, allow_non_finite=True, with_config=False)
-        self._specs = _specs_of({k: (s, self._file.dtypes[k]) for k, s in header.shapes.items()})
+        self._specs = _specs_of(self._file)
 
     def _open_folder(self, path: pathlib.Path) -> None:
         source = SafetensorsFolder(path, allow_non_finite=True)
@@ -146,16 +150,13 @@ class MogaoCheckpoint:
                 lies_here = dataclasses.replace(getattr(config, part), weights=str(path / part))
                 config = dataclasses.replace(config, **{part: lies_here})
         self.model_config = config
-        self._specs = {
-            key: ParamSpec(key, None, shape, source.dtypes[key])
-            for key, shape in source.shapes.items()
-        }
+        self._specs = _specs_of(source)
 
     def _open_checkpoint(self, path: pathlib.Path, weights: files.Weights) -> None:
         def use(folder: pathlib.Path, meta: dict[str, Any]) -> tuple[pathlib.Path, dict[str, Any]]:
             self.weights = files.best_weights(meta, weights, folder)
             self._checkpoint = PartReader(folder, meta, files.PARTS[self.weights])
-            self._specs = _specs_of(self._checkpoint.arrays)
+            self._specs = param_specs(self._checkpoint.arrays)
             return folder, meta
 
         self.folder, meta = files.newest(path, use)
@@ -170,16 +171,11 @@ class MogaoCheckpoint:
 def is_own(path: str | os.PathLike) -> bool:
     """Whether a path holds a model of ours, rather than others' safetensors."""
     path = expanded(path)
-    if path.is_file():
-        try:
+    try:
+        if path.is_file():
             opened = SafetensorsFolder(path, with_config=False)
             return opened.metadata.get("format") == exported.FORMAT
-        except CheckpointError:
-            return False
-    if is_mogao_folder(path):
-        return True
-    try:
-        return bool(files.find_checkpoints(path))
+        return is_mogao_folder(path) or bool(files.find_checkpoints(path))
     except CheckpointError:
         return False
 
@@ -214,14 +210,9 @@ def config_of_folder(path: pathlib.Path, fields: Mapping[str, Any]) -> MogaoConf
         ) from e
 
 
-def _unreadable(what: str, place: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{what} of {place!r} cannot be read ({files.brief(error)}): the checkpoint is damaged. "
-        "Give an older one, or copy it again."
-    )
-
-
-def _specs_of(arrays: Mapping[str, tuple[Shape, str]]) -> dict[str, ParamSpec]:
-    """Our parameters by name, from leaf -> (shape, dtype)."""
-    tree = {k: jax.ShapeDtypeStruct(shape, jnp.dtype(d)) for k, (shape, d) in arrays.items()}
-    return param_specs(traverse_util.unflatten_dict(tree, sep="."))
+def _specs_of(file: SafetensorsFolder) -> dict[str, ParamSpec]:
+    leaves = {
+        leaf: types.SimpleNamespace(shape=shape, dtype=file.dtypes[leaf])
+        for leaf, shape in file.shapes.items()
+    }
+    return param_specs(leaves)

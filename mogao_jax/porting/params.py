@@ -47,7 +47,8 @@ def param_specs(shapes: Any) -> dict[str, ParamSpec]:
     """Name -> spec of every parameter of a tree.
 
     Args:
-      shapes: nested dicts of whatever has .shape and .dtype (`models.modules.param_shapes`).
+      shapes: whatever has .shape and .dtype (`models.modules.param_shapes`), in nested dicts, or
+        by its dotted path.
     """
     specs: dict[str, ParamSpec] = {}
     for leaf, x in traverse_util.flatten_dict(shapes, sep=".").items():

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,6 @@ from mogao_jax.safetensors_files import DTYPES, FLOATS
 
 SHARD_BYTES = 5 * 10**9  # transformers' own
 _FORMATS = {dtype.name: name for name, dtype in FLOATS.items()}
-
-
-class _Tensor(NamedTuple):
-    """Where a tensor is written: from byte `start` of a file on."""
-
-    shape: Shape
-    dtype: np.dtype
-    file: pathlib.Path
-    start: int
 
 
 class ShardWriter:
@@ -53,59 +44,64 @@ class ShardWriter:
           shard_bytes: no file is larger, unless a single tensor is.
           metadata: strings for the files' headers.
         """
-        dtypes = {key: DTYPES[dtype] for key, (_, dtype) in tensors.items()}
-        sizes = {k: math.prod(s) * dtypes[k].itemsize for k, (s, _) in tensors.items()}
+        self._shapes = {key: shape for key, (shape, _) in tensors.items()}
+        self._dtypes = {key: DTYPES[dtype] for key, (_, dtype) in tensors.items()}
+        self._sizes = {k: math.prod(s) * self._dtypes[k].itemsize for k, s in self._shapes.items()}
+        self._left = dict(self._sizes)
         self._index = folder / f"{stem}.safetensors.index.json"
-        self._total = sum(sizes.values())
-        self._left = {key: math.prod(shape) for key, (shape, _) in tensors.items()}
-        self._tensors: dict[str, _Tensor] = {}
-        shards = _shards(sizes, shard_bytes)
+        self._place: dict[str, tuple[pathlib.Path, int]] = {}  # file, and first byte in it
+        shards = _shards(self._sizes, shard_bytes)
         for i, keys in enumerate(shards):
             many = f"-{i + 1:05}-of-{len(shards):05}" if len(shards) > 1 else ""
-            file = folder / f"{stem}{many}.safetensors"
-            # Wider dtypes first, so that every tensor is aligned.
-            keys.sort(key=lambda k: -dtypes[k].itemsize)
-            header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-            offset = 0
-            for key in keys:
-                shape, dtype = tensors[key]
-                ends = [offset, offset + sizes[key]]
-                header[key] = {
-                    "dtype": _FORMATS[dtype], "shape": list(shape), "data_offsets": ends
-                }  # fmt: skip
-                offset = ends[1]
-            start = _begin(file, header, offset)
-            for key in keys:
-                first = start + header[key]["data_offsets"][0]
-                self._tensors[key] = _Tensor(tensors[key][0], dtypes[key], file, first)
+            self._begin(folder / f"{stem}{many}.safetensors", keys, metadata or {})
 
     def write(self, key: str, value: np.ndarray, start: int = 0) -> None:
         """Writes a tensor, or rows of it from row `start` on, in the dtype announced."""
-        shape, dtype, file, first = self._tensors[key]
+        dtype = self._dtypes[key]
         if value.dtype != dtype:
             raise ValueError(f"{key} is {value.dtype}, announced as {dtype}")
+        file, first = self._place[key]
         data = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
         with open(file, "r+b", buffering=0) as f:
-            f.seek(first + start * math.prod(shape[1:]) * dtype.itemsize)
+            f.seek(first + start * math.prod(self._shapes[key][1:]) * dtype.itemsize)
             while data:
                 data = data[f.write(data) :]
-        self._left[key] -= value.size
+        self._left[key] -= value.nbytes
 
     def finish(self) -> list[str]:
         """Writes the index where there are shards; returns the names of all files."""
         bad = [key for key, left in self._left.items() if left]
         if bad:
             raise ValueError(f"not written, or not once: {', '.join(bad)}")
-        files = list(dict.fromkeys(tensor.file for tensor in self._tensors.values()))
+        files = list(dict.fromkeys(file for file, _ in self._place.values()))
         if len(files) > 1:
-            weight_map = {key: self._tensors[key].file.name for key in sorted(self._tensors)}
-            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            self._index.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            weight_map = {key: self._place[key][0].name for key in sorted(self._place)}
+            total = {"total_size": sum(self._sizes.values())}
+            text = json.dumps({"metadata": total, "weight_map": weight_map}, indent=2)
+            self._index.write_text(text + "\n", encoding="utf-8")
             files.append(self._index)
         for file in files:
             with open(file, "rb") as f:
                 os.fsync(f.fileno())
         return [file.name for file in files]
+
+    def _begin(self, file: pathlib.Path, keys: list[str], metadata: Mapping[str, str]) -> None:
+        """Writes the header, and the file's whole length as a hole."""
+        fields: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+        start = 0
+        # Wider dtypes first, so that every tensor is aligned.
+        for key in sorted(keys, key=lambda k: -self._dtypes[k].itemsize):
+            stop = start + self._sizes[key]
+            dtype, shape = _FORMATS[self._dtypes[key].name], list(self._shapes[key])
+            fields[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+            start = stop
+        header = json.dumps(fields, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        with open(file, "xb") as f:
+            f.write(len(header).to_bytes(8, "little") + header)
+            f.truncate(8 + len(header) + start)
+        for key in keys:
+            self._place[key] = file, 8 + len(header) + fields[key]["data_offsets"][0]
 
 
 def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
@@ -119,13 +115,3 @@ def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
         shards[-1].append(key)
         size += num_bytes
     return shards
-
-
-def _begin(file: pathlib.Path, header: Mapping[str, Any], num_bytes: int) -> int:
-    """Writes the header, and the data as a hole; returns where the data begin."""
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "xb") as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        f.truncate(8 + len(text) + num_bytes)
-    return 8 + len(text)

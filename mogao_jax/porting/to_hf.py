@@ -17,7 +17,6 @@ import tqdm
 from mogao_jax.atomic import atomic_directory
 from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.checkpoints.files import Weights
-from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.key_tables import SAME, Pair, identity, invert, match
 from mogao_jax.models import encoder_weights, taef1
@@ -138,7 +137,10 @@ class _Exporter:
         dtypes = {pair.key: dtype or model.dtypes[pair.name] for pair in pairs}
         theirs = dict(record.get("config", {}))
         came_with = theirs.get("model_type") == "qwen2"
-        special = {} if came_with else _special_ids(config)
+        special = {}
+        if not came_with:
+            tokenizer = load_tokenizer(config.tokenizer)
+            special = {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.im_end}
         rows = model.shapes["token_embedding"][0]
         made = qwen2.to_config(config.model, rows=rows, dtype=_common(dtypes), special=special)
         if came_with:
@@ -155,9 +157,12 @@ class _Exporter:
         dtypes = {name: self.dtype or model.dtypes[name] for name in model.shapes}
         made = mogao.to_config(self.config, dtype=_common(dtypes))
         made |= {"step": model.step, "weights": model.weights}
+        counts: Counter[str] = Counter()
+        for name, shape in model.shapes.items():
+            counts[part_of(name.split("."))] += math.prod(shape)
         card = model_card(
             self.config,
-            parameters=_counts(model),
+            parameters=counts,
             dtype=_common(dtypes),
             step=model.step,
             weights=model.weights,
@@ -265,19 +270,6 @@ def _recorded(record: Mapping[str, Any]) -> str | None:
 def _common(dtypes: Mapping[str, str]) -> str:
     """The dtype of most tensors, for a config.json."""
     return Counter(dtypes.values()).most_common(1)[0][0]
-
-
-def _counts(model: MogaoCheckpoint) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for name, shape in model.shapes.items():
-        part = part_of(name.split("."))
-        counts[part] = counts.get(part, 0) + math.prod(shape)
-    return counts
-
-
-def _special_ids(config: MogaoConfig) -> dict[str, int]:
-    tokenizer = load_tokenizer(config.tokenizer)
-    return {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.im_end}
 
 
 def _companions(model: MogaoCheckpoint) -> dict[str, str | pathlib.Path]:

@@ -87,7 +87,9 @@ def test_what_training_saved_is_read_in_parts(tmp_path, ema):
         name.replace("/", "."): x
         for name, x in files.named_leaves(tiny_checkpoint.params(1 if ema else 0))
     }
-    assert reader.arrays == {name: (x.shape, "float32") for name, x in wanted.items()}
+    assert reader.arrays == {
+        name: jax.ShapeDtypeStruct(x.shape, "float32") for name, x in wanted.items()
+    }
     for name, x in wanted.items():
         np.testing.assert_array_equal(reader.rows(name, 0, len(x)), x)
         np.testing.assert_array_equal(reader.rows(name, len(x) // 2, len(x)), x[len(x) // 2 :])

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -100,11 +100,7 @@ def inspect(place: Place, *, verify: bool = False) -> Inspection:
       CheckpointError: nothing there that can be read; or, with `verify`, it is damaged.
     """
     source = open_any(place)
-    own = isinstance(source, MogaoCheckpoint)
-    parts: dict[str, list[str]] = {}
-    for name in source.shapes:
-        parts.setdefault(part_of(name.split(".")) if own else _their_part(name), []).append(name)
-    lines = {part: _lines(source, names) for part, names in parts.items()}
+    lines = _lines_by_part(source)
     if not isinstance(source, MogaoCheckpoint):
         kind = (source.config.get("architectures") or [source.config.get("_class_name", "")])[0]
         title = f"safetensors of {kind}" if kind else "safetensors"
@@ -127,15 +123,17 @@ def inspect(place: Place, *, verify: bool = False) -> Inspection:
     return Inspection("a Mogao checkpoint", lines, _digest(source.fingerprint), facts, how)
 
 
-def _lines(source: TensorSource, names: Iterable[str]) -> list[Line]:
-    groups: dict[tuple[str, Shape, str], list[str]] = {}
-    for name in names:
+def _lines_by_part(source: TensorSource) -> dict[str, list[Line]]:
+    own = isinstance(source, MogaoCheckpoint)
+    groups: dict[tuple[str, str, Shape, str], list[str]] = {}
+    for name, shape in source.shapes.items():
+        part = part_of(name.split(".")) if own else _their_part(name)
         key = re.sub(r"(?<=\.)[0-9]+(?=\.)", "#", name, count=1)
-        groups.setdefault((key, tuple(source.shapes[name]), source.dtypes[name]), []).append(name)
-    return [
-        Line(compress(found)[0], len(found), shape, dtype)
-        for (_, shape, dtype), found in groups.items()
-    ]
+        groups.setdefault((part, key, shape, source.dtypes[name]), []).append(name)
+    lines: dict[str, list[Line]] = {}
+    for (part, _, shape, dtype), names in groups.items():
+        lines.setdefault(part, []).append(Line(compress(names)[0], len(names), shape, dtype))
+    return lines
 
 
 def _their_part(name: str) -> str:
@@ -197,7 +195,7 @@ class Comparison:
       same: number of tensors with equal values.
       only_a, only_b: names that the other one lacks.
       shapes: name -> both shapes, where they differ.
-      dtypes: (dtype of A, dtype of B) -> number of tensors, where they differ.
+      dtypes: (dtype of A, dtype of B) -> number of tensors.
       values: tensors with other values, the farthest first.
       note: what was compared, where that needs saying.
     """
@@ -206,7 +204,7 @@ class Comparison:
     only_a: list[str]
     only_b: list[str]
     shapes: dict[str, tuple[Shape, Shape]]
-    dtypes: dict[tuple[str, str], int]
+    dtypes: Mapping[tuple[str, str], int]
     values: list[Difference]
     note: str = ""
 
@@ -219,7 +217,8 @@ class Comparison:
         """What was found, in lines; the farthest tensors one by one."""
         lines = [self.note] * bool(self.note) + [f"{self.same:,} tensors have equal values"]
         for (a, b), count in self.dtypes.items():
-            lines.append(f"{count:,} tensors are {a} in A, {b} in B")
+            if a != b:
+                lines.append(f"{count:,} tensors are {a} in A, {b} in B")
         for where, names in (("A", self.only_a), ("B", self.only_b)):
             if names:
                 keys = ", ".join(compress(names))
@@ -247,26 +246,30 @@ def compare(a: Place, b: Place) -> Comparison:
       CheckpointError: one of them cannot be read.
     """
     first, second, note = _alike(open_any(a), open_any(b))
-    common = {
-        name: (tuple(shape), tuple(second.shapes[name]))
-        for name, shape in first.shapes.items()
-        if name in second.shapes
-    }
-    comparable = [name for name, (x, y) in common.items() if x == y]
-    found = [_difference(name, first.read(name), second.read(name)) for name in comparable]
+    common = [name for name in first.shapes if name in second.shapes]
+    shapes = {name: (first.shapes[name], second.shapes[name]) for name in common}
+    wrong = {name: both for name, both in shapes.items() if both[0] != both[1]}
+    values = [
+        _difference(name, first.read(name), second.read(name))
+        for name in common
+        if name not in wrong
+    ]
     for source in (first, second):
         if isinstance(source, MogaoCheckpoint):
             source.verify()
-    dtypes = Counter((first.dtypes[name], second.dtypes[name]) for name in common)
     return Comparison(
-        found.count(None),
-        [name for name in first.shapes if name not in common],
-        [name for name in second.shapes if name not in common],
-        {name: shapes for name, shapes in common.items() if name not in comparable},
-        {pair: count for pair, count in dtypes.items() if pair[0] != pair[1]},
-        sorted((d for d in found if d is not None), key=lambda d: -d.relative),
-        note,
+        same=values.count(None),
+        only_a=_lacking(first, second),
+        only_b=_lacking(second, first),
+        shapes=wrong,
+        dtypes=Counter((first.dtypes[name], second.dtypes[name]) for name in common),
+        values=sorted(filter(None, values), key=lambda d: -d.relative),
+        note=note,
     )
+
+
+def _lacking(here: TensorSource, there: TensorSource) -> list[str]:
+    return [name for name in here.shapes if name not in there.shapes]
 
 
 def _difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:

@@ -25,7 +25,7 @@ export ALLOW_MULTIPLE_LIBTPU_LOAD=1 # a TPU compiler may run beside another
 
 .venv-bench/bin/python - <<'PY'
 import datetime
-from mogao_jax.tools.report.run_facts import machine_facts
+from mogao_jax.training.workdir import machine_facts
 print(datetime.date.today().isoformat(), *(f"{k}: {v}" for k, v in machine_facts().items()), sep="\n")
 PY
 git rev-parse --short HEAD 2>/dev/null | sed 's/^/commit: /'

@@ -2,8 +2,8 @@
 # The demo checkpoint that ships with the package, trained anew: nine stages, then the export.
 #   bash launch/demo.sh       364 minutes on 2 CPU cores
 # It writes runs/demo.safetensors; `mogao sample --checkpoint runs/demo.safetensors "..."` uses it.
-# The shipped one is that file as mogao_jax/worlds/shapes/assets/demo.safetensors. Arguments go to every
-# stage's `mogao train`; run again, it goes on where it left off.
+# The shipped one is that file as mogao_jax/worlds/shapes/assets/demo.safetensors. Arguments go to
+# every stage's `mogao train`. Run again, it resumes where it stopped.
 # Variables: MOGAO_EXTRAS=demo,cuda (or demo,tpu) installs JAX for an accelerator; PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -335,7 +335,7 @@ def _largest(counts: dict[str, int], above: int) -> list[str]:
 def report(listed: bool, traced: bool) -> None:
     """Prints every figure; `listed`: and the names behind it."""
 
-    def say(figure: str, value: Any, names: list[str] = (), always: bool = False) -> None:  # type: ignore[assignment]
+    def say(figure: str, value: Any, names: Sequence[str] = (), always: bool = False) -> None:
         print(f"{figure:48} {value}")
         for name in names if listed or always else ():
             print(f"    {name}")

@@ -233,7 +233,7 @@ def train(
     folder = workdir_lib.prepare(workdir)
     if multihost.is_main():
         keep_tokenizer(folder, config.tokenizer)
-    share = dict(zip(("reader", "num_readers"), row_reader(mesh), strict=True))
+    share = row_reader(mesh)._asdict()
     data = make_train_iterator(config, tokenizer=tokenizer, **share)
     assembly = assemble(config, tokenizer.vocab_size, mesh)
     if config.data.encoded:
@@ -329,10 +329,8 @@ def _validation(
     """Evaluators of the fixed validation set: as it is, and without any condition."""
     if not batches:
         return {}
-    reader, num_readers = row_reader(assembly.mesh)
-    blind = make_validation_batches(
-        assembly.config, tokenizer, context=EMPTY, reader=reader, num_readers=num_readers
-    )
+    share = row_reader(assembly.mesh)._asdict()
+    blind = make_validation_batches(assembly.config, tokenizer, context=EMPTY, **share)
     make = functools.partial(
         make_evaluator,
         assembly.modules,

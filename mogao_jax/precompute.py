@@ -24,6 +24,7 @@ from mogao_jax.images import native_pixels, vit_input
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.vae import moments_of_images
 from mogao_jax.models.vit import unstacked
+from mogao_jax.registry import SOURCES
 from mogao_jax.sequence.document import Image
 
 CANVAS_STEP = 64  # canvases are rounded up to multiples of it: fewer programs to compile
@@ -53,16 +54,16 @@ def encode_sources(
       dtype: of the values on disk, float32 or float16.
       log: takes lines of progress.
     Raises:
-      ConfigError: a source has no end (kind "shapes").
+      ConfigError: a source is of a kind without an end (`SourceKind.is_endless`).
       EnvironmentProblem: the folder is there already, or cannot be written.
     """
     config = modules.config
-    endless = [n for n, s in config.data.sources.items() if s.kind == "shapes" and s.weight > 0]
-    if endless:
-        raise ConfigError(
-            f"config.data.sources.{endless[0]} is of kind 'shapes', whose images have no end; "
-            "only documents and tfds can be encoded beforehand."
-        )
+    for name, source in config.data.sources.items():
+        if source.weight > 0 and SOURCES.get(source.kind).is_endless:
+            raise ConfigError(
+                f"config.data.sources.{name} is of kind {source.kind!r}, whose images have no "
+                "end; only documents and tfds can be encoded beforehand."
+            )
     with atomic_directory(out, say=log) as partial:
         writers = {"vae": _Writer(partial, "vae", dtype)}
         if modules.vit is not None:

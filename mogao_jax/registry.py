@@ -94,12 +94,14 @@ class SourceKind:
       open: (SourceConfig, seed=, split=, images=) -> data.sources.Source.
       contents: SourceConfig -> Contents.
       needs_path: whether `path` must be set.
+      is_endless: whether records are made as they are asked for, new ones in every epoch.
     """
 
     options: type
     open: Callable[..., Any]
     contents: Callable[[Any], Contents]
     needs_path: bool = True
+    is_endless: bool = False
 
 
 class Command(NamedTuple):

@@ -153,3 +153,30 @@ def test_python_examples_import_what_exists(page):
                 assert all(hasattr(module, alias.name) for alias in node.names), block
             elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "mogao_jax":
                 assert hasattr(mogao_jax, node.attr), block
+
+
+def _import_problem(line: str) -> str | None:
+    """What is wrong with `from mogao_jax.x import y, z`."""
+    module, names = re.fullmatch(r"from (mogao_jax[\w.]*) import ([\w, ]+)", line).groups()
+    try:
+        found = importlib.import_module(module)
+    except ImportError as e:
+        return f"{line}: {e}"
+    missing = [name for name in names.split(", ") if not hasattr(found, name)]
+    return f"{line}: no {', '.join(missing)}" if missing else None
+
+
+@pytest.mark.parametrize("script", sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"]), ids=_name)
+def test_scripts_import_and_name_what_exists(script):
+    """Linters do not read the Python inside of a shell script."""
+    text = script.read_text("utf-8")
+    imports = re.findall(r"^from mogao_jax.*$", text, flags=re.M)
+    assert not [problem for line in imports if (problem := _import_problem(line))]
+    files = r"(?<![\w./$-])((?:mogao_jax|configs|launch|tests)/[\w./-]+\.\w+)"
+    assert not [file for file in re.findall(files, text) if not (ROOT / file).exists()]
+
+
+def test_the_check_of_imports():
+    assert _import_problem("from mogao_jax.errors import MogaoError, ConfigError") is None
+    assert "no Mistake" in _import_problem("from mogao_jax.errors import Mistake")
+    assert "attic" in _import_problem("from mogao_jax.attic import x")

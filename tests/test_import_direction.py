@@ -49,12 +49,12 @@ RANK = {
     "sampling": 8,
     "assembly": 9,
     "console": 9,
-    "gallery": 9,
+    "gallery": 10,
     # what stands beside it
-    "evals": 10,
-    "worlds": 11,
-    "tools": 12,
-    "cli": 13,
+    "evals": 11,
+    "worlds": 12,
+    "tools": 13,
+    "cli": 14,
 }
 # Lower in rank, and still not to be imported: the loop is handed its data and its evaluators.
 FORBIDDEN = {

@@ -61,7 +61,7 @@ def save_sample(setup: RunSetup) -> None:
     batches = setup.validation
     if config.data.encoded:  # the report shows images, which encoded batches do not hold
         plain = dataclasses.replace(config, data=dataclasses.replace(config.data, encoded=""))
-        share = dict(zip(("reader", "num_readers"), row_reader(mesh), strict=True))
+        share = row_reader(mesh)._asdict()
         batches = make_validation_batches(plain, setup.tokenizer, **share)
     save_data_sample(
         batches[0],

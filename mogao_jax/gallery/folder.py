@@ -22,6 +22,7 @@ from typing import Any
 import mogao_jax
 from mogao_jax import images as image_ops
 from mogao_jax.atomic import require_writable, write_file
+from mogao_jax.console.page import fill_template
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.sequence.document import Document, Image, Text, to_json
 
@@ -137,23 +138,9 @@ def render_page(name: str, conversations: Sequence[Conversation], facts: Mapping
       name: its title.
       conversations: in order.
       facts: how all of it was made, {name: value}.
-    Raises:
-      EnvironmentProblem: jinja2 is missing.
     """
-    try:
-        import jinja2
-    except ImportError as e:
-        raise EnvironmentProblem(
-            "the page needs jinja2, which is not installed: pip install 'mogao_jax[demo]'"
-        ) from e
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mogao_jax.gallery", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    return fill_template(
+        "mogao_jax.gallery",
         name=name,
         version=mogao_jax.__version__,
         conversations=[_shown(c) for c in conversations],

@@ -175,7 +175,8 @@ def _foreign(part: str, weights: str) -> str:
 
 def _saved_config(part: Literal["vae", "vit"], weights: str) -> dict[str, Any]:
     path = weights_file(part, weights)
-    _, metadata = read_all(path)
+    with opened(path) as f:
+        metadata = f.metadata() or {}
     if "config" not in metadata:
         raise CheckpointError(f"{path} does not say what config it was made with.")
     return json.loads(metadata["config"]) | {"weights": weights}

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -218,8 +218,15 @@ def _row_groups(mesh: Mesh) -> int:
     return math.prod(mesh.shape[a] for a in BATCH_AXES)
 
 
-def row_reader(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """(index of a process among the readers of rows, number of readers).
+class RowReader(NamedTuple):
+    """A process's place among those that read rows of a batch."""
+
+    reader: int
+    num_readers: int
+
+
+def row_reader(mesh: Mesh, process: int | None = None) -> RowReader:
+    """Which of the readers of rows a process is.
 
     Processes whose devices hold the same rows are one reader: with tensor or context axes that
     span hosts, each of these hosts must be given the very same rows.
@@ -242,7 +249,7 @@ def row_reader(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
             "apart. Make mesh.tensor x mesh.context a divisor or a multiple of the devices of "
             "one process."
         )
-    return readers.index(tuple(sorted(held[process]))), len(readers)
+    return RowReader(readers.index(tuple(sorted(held[process]))), len(readers))
 
 
 def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:

@@ -16,6 +16,7 @@ import numpy as np
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.models.modules import load_modules, param_shapes
+from mogao_jax.sampling import pipeline
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.options import SamplingOptions, fitting_size
 from mogao_jax.sampling.requests import Limits, Request, count_tokens, load_images
@@ -59,14 +60,7 @@ def make_sampler(
     Args:
       few_tokens: with random parameters, let it come to images and to an end soon.
     """
-    sampler = Sampler(
-        model.modules,
-        model.params,
-        model.encoders,
-        model.tokenizer,
-        max_length=max_length,
-        batch_size=batch_size,
-    )
+    sampler = pipeline.make_sampler(model, batch_size, max_length)
     if few_tokens and model.weights == RANDOM:
         allow_few_tokens(sampler.allowed, model.tokenizer)
     return sampler

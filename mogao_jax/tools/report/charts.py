@@ -214,7 +214,7 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, 
         return steps, values
     edges = np.linspace(0, len(steps), most + 1).astype(int)
     count = np.diff(edges)
-    return tuple(np.add.reduceat(x, edges[:-1]) / count for x in (steps, values))  # type: ignore[return-value]
+    return np.add.reduceat(steps, edges[:-1]) / count, np.add.reduceat(values, edges[:-1]) / count
 
 
 def _svg(figure) -> str:
@@ -238,6 +238,6 @@ def _figure_class():
         from matplotlib.figure import Figure
     except ImportError as e:
         raise EnvironmentProblem(
-            "the report needs matplotlib and jinja2: pip install 'mogao_jax[demo]'"
+            "the report needs matplotlib: pip install 'mogao_jax[demo]'"
         ) from e
     return Figure

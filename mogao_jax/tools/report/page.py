@@ -12,7 +12,7 @@ from typing import Any
 
 import mogao_jax
 from mogao_jax.atomic import write_file
-from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.console.page import fill_template
 from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.data_section import data_section
@@ -27,7 +27,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
     Raises:
       DataError: the folder holds no run.
-      EnvironmentProblem: matplotlib or jinja2 is missing, or the file cannot be written.
+      EnvironmentProblem: matplotlib is missing, or the file cannot be written.
     """
     run = load_run(workdir)
     path = run.workdir / NAME
@@ -37,20 +37,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    try:
-        import jinja2
-    except ImportError as e:
-        raise EnvironmentProblem(
-            "the report needs matplotlib and jinja2: pip install 'mogao_jax[demo]'"
-        ) from e
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mogao_jax.tools.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(**template_values(run))
+    return fill_template("mogao_jax.tools.report", **template_values(run))
 
 
 def template_values(run: Run) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _contents(config: SourceConfig) -> Contents:
     return Contents(task in _GENERATING, task in _READING, task in _READING_BACK)
 
 
-SHAPES = SourceKind(ShapesOptions, _open, _contents, needs_path=False)
+SHAPES = SourceKind(ShapesOptions, _open, _contents, needs_path=False, is_endless=True)
 
 
 def load_tokenizer(config: TokenizerConfig) -> BpeTokenizer:

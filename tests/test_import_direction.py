@@ -48,8 +48,9 @@ RANK = {
     "training": 8,
     "sampling": 8,
     "assembly": 9,
-    "console": 9,
-    "gallery": 10,
+    "compile_cache": 0,
+    "gallery": 9,
+    "console": 10,
     # what stands beside it
     "evals": 11,
     "worlds": 12,

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from mogao_jax.atomic import require_writable
-from mogao_jax.console.writing import require_writable_json, write_json
+from mogao_jax.console.output import require_writable_json, write_json
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.gallery.folder import Folder
 from mogao_jax.paths import expanded

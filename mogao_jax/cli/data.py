@@ -9,7 +9,7 @@ import numpy as np
 
 from mogao_jax.config import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.parser import Parser
+from mogao_jax.console.flags import Parser
 from mogao_jax.errors import ConfigError, DocumentError
 from mogao_jax.registry import DATA_ACTIONS
 from mogao_jax.sequence.batch import Sizes

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mogao_jax.atomic import atomic_file, require_writable, write_file
-from mogao_jax.console import eval_options
-from mogao_jax.console.image_options import sampling_options
-from mogao_jax.console.logs import configure_logging, progress
-from mogao_jax.console.parser import Parser
+from mogao_jax.console import flags
+from mogao_jax.console.flags import Parser, sampling_options
+from mogao_jax.console.output import configure_logging, progress
 from mogao_jax.errors import DocumentError
 
 _MAX_LISTED = 20  # maximum number listed in messages
@@ -29,7 +28,7 @@ _EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     """Parses and runs; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    eval_options.check_numbers(arguments, ("num", "batch_size"))
+    flags.check_numbers(arguments, ("num", "batch_size"))
     configure_logging()
     if arguments.out:
         arguments.out = require_writable(arguments.out)
@@ -42,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from mogao_jax.sampling.requests import Request, prepare, token_limits
 
     asked = DocumentsSource(arguments.documents, arguments.split)
-    model = eval_options.load(arguments)
+    model = flags.load(arguments)
     options = sampling_options(arguments, model.config)
     images = model.config.images
     # Evenly over the file: neighbours are often about the same image.
@@ -66,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     missing.say()
     found = retrieval.run(
-        eval_options.make_sampler(model, arguments),
+        flags.make_sampler(model, arguments),
         tasks,
         gallery,
         options=options,
@@ -156,6 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", choices=("train", "validation"), default="train")
     add("--num", type=int, default=200, metavar="N", help="images to draw (200)")
     add("--out", type=pathlib.Path, metavar="DIR", help="writes retrieval.json and retrieval.png")
-    eval_options.add_model_flags(parser)
-    eval_options.add_sampling_flags(parser)
+    flags.add_model_flags(parser)
+    flags.add_sampling_flags(parser)
     return parser

@@ -10,8 +10,7 @@ from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.files import best_weights, load_params
 from mogao_jax.checkpoints.sidecar_files import origin
 from mogao_jax.config.convert import from_dict
-from mogao_jax.console.image_options import add_image_flags, sampling_options
-from mogao_jax.console.parser import Parser
+from mogao_jax.console.flags import Parser, add_image_flags, sampling_options
 from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.tokenizer import load_tokenizer
 

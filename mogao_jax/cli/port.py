@@ -7,8 +7,8 @@ import sys
 
 from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.logs import configure_logging
-from mogao_jax.console.parser import Parser
+from mogao_jax.console.flags import Parser
+from mogao_jax.console.output import configure_logging
 from mogao_jax.errors import ConfigError, RequestError
 from mogao_jax.paths import expanded
 from mogao_jax.process_memory import peak_bytes

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mogao_jax.cli import sample_prompts as prompts_lib
-from mogao_jax.cli.sample_progress import Progress
 from mogao_jax.cli.sample_prompts import TASKS, ReadyPrompt, Refused
-from mogao_jax.console.logs import configure_logging
-from mogao_jax.console.parser import Parser
+from mogao_jax.console.flags import Parser
+from mogao_jax.console.output import configure_logging
+from mogao_jax.console.sample_progress import Progress
 from mogao_jax.errors import EnvironmentProblem, RequestError
 from mogao_jax.gallery.folder import PAGE, Conversation, Folder, default_folder, render_page
 from mogao_jax.sampling.requests import Event, Finished, PreparedRequest, Result
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     found, refused = prompts_lib.read_prompts(arguments)
 
     # These import JAX, which --help and mistyped flags do not need.
-    from mogao_jax.console.compile_cache import keep_compiled_programs
+    from mogao_jax.compile_cache import keep_compiled_programs
     from mogao_jax.sampling.loading import open_checkpoint
 
     keep_compiled_programs()

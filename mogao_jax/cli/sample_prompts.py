@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.image_options import check_seed
+from mogao_jax.console.flags import check_seed
 from mogao_jax.errors import DocumentError, MogaoError, RequestError
 from mogao_jax.sampling import options as options_lib
 from mogao_jax.sampling.options import SamplingOptions

@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 from mogao_jax.assembly import RunSetup, train
+from mogao_jax.compile_cache import keep_compiled_programs
 from mogao_jax.config.files import parse_config_args
-from mogao_jax.console.compile_cache import keep_compiled_programs
-from mogao_jax.console.logs import configure_logging
+from mogao_jax.console.output import configure_logging
 from mogao_jax.data.pipeline import make_validation_batches
 from mogao_jax.sharding import multihost
 from mogao_jax.sharding.mesh import row_reader, split_cpu

@@ -1,1 +1,1 @@
-"""What every command shares: its argument parser, its log, its files, its compiled programs."""
+"""What commands share: their flags, and what they show and write."""

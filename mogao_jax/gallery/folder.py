@@ -22,8 +22,8 @@ from typing import Any
 import mogao_jax
 from mogao_jax import images as image_ops
 from mogao_jax.atomic import require_writable, write_file
-from mogao_jax.console.page import fill_template
 from mogao_jax.errors import EnvironmentProblem
+from mogao_jax.gallery.page import fill_template
 from mogao_jax.sequence.document import Document, Image, Text, to_json
 
 PAGE, RUN = "index.html", "run.json"

@@ -14,8 +14,8 @@ import tiny_checkpoint
 import tiny_system as tiny
 from shapes_oracles import Oracle
 
+from mogao_jax import compile_cache
 from mogao_jax.cli.main import main
-from mogao_jax.console import compile_cache
 from mogao_jax.evals.proportion import Proportion
 from mogao_jax.models import modules
 from mogao_jax.sampling import loading, pipeline

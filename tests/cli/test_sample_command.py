@@ -14,9 +14,9 @@ import pytest
 import tiny_checkpoint as checkpoint
 from fake_sampler import FakeSampler
 
+from mogao_jax import compile_cache
 from mogao_jax import images as image_ops
 from mogao_jax.cli.main import main
-from mogao_jax.console import compile_cache
 from mogao_jax.errors import CheckpointError
 from mogao_jax.sampling import loading
 from mogao_jax.sampling import pipeline as generator_lib

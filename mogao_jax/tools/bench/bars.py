@@ -24,10 +24,10 @@ from mogao_jax.ops.attention.pallas_tpu import attend_blocks, pallas_attention
 from mogao_jax.ops.attention.parts import Parts, blocked, static_of
 from mogao_jax.ops.attention.tiles import tile_statistics
 from mogao_jax.sequence.masking import TokenMeta
+from mogao_jax.tools import flops
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.mixture import packed_rows
 from mogao_jax.tools.plan.plan import Plan, make_plan
-from mogao_jax.tools.profile import flops
 
 Say = Callable[[str], None]
 MIB, GIB = 2.0**20, 2.0**30

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.logs import configure_logging, progress
-from mogao_jax.console.parser import Parser
-from mogao_jax.console.writing import require_writable_json, write_json
+from mogao_jax.console.flags import Parser
+from mogao_jax.console.output import configure_logging, progress, require_writable_json, write_json
 from mogao_jax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _soak(config: MogaoConfig | None, arguments: argparse.Namespace) -> int:
 def _model(config: MogaoConfig | None, checkpoint: str | None) -> Model:
     if config is not None and checkpoint is not None:
         raise RequestError("give --checkpoint or --config (random parameters), not both.")
-    from mogao_jax.console.compile_cache import keep_compiled_programs
+    from mogao_jax.compile_cache import keep_compiled_programs
     from mogao_jax.sampling.loading import DEMO, load_model
     from mogao_jax.tools.bench.fixtures import random_model
 

@@ -18,9 +18,9 @@ from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sequence.document import Document, Image
 from mogao_jax.sharding.mesh import split_cpu
 from mogao_jax.tokenizer import ByteTokenizer
+from mogao_jax.tools import flops
 from mogao_jax.tools.bench.instrumentation import alternate
 from mogao_jax.tools.bench.packed_documents import Setting, make_step, packed, random_document
-from mogao_jax.tools.profile import flops
 
 TEXT = 40  # bytes before each image
 

@@ -13,9 +13,8 @@ import pathlib
 
 from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.logs import configure_logging, progress
-from mogao_jax.console.parser import Parser
-from mogao_jax.console.writing import require_writable_json, write_json
+from mogao_jax.console.flags import Parser
+from mogao_jax.console.output import configure_logging, progress, require_writable_json, write_json
 from mogao_jax.errors import RequestError
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.topology import Topology

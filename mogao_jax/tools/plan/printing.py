@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from mogao_jax.tools import flops
 from mogao_jax.tools.plan import mixture
 from mogao_jax.tools.plan.plan import SAMPLE_ROWS, Plan
 from mogao_jax.tools.plan.roofline import EFFICIENCY
-from mogao_jax.tools.profile import flops
 
 _GIB = 2.0**30
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from mogao_jax.config.schema import ModelConfig, MogaoConfig
 from mogao_jax.sharding.rules import MESH_AXES
+from mogao_jax.tools.flops import branch_weights
 from mogao_jax.tools.plan.topology import Topology
-from mogao_jax.tools.profile.flops import branch_weights
 
 # Shares of a chip's published peaks that are reached: assumptions, printed with every estimate.
 # Matmuls as MaxText reports of dense models (docs/performance.md); attention's

@@ -21,12 +21,12 @@ from mogao_jax.models.modules import Modules, make_modules, param_shapes
 from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import guided_flow
 from mogao_jax.sequence.masking import TokenMeta
+from mogao_jax.tools.flops import branch_weights
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.plan import Compiled, vocab_size
 from mogao_jax.tools.plan.printing import table
 from mogao_jax.tools.plan.roofline import EFFICIENCY
 from mogao_jax.tools.plan.topology import Topology
-from mogao_jax.tools.profile.flops import branch_weights
 from mogao_jax.training.state import num_bytes
 
 CONTEXTS = 3  # full, image-only, empty: computed together

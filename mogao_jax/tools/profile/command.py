@@ -12,8 +12,7 @@ import pathlib
 import jax
 
 from mogao_jax.config.files import parse_config_args
-from mogao_jax.console.logs import configure_logging, progress
-from mogao_jax.console.writing import require_writable_json, write_json
+from mogao_jax.console.output import configure_logging, progress, require_writable_json, write_json
 from mogao_jax.sharding.mesh import split_cpu
 from mogao_jax.tools.profile.measure import measure
 from mogao_jax.tools.profile.printing import as_json, as_text

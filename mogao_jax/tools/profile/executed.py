@@ -12,8 +12,8 @@ from typing import Any
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sequence.batch import PackedBatch
-from mogao_jax.tools.profile import flops
-from mogao_jax.tools.profile.flops import vae_flops, vit_flops
+from mogao_jax.tools import flops
+from mogao_jax.tools.flops import vae_flops, vit_flops
 
 # Matmuls of attention per pair: two forward, five backward in a kernel that keeps no scores
 # (FlashAttention-2, arXiv 2307.08691); the convention credits four of the latter.

@@ -24,7 +24,8 @@ from mogao_jax.process_memory import peak_bytes
 from mogao_jax.sequence.batch import PackedBatch
 from mogao_jax.sharding.mesh import global_batch
 from mogao_jax.tokenizer import load_tokenizer
-from mogao_jax.tools.profile import flops, timing
+from mogao_jax.tools import flops
+from mogao_jax.tools.profile import timing
 from mogao_jax.tools.profile.timing import PartTime, time_parts
 from mogao_jax.tools.profile.trace import OperationTimes, op_names, operation_times, record
 from mogao_jax.training.state import num_bytes

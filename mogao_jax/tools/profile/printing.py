@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mogao_jax.tools.profile import flops
+from mogao_jax.tools import flops
 from mogao_jax.tools.profile.measure import Profile
 
 Row = tuple[str, str, str]  # name, value, remark

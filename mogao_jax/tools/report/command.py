@@ -7,7 +7,7 @@ import pathlib
 import re
 
 from mogao_jax.atomic import require_writable, write_file
-from mogao_jax.console.parser import Parser
+from mogao_jax.console.flags import Parser
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.page import write_report
 from mogao_jax.tools.report.run_folder import load_run

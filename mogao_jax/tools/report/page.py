@@ -12,7 +12,7 @@ from typing import Any
 
 import mogao_jax
 from mogao_jax.atomic import write_file
-from mogao_jax.console.page import fill_template
+from mogao_jax.gallery.page import fill_template
 from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.data_section import data_section

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mogao_jax.console.parser import Parser
+from mogao_jax.console.flags import Parser
 from mogao_jax.worlds.emoji.documents import convert
 
 

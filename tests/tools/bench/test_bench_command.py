@@ -8,8 +8,8 @@ import jax
 import pytest
 import tiny_checkpoint as checkpoint
 
+from mogao_jax import compile_cache
 from mogao_jax.cli.main import main
-from mogao_jax.console import compile_cache
 from mogao_jax.tools.bench import speed
 
 

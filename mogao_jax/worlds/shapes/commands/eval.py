@@ -13,10 +13,9 @@ from typing import Any
 
 from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console import eval_options
-from mogao_jax.console.image_options import sampling_options
-from mogao_jax.console.logs import configure_logging, progress
-from mogao_jax.console.parser import Parser
+from mogao_jax.console import flags
+from mogao_jax.console.flags import Parser, sampling_options
+from mogao_jax.console.output import configure_logging, progress
 from mogao_jax.errors import DataError
 from mogao_jax.worlds.shapes.evals.cases import TASKS
 
@@ -54,13 +53,13 @@ def main(argv: list[str]) -> int:
 def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raises DataError or RequestError for what cannot be; makes --tasks a tuple."""
     tasks = _tasks(arguments.tasks)
-    flag = eval_options.flag
+    flag = flags.flag
     for mode in [m for m in _USELESS if getattr(arguments, m)]:
         given = [n for n in _USELESS[mode] if getattr(arguments, n) != parser.get_default(n)]
         if given:
             raise DataError(f"{flag(mode)} has no use for {', '.join(map(flag, given))}: drop it.")
     arguments.tasks = tasks
-    eval_options.check_numbers(arguments, ("per_category", "batch_size"), ("seed", "data_seed"))
+    flags.check_numbers(arguments, ("per_category", "batch_size"), ("seed", "data_seed"))
     if not re.fullmatch(r"\w{0,40}", arguments.suffix):
         raise DataError(f"--suffix is {arguments.suffix!r}; use letters, digits and _.")
     # Before a model is loaded: without a size, options are the same for every config.
@@ -195,7 +194,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
     from mogao_jax.worlds.shapes.options import world_name
     from mogao_jax.worlds.shapes.scene import fitting_world
 
-    model = eval_options.load(arguments)
+    model = flags.load(arguments)
     role = "demo" if model.name == DEMO else "own"
     facts = f"{model.weights} parameters after {model.step} steps"
     params = model.params
@@ -214,7 +213,7 @@ def _model(arguments: argparse.Namespace) -> _Scored:
         world=world,
         own_sizes=world.max_pixels <= images.max_pixels,  # whether it can draw the canvases
     )
-    sampler = eval_options.make_sampler(model, arguments, params=params)
+    sampler = flags.make_sampler(model, arguments, params=params)
     return _Scored(sampler, benchmark, model.name, role, facts)
 
 
@@ -257,9 +256,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--beside", type=pathlib.Path, metavar="FILE",
         help="a scores.json of another model, shown beside this one")  # fmt: skip
 
-    add = eval_options.add_model_flags(parser, default="demo")
+    add = flags.add_model_flags(parser, default="demo")
     add("--untrained", action="store_true", help="initial parameters of the same model instead")
-    add = eval_options.add_sampling_flags(parser)
+    add = flags.add_sampling_flags(parser)
     add("--draw-first", action="store_true",
         help="draw at once where an image is asked for; by default the model decides")  # fmt: skip
     return parser

@@ -1,14 +1,54 @@
-"""What the benchmarks of `mogao eval` share: which model, and how it is sampled."""
+"""Flags that several commands share: which model, how it is sampled, and what cannot be read."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NoReturn
 
-from mogao_jax.console.image_options import add_image_flags, check_seed
-from mogao_jax.errors import DataError
+from mogao_jax.errors import DataError, RequestError
+from mogao_jax.sampling import options as options_lib
+
+_NUM_SEEDS = 2**32
+
+
+class Parser(argparse.ArgumentParser):
+    """What cannot be read ends as all errors do: a RequestError, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see `{self.prog} --help`.")
+
+
+def sampling_options(arguments: argparse.Namespace, config: Any) -> options_lib.SamplingOptions:
+    """What the flags ask for; the others are as the model's config recommends."""
+    given = {
+        "num_steps": arguments.steps,
+        "solver": getattr(arguments, "solver", None),
+        "guidance_scale": arguments.guidance,
+        "image_guidance_scale": arguments.image_guidance,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    options = options_lib.make_options(fields, config)
+    options_lib.check_options(options, config)
+    return options
+
+
+def add_image_flags(add: Any, *, solver: bool = True) -> None:
+    """The flags that `sampling_options` reads, with or without --solver."""
+    add("--steps", type=int, metavar="N", help="of the solver (default: the model's own)")
+    if solver:
+        add("--solver", choices=("euler", "heun"))
+    add("--guidance", type=float, metavar="X", help="(the model's own)")
+    add("--image-guidance", type=float, metavar="X", help="(the model's own)")
+
+
+def check_seed(seed: Any, num: int = 1, flag: str = "--seed") -> None:
+    """Raises RequestError, naming the flag, unless `num` seeds can be counted from this one."""
+    if not options_lib.is_whole(seed) or seed < 0 or seed + num > _NUM_SEEDS:
+        raise RequestError(
+            f"{flag} is {options_lib.shown(seed)}; seeds are whole numbers from 0 to 2^32 - 1."
+        )
 
 
 def flag(name: str) -> str:
@@ -50,10 +90,10 @@ def check_numbers(
 
 def load(arguments: argparse.Namespace) -> Any:
     """The model that the flags name, a sampling.loading.Model."""
-    from mogao_jax.console import compile_cache
+    from mogao_jax.compile_cache import keep_compiled_programs
     from mogao_jax.sampling import loading
 
-    compile_cache.keep_compiled_programs()
+    keep_compiled_programs()
     return loading.load_model(arguments.checkpoint, weights=arguments.weights)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 _CODE = """
-from mogao_jax.console.compile_cache import keep_compiled_programs
+from mogao_jax.compile_cache import keep_compiled_programs
 import jax
 print(keep_compiled_programs())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

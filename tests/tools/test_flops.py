@@ -14,7 +14,7 @@ import tiny_system as tiny
 from mogao_jax.models.mogao import example_inputs
 from mogao_jax.models.vit import VisionTower
 from mogao_jax.sequence.masking import can_attend
-from mogao_jax.tools.profile import flops
+from mogao_jax.tools import flops
 from mogao_jax.training.step import without_gradients
 
 

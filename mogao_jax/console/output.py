@@ -1,13 +1,29 @@
-"""The file of --json: checked before time is spent, written at the end."""
+"""What commands write: log lines on stderr, and the file of --json."""
 
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
+import sys
 from typing import Any
 
 from mogao_jax.errors import EnvironmentProblem
 from mogao_jax.paths import expanded
+
+
+def configure_logging() -> None:
+    """Plain lines on stderr: ours from INFO on, other libraries' from WARNING on."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
+    logging.getLogger("mogao_jax").setLevel(logging.INFO)
+    # absl repeats Orbax's every save at INFO; its warnings name internals no user can act on.
+    for library in ("absl", "orbax", "jax"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def progress(message: str) -> None:
+    """Says on stderr what a long command is doing."""
+    print(f"... {message}", file=sys.stderr, flush=True)
 
 
 def require_writable_json(path: pathlib.Path | None) -> None:

@@ -153,10 +153,7 @@ def heun_step(velocity_fn: VelocityFn, x: Array, t: Array, t_next: Array) -> Arr
 
 
 def integrate(
-    velocity_fn: VelocityFn,
-    x: Array,
-    timesteps: Array,
-    method: Literal["euler", "heun"] = "euler",
+    velocity_fn: VelocityFn, x: Array, timesteps: Array, method: Literal["euler", "heun"] = "euler"
 ) -> Array:
     """Follows dx/dt = v(x, t) along `timesteps`.
 

@@ -214,11 +214,7 @@ def encode_images(
 
 
 def moments_of_images(
-    vae: nn.Module,
-    params,
-    pixels: Array | np.ndarray,
-    size: Array | np.ndarray,
-    config: VaeConfig,
+    vae: nn.Module, params, pixels: Array | np.ndarray, size: Array | np.ndarray, config: VaeConfig
 ) -> Array:
     """The inputs of `latents_of_moments`, computed once for images that are used again.
 

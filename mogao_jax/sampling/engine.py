@@ -19,12 +19,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.images import VitInput, vae_grid, vit_input
 from mogao_jax.models.modules import EncoderParams, Modules
 from mogao_jax.models.mogao import head_table, vit_feature_shape
-from mogao_jax.models.vae import (
-    decode_latents,
-    encode_images,
-    patchify_latents,
-    unpatchify_latents,
-)
+from mogao_jax.models.vae import decode_latents, encode_images, patchify_latents, unpatchify_latents
 from mogao_jax.sampling.decode import allowed_tokens, decode
 from mogao_jax.sampling.guided_flow import integrate_flow
 from mogao_jax.sampling.history import EncodedImage

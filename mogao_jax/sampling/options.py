@@ -100,10 +100,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda x: x == 0 or TEMPERATURES[0] <= x <= TEMPERATURES[1],
     ),
     "top_p": ("above 0 and at most 1", lambda x: 0 < x <= 1),
-    "timestep_shift": (
-        "from {:g} to {:g}".format(*SHIFTS),
-        lambda x: SHIFTS[0] <= x <= SHIFTS[1],
-    ),
+    "timestep_shift": ("from {:g} to {:g}".format(*SHIFTS), lambda x: SHIFTS[0] <= x <= SHIFTS[1]),
 }
 
 

@@ -89,11 +89,7 @@ def _padded_length(spans: Sequence[Sequence[TokenSpan]], part: str) -> int:
 
 
 def _fill_row(
-    new: NewTokens,
-    row: int,
-    spans: Sequence[TokenSpan],
-    written: Mapping[str, int],
-    per_token: int,
+    new: NewTokens, row: int, spans: Sequence[TokenSpan], written: Mapping[str, int], per_token: int
 ) -> None:
     """Puts spans side by side into a row. `written`: tokens of each part that the cache has."""
     start = {"und": 0, "clean": 0}

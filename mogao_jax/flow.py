@@ -11,7 +11,7 @@ alike. A timestep of an image has fewer axes than the image: axes are matched fr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,25 +118,6 @@ def timesteps_from_uniforms(u: Array, config: ObjectiveConfig, num_tokens: Array
     return shift_timesteps(t, timestep_shift(config, num_tokens))
 
 
-def sample_timesteps(key: jax.Array, config: ObjectiveConfig, num_tokens: Array) -> Array:
-    """Random timesteps, float32 of num_tokens' shape, from one key."""
-    u = jax.random.uniform(key, jnp.shape(num_tokens))
-    return timesteps_from_uniforms(u, config, num_tokens)
-
-
-def timestep_grid(num_steps: int, shift: Array = 1.0) -> Array:
-    """A sampler's timesteps: from 0 (noise) to 1 (data), `num_steps` intervals.
-
-    Args:
-      shift: scalar, or float[I] for a grid per image.
-    Returns:
-      float32[num_steps + 1] or [num_steps + 1, I]; equal steps before the shift.
-    """
-    shift = jnp.asarray(shift, jnp.float32)
-    t = jnp.linspace(0.0, 1.0, num_steps + 1, dtype=jnp.float32)
-    return shift_timesteps(t.reshape((-1,) + (1,) * shift.ndim), shift)
-
-
 # ------------------------------------------------------------------------------------ solvers
 
 
@@ -150,31 +131,3 @@ def heun_step(velocity_fn: VelocityFn, x: Array, t: Array, t_next: Array) -> Arr
     v = velocity_fn(x, t)
     v_next = velocity_fn(euler_step(v, x, t, t_next), t_next)
     return euler_step((v + v_next) / 2, x, t, t_next)
-
-
-def integrate(
-    velocity_fn: VelocityFn, x: Array, timesteps: Array, method: Literal["euler", "heun"] = "euler"
-) -> Array:
-    """Follows dx/dt = v(x, t) along `timesteps`.
-
-    Args:
-      velocity_fn: (x, t) -> velocity of x's shape; t is timesteps' trailing shape.
-      x: the start: noise, if timesteps[0] is 0.
-      timesteps: float[num_steps + 1, ...], as from `timestep_grid`.
-      method: euler (num_steps evaluations, error O(1/n)) or heun (twice as many, O(1/n^2)).
-    Returns:
-      x at timesteps[-1], in the dtype of the start.
-    """
-    if method not in ("euler", "heun"):
-        raise ValueError(f"method must be 'euler' or 'heun', got {method!r}")
-
-    def step(x, interval):
-        t, t_next = interval
-        if method == "euler":
-            x_next = euler_step(velocity_fn(x, t), x, t, t_next)
-        else:
-            x_next = heun_step(velocity_fn, x, t, t_next)
-        return x_next.astype(x.dtype), None
-
-    timesteps = jnp.asarray(timesteps)
-    return jax.lax.scan(step, jnp.asarray(x), (timesteps[:-1], timesteps[1:]))[0]

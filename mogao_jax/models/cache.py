@@ -113,13 +113,11 @@ def extend(
 def layer(cache: Parts, index: int | None) -> LayerCache:
     """One layer's arrays; `index` None: those of all layers, stacked, for a loop to run over."""
 
-    def pick(arrays):
-        return arrays if index is None else arrays[index]
+    def pick(name: str) -> Parts:
+        arrays = (p and getattr(p, name) for p in cache)
+        return Parts(*(a if a is None or index is None else a[index] for a in arrays))
 
-    return LayerCache(
-        Parts(*(None if p is None else pick(p.keys) for p in cache)),
-        Parts(*(None if p is None else pick(p.values) for p in cache)),
-    )
+    return LayerCache(pick("keys"), pick("values"))
 
 
 def join(cache: Parts, layers: Any, meta: Parts) -> Parts:

@@ -55,7 +55,7 @@ def load_vae(config: VaeConfig, dtype: jnp.dtype = jnp.float32) -> Loaded:
       CheckpointError: a file that is missing, damaged, or does not fit key by key.
     """
     if config.kind == "taef1":
-        return Loaded(*_load_taef1(config, dtype))
+        return Loaded(taef1.Taef1(config, dtype), _load_taef1(config))
     return Loaded(FluxVae(config, dtype), _load_own("vae", config, vae_template(config)))
 
 
@@ -74,7 +74,10 @@ def vae_template(config: VaeConfig) -> Any:
 @functools.cache
 def vit_template(config: VitConfig) -> Any:
     """As `vae_template`, of the vision tower."""
-    return _template(VisionTower(config), *_vit_example(config))
+    patches = config.merge_size**2
+    pixels = jnp.zeros((1, patches, 3 * config.patch_size**2), jnp.uint8)
+    positions = jnp.zeros((1, patches, 2), jnp.int32)
+    return _template(VisionTower(config), pixels, positions, jnp.ones((1, patches), jnp.int32))
 
 
 def save_weights(
@@ -165,14 +168,6 @@ def own_file(part: Literal["vae", "vit"], weights: str) -> pathlib.Path | None:
         return path
 
 
-def _foreign(part: str, weights: str) -> str:
-    return (
-        f"{part}.weights: {weights} has another layout than ours (its weights have PyTorch's "
-        f"names). Bring it in once with `mogao port from-hf --{part} {weights} --config=FILE "
-        f"--out FOLDER`, and set {part}.weights to FOLDER/{part}.safetensors."
-    )
-
-
 def _saved_config(part: Literal["vae", "vit"], weights: str) -> dict[str, Any]:
     path = weights_file(part, weights)
     with opened(path) as f:
@@ -210,22 +205,18 @@ def _template(module: nn.Module, *inputs) -> Any:
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
-def _vit_example(config: VitConfig):
-    patches = config.merge_size**2
-    return (
-        jnp.zeros((1, patches, 3 * config.patch_size**2), jnp.uint8),
-        jnp.zeros((1, patches, 2), jnp.int32),
-        jnp.ones((1, patches), jnp.int32),
-    )
-
-
 # --------------------------------------------------------------------------------------- reading
 
 
 def _load_own(part: Literal["vae", "vit"], config: VaeConfig | VitConfig, template: Any) -> Any:
     path = own_file(part, config.weights)
     if path is None:
-        raise CheckpointError(_foreign(part, config.weights))
+        raise CheckpointError(
+            f"{part}.weights: {config.weights} has another layout than ours (its weights have "
+            f"PyTorch's names). Bring it in once with `mogao port from-hf --{part} "
+            f"{config.weights} --config=FILE --out FOLDER`, and set {part}.weights to "
+            f"FOLDER/{part}.safetensors."
+        )
     arrays, metadata = read_all(path)
     _check_config(part, config, metadata, path)
     return _fill(template, arrays, identity(_flatten(template)), str(path))
@@ -247,21 +238,20 @@ def _check_config(part: str, config, metadata: Mapping[str, str], path: pathlib.
         raise ConfigError(f"{whose} " + ", ".join(wrong) + ".")
 
 
-def _load_taef1(config: VaeConfig, dtype: jnp.dtype) -> tuple[nn.Module, Any]:
+def _load_taef1(config: VaeConfig) -> Any:
     if config.weights == EMBEDDED:
         raise ConfigError(
             "vae.kind = 'taef1' has no embedded weights: set vae.weights to the folder that holds "
             + " and ".join(taef1.FILES.values())
             + ", or vae.kind = 'flux' for the embedded VAE."
         )
-    module = taef1.Taef1(config, dtype)
     template = vae_template(config)
     path = pathlib.Path(config.weights)
     if path.is_file() or (path / "vae.safetensors").is_file():
-        return module, _load_own("vae", config, template)
+        return _load_own("vae", config, template)
     if not path.is_dir():
         raise CheckpointError(f"vae.weights: no file or folder {path}.")
     arrays: dict[str, np.ndarray] = {}
     for half, file in taef1.FILES.items():
         arrays |= {f"{half}.{k}": v for k, v in read_all(path / file)[0].items()}
-    return module, _fill(template, arrays, taef1.key_table(), str(path))
+    return _fill(template, arrays, taef1.key_table(), str(path))

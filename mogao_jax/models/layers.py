@@ -52,12 +52,8 @@ class Linear(nn.Module):
         def flat_init(key, shape, dtype):  # the fan of a kernel counts all input axes
             return self.kernel_init(key, (num_in, num_features), dtype).reshape(shape)
 
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(flat_init, self.axes),
-            self.shape,
-            self.param_dtype,
-        )
+        init = nn.with_logical_partitioning(flat_init, self.axes)
+        kernel = self.param("kernel", init, self.shape, self.param_dtype)
         lead = x.shape[: x.ndim - len(inputs)]
         # Rows and tokens that are both sharded cannot become one axis without communication.
         joined = lead if axis_size(LENGTH_AXES) > 1 else (-1,)
@@ -65,12 +61,8 @@ class Linear(nn.Module):
         kernel = all_gather(kernel.astype(self.dtype), *self.axes)
         y = x @ kernel.reshape(num_in, num_features)
         if self.use_bias:
-            bias = self.param(
-                "bias",
-                nn.with_logical_partitioning(zeros, self.axes[-self.num_out :]),
-                outputs,
-                self.param_dtype,
-            )
+            init = nn.with_logical_partitioning(zeros, self.axes[-self.num_out :])
+            bias = self.param("bias", init, outputs, self.param_dtype)
             y = y + bias.reshape(-1).astype(self.dtype)
         return y.reshape(*lead, *outputs)
 
@@ -88,10 +80,7 @@ def norm(config: ModelConfig, **kwargs: Any) -> RMSNorm:
 def timestep_sinusoids(timesteps: jax.Array, dim: int, scale: float) -> jax.Array:
     """Sinusoidal features of t, float32[..., dim], cosines first (Ho et al. 2020, as in DiT).
 
-    Args:
-      timesteps: float32[...] in [0, 1], t=1 is data.
-      dim: number of features, even.
-      scale: t is multiplied by it first (config `timestep_scale`).
+    `dim` is even; t in [0, 1] (1 is data) is multiplied by `scale` first.
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)

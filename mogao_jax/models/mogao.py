@@ -65,27 +65,15 @@ class MogaoOutputs(NamedTuple):
     cache: Parts | None = None  # with new tokens written, where a cache was given and they were
 
 
-def make_inputs(
-    batch: PackedBatch,
-    *,
-    vit_features: jax.Array,
-    clean_latents: jax.Array,
-    noised_latents: jax.Array,
-    timesteps: jax.Array,
-    noised_index: jax.Array,
-) -> MogaoInputs:
-    """Joins a batch's token tables with its encoded images."""
+def make_inputs(batch: PackedBatch, **encoded: Any) -> MogaoInputs:
+    """Joins a batch's token tables with its encoded images, all other fields of MogaoInputs."""
     parts = (batch.und, batch.clean, batch.noised)
     return MogaoInputs(
         tokens=batch.und.tokens,
         vit_index=batch.und.vit_index,
-        vit_features=vit_features,
-        clean_latents=clean_latents,
-        noised_latents=noised_latents,
-        timesteps=timesteps,
-        noised_index=noised_index,
         meta=Parts(*(p.meta for p in parts)),
         positions=Parts(*(p.positions for p in parts)),
+        **encoded,
     )
 
 
@@ -201,10 +189,9 @@ class Mogao(nn.Module):
         self, inputs: MogaoInputs, gen: jax.Array, conditioning: jax.Array, index: jax.Array
     ) -> jax.Array:
         """float32[B, N, 64] from gen[B, C + N, D] and the conditioning's entry of each token."""
-        num_clean = inputs.clean_latents.shape[1]
-        _, noised_index = split_gen(index, num_clean)
+        _, noised_index = split_gen(index, inputs.clean_latents.shape[1])
         modulation = per_token(self.final_adaln(conditioning), noised_index)
-        _, noised = split_gen(gen, num_clean)
+        _, noised = split_gen(gen, inputs.clean_latents.shape[1])
         velocity = self.velocity_head(noised, modulation).astype(jnp.float32)
         if self.config.velocity_head == "direct":
             return velocity

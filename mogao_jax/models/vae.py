@@ -85,45 +85,42 @@ class MidBlock(nn.Module):
 class Encoder(nn.Module):
     """Pixels [N, Hc, Wc, 3] -> moments [N, Hc/8, Wc/8, 2 * latent_channels]."""
 
-    block_channels: tuple[int, ...]
-    layers_per_block: int
-    groups: int
-    latent_channels: int
+    config: VaeConfig
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
-        x = Conv(self.block_channels[0], name="conv_in")(x, mask)
-        for level, features in enumerate(self.block_channels):
+        channels, groups = self.config.block_channels, self.config.norm_groups
+        x = Conv(channels[0], name="conv_in")(x, mask)
+        for level, features in enumerate(channels):
             name = f"down_blocks_{level}"
-            for i in range(self.layers_per_block):
-                x = ResnetBlock(features, self.groups, name=f"{name}_resnets_{i}")(x, mask)
-            if level < len(self.block_channels) - 1:
+            for i in range(self.config.layers_per_block):
+                x = ResnetBlock(features, groups, name=f"{name}_resnets_{i}")(x, mask)
+            if level < len(channels) - 1:
                 down = Conv(features, stride=2, padding=(0, 1), name=f"{name}_downsamplers_0")
                 x, mask = down(x, mask), halve(mask)
-        x = MidBlock(self.block_channels[-1], self.groups, name="mid_block")(x, mask)
-        x = nn.silu(GroupNorm(self.groups, name="conv_norm_out")(x, mask))
-        return Conv(2 * self.latent_channels, name="conv_out")(x, mask), mask
+        x = MidBlock(channels[-1], groups, name="mid_block")(x, mask)
+        x = nn.silu(GroupNorm(groups, name="conv_norm_out")(x, mask))
+        return Conv(2 * self.config.latent_channels, name="conv_out")(x, mask), mask
 
 
 class Decoder(nn.Module):
     """Latents [N, Hc/8, Wc/8, latent_channels] -> pixels [N, Hc, Wc, 3]."""
 
-    block_channels: tuple[int, ...]
-    layers_per_block: int
-    groups: int
+    config: VaeConfig
 
     @nn.compact
     def __call__(self, x: Array, mask: Array) -> tuple[Array, Array]:
-        x = Conv(self.block_channels[-1], name="conv_in")(x, mask)
-        x = MidBlock(self.block_channels[-1], self.groups, name="mid_block")(x, mask)
-        for level, features in enumerate(reversed(self.block_channels)):
+        channels, groups = self.config.block_channels, self.config.norm_groups
+        x = Conv(channels[-1], name="conv_in")(x, mask)
+        x = MidBlock(channels[-1], groups, name="mid_block")(x, mask)
+        for level, features in enumerate(reversed(channels)):
             name = f"up_blocks_{level}"
-            for i in range(self.layers_per_block + 1):
-                x = ResnetBlock(features, self.groups, name=f"{name}_resnets_{i}")(x, mask)
-            if level < len(self.block_channels) - 1:
+            for i in range(self.config.layers_per_block + 1):
+                x = ResnetBlock(features, groups, name=f"{name}_resnets_{i}")(x, mask)
+            if level < len(channels) - 1:
                 mask = upsample(mask)
                 x = Conv(features, name=f"{name}_upsamplers_0")(upsample(x), mask)
-        x = nn.silu(GroupNorm(self.groups, name="conv_norm_out")(x, mask))
+        x = nn.silu(GroupNorm(groups, name="conv_norm_out")(x, mask))
         return Conv(3, name="conv_out")(x, mask), mask
 
 
@@ -138,11 +135,7 @@ class FluxVae(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        c = self.config
-        self.encoder = Encoder(
-            c.block_channels, c.layers_per_block, c.norm_groups, c.latent_channels
-        )
-        self.decoder = Decoder(c.block_channels, c.layers_per_block, c.norm_groups)
+        self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
 
     def __call__(self, pixels: Array, size: Array) -> Array:
         """Reconstruction from the posterior's mean (also what initialises all parameters)."""
@@ -204,12 +197,10 @@ def encode_images(
     """
     lead = pixels.shape[:-3]
     x = pixels.reshape(-1, *pixels.shape[-3:]).astype(jnp.float32) / 127.5 - 1.0
-    noise = posterior_noise
-    if noise is not None:
-        noise = noise.reshape(-1, *noise.shape[-3:])
-    latents = vae.apply(
-        {"params": params}, x, size.reshape(-1, 2), noise, method=type(vae).encode_latents
-    )
+    if posterior_noise is not None:
+        posterior_noise = posterior_noise.reshape(-1, *posterior_noise.shape[-3:])
+    given = (x, size.reshape(-1, 2), posterior_noise)
+    latents = vae.apply({"params": params}, *given, method=type(vae).encode_latents)
     return latents.reshape(*lead, *latents.shape[1:])
 
 
@@ -257,12 +248,8 @@ def decode_latents(vae: nn.Module, params, latents: Array, size: Array | np.ndar
     """The inverse: float[..., h, w, 16], int32[..., 2] -> uint8[..., 8h, 8w, 3], zero outside."""
     lead = latents.shape[:-3]
     sizes = size.reshape(-1, 2)
-    pixels = vae.apply(
-        {"params": params},
-        latents.reshape(-1, *latents.shape[-3:]),
-        sizes,
-        method=type(vae).decode_latents,
-    )
+    flat = latents.reshape(-1, *latents.shape[-3:])
+    pixels = vae.apply({"params": params}, flat, sizes, method=type(vae).decode_latents)
     pixels = jnp.round(jnp.clip((pixels + 1.0) * 127.5, 0.0, 255.0))
     pixels = inside(pixels, image_mask(sizes, *pixels.shape[1:3])).astype(jnp.uint8)
     return pixels.reshape(*lead, *pixels.shape[1:])
@@ -277,11 +264,6 @@ def patchify_latents(latents: Array) -> Array:
 
 def unpatchify_latents(tokens: Array, height: int, width: int) -> Array:
     """The inverse of `patchify_latents`; height and width are those of the latents."""
-    return rearrange(
-        tokens,
-        "... (h w) (ph pw c) -> ... (h ph) (w pw) c",
-        h=height // LATENT_PATCH,
-        w=width // LATENT_PATCH,
-        ph=LATENT_PATCH,
-        pw=LATENT_PATCH,
-    )
+    h, w, patch = height // LATENT_PATCH, width // LATENT_PATCH, LATENT_PATCH
+    shape = "... (h w) (ph pw c) -> ... (h ph) (w pw) c"
+    return rearrange(tokens, shape, h=h, w=w, ph=patch, pw=patch)

@@ -37,9 +37,7 @@ PIXEL_STD = np.asarray((0.26862954, 0.26130258, 0.27577711), np.float32)
 
 def normalise(patches: Array, channels: int = 3) -> Array:
     """uint8[..., C * h * w] -> float32 of the same shape, with CLIP's mean and deviation."""
-    per_channel = patches.shape[-1] // channels
-    mean = np.repeat(PIXEL_MEAN, per_channel)
-    std = np.repeat(PIXEL_STD, per_channel)
+    mean, std = (np.repeat(x, patches.shape[-1] // channels) for x in (PIXEL_MEAN, PIXEL_STD))
     return (patches.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -76,10 +74,6 @@ def _attention_within_images(
     return attention(queries, keys, values, meta, meta, config, axes=axes).und
 
 
-def _quick_gelu(x: Array) -> Array:
-    return x * nn.sigmoid(1.702 * x)
-
-
 class PatchEmbed(nn.Module):
     """The 3-D convolution over (C, T, h, w) whose kernel is as large as its input: one matrix."""
 
@@ -110,7 +104,8 @@ class VisionBlock(nn.Module):
         h = rearrange(h, "b p n h -> b p (n h)")
         x = x + nn.Dense(dim, dtype=x.dtype, name="attn_proj")(h)
         h = nn.LayerNorm(self.eps, dtype=x.dtype, name="norm2")(x)
-        h = _quick_gelu(nn.Dense(self.mlp_dim, dtype=x.dtype, name="mlp_fc1")(h))
+        h = nn.Dense(self.mlp_dim, dtype=x.dtype, name="mlp_fc1")(h)
+        h *= nn.sigmoid(1.702 * h)  # the quick form of GELU
         return x + nn.Dense(dim, dtype=x.dtype, name="mlp_fc2")(h)
 
 

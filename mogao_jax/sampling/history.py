@@ -110,14 +110,6 @@ class CachedSequence:
         """Passes an element that stands in the full context alone."""
         self.cursor = self.cursor.skip(self._layout)
 
-    def take_pending(self, limit: int, *, keep_last: bool = False) -> list[TokenSpan]:
-        """The first pending spans, of up to `limit` tokens (but at least one span)."""
-        return _take(self.pending, limit, 1 if keep_last else 0)
-
-    def take_clean(self, limit: int) -> list[TokenSpan]:
-        """The same of clean tokens that were kept apart."""
-        return _take(self.pending_clean, limit, 0)
-
     def wrote(self, num_tokens: int) -> None:
         """Pending text tokens have been computed and are in the cache now."""
         for _ in range(num_tokens):
@@ -125,12 +117,12 @@ class CachedSequence:
         self.written["und"] += num_tokens
 
 
-def _take(spans: deque[TokenSpan], limit: int, keep: int) -> list[TokenSpan]:
+def take(spans: deque[TokenSpan], limit: int, keep: int = 0) -> list[TokenSpan]:
+    """The first spans, of up to `limit` tokens (but at least one span); the last `keep` stay."""
     taken: list[TokenSpan] = []
-    room = limit
-    while len(spans) > keep and (not taken or len(spans[0]) <= room):
+    while len(spans) > keep and (not taken or len(spans[0]) <= limit):
         taken.append(spans.popleft())
-        room -= len(taken[-1])
+        limit -= len(taken[-1])
     return taken
 
 

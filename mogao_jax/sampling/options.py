@@ -68,11 +68,6 @@ class SamplingOptions:
         return self.allow_images and self.max_images > 0
 
 
-def default_options(config: MogaoConfig) -> SamplingOptions:
-    """What a model's config recommends."""
-    return SamplingOptions(**dataclasses.asdict(config.sampling))
-
-
 def make_options(fields: Mapping[str, Any], config: MogaoConfig) -> SamplingOptions:
     """SamplingOptions of the given fields; the others are what the model's config recommends."""
     known = [f.name for f in dataclasses.fields(SamplingOptions)]
@@ -81,7 +76,7 @@ def make_options(fields: Mapping[str, Any], config: MogaoConfig) -> SamplingOpti
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
             raise RequestError(f"there is no option {name!r}; {hint}")
-    return dataclasses.replace(default_options(config), **fields)
+    return SamplingOptions(**(dataclasses.asdict(config.sampling) | dict(fields)))
 
 
 # Numbers that options may be: whole ones from and to; others by a test, with its name in words.

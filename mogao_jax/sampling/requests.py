@@ -169,27 +169,21 @@ def _spelled_tokens(document: Document) -> list[str]:
     """Says that control tokens in texts are letters; they never reach the model as tokens."""
     text = " ".join(item.text for item in document.items if isinstance(item, Text))
     spelled = [token for token in SPECIAL_TOKENS.values() if token in text]
-    if not spelled:
-        return []
-    return [
+    remark = (
         f"the text spells {', '.join(spelled)}: read as plain letters, which mean nothing. Give "
         "images and speakers as items of a JSON document (with a role each) instead."
-    ]
+    )
+    return [remark] if spelled else []
 
 
 # ----------------------------------------------------------------------------------------- length
 
 
 class Limits(NamedTuple):
-    """Tokens that a document's history may have, everything that is generated included.
+    """Tokens that a document's history may have, everything that is generated included."""
 
-    Attributes:
-      und: text and ViT tokens.
-      clean: clean VAE tokens.
-    """
-
-    und: int
-    clean: int
+    und: int  # text and ViT tokens
+    clean: int  # clean VAE tokens
 
 
 def token_limits(config: MogaoConfig, max_length: int | None = None) -> Limits:

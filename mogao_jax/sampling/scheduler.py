@@ -23,7 +23,7 @@ from mogao_jax.ops.attention.parts import Parts
 from mogao_jax.sampling import guided_flow
 from mogao_jax.sampling.decode import DecodeState, SamplingParams, seed_key
 from mogao_jax.sampling.engine import Engine
-from mogao_jax.sampling.history import CachedSequence, TokenSpan
+from mogao_jax.sampling.history import CachedSequence, TokenSpan, take
 from mogao_jax.sampling.prefill import MAX_TOKENS, build_prefill_batch
 from mogao_jax.sampling.programs import (
     batch_bucket,
@@ -118,12 +118,12 @@ class BatchScheduler:
         self,
         contexts: Sequence[CachedSequence],
         num_rows: int,
-        take: Callable[[CachedSequence], list[TokenSpan]],
+        next_spans: Callable[[CachedSequence], list[TokenSpan]],
     ) -> None:
-        """Puts spans into the cache, turn by turn, until `take` gives no more of any context."""
+        """Puts spans into the cache, turn by turn, until there are no more of any context."""
         engine = self._engine
         rows = self._rows(contexts, num_rows)
-        while any(spans := [take(c) for c in contexts]):
+        while any(spans := [next_spans(c) for c in contexts]):
             new = build_prefill_batch(
                 contexts, spans, num_rows, engine.encoders.feature_shape, engine.channels
             )
@@ -143,10 +143,10 @@ class BatchScheduler:
             return size * math.ceil(len(contexts) / len(of_images))
 
         for group in (full, reduced):
-            self._prefill(group, num_rows(group), lambda c: c.take_pending(MAX_TOKENS))
+            self._prefill(group, num_rows(group), lambda c: take(c.pending, MAX_TOKENS))
         # Clean tokens read ViT tokens of their own image and of earlier ones: these come first.
         waiting = [c for c in everything if c.pending_clean]
-        self._prefill(waiting, num_rows(waiting), lambda c: c.take_clean(MAX_TOKENS))
+        self._prefill(waiting, num_rows(waiting), lambda c: take(c.pending_clean, MAX_TOKENS))
 
     # ------------------------------------------------------------------------------------ text
 
@@ -158,8 +158,7 @@ class BatchScheduler:
             num_rows = batch_bucket(len(writing), self._size)
             self._reserve(contexts)
             # The last token stays pending: the decode loop computes it, for the next one's logits.
-            take = functools.partial(CachedSequence.take_pending, limit=MAX_TOKENS, keep_last=True)
-            self._prefill(contexts, num_rows, take)
+            self._prefill(contexts, num_rows, lambda c: take(c.pending, MAX_TOKENS, keep=1))
             most = max(s.token_limit for s in writing)
             self._reserve(contexts, num_new=min(engine.text_chunk, most))
             start, choice = _decode_state(writing, self._rows(contexts, num_rows))

@@ -112,7 +112,7 @@ def _as_text(found: Any, model: Any, arguments: argparse.Namespace) -> str:
     lines = [
         f"{model.name}, {model.weights} parameters after {model.step} steps: "
         f"{len(found.judged)} images of {arguments.documents} ({arguments.split}), "
-        f"among {found.size}",
+        f"among {found.size}"
     ]
     for rank in NEAR:
         name = "the nearest image is the one asked for" if rank == 1 else f"among the {rank}"

@@ -273,10 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how strongly the text is followed (the model's own)",
     )
     add(
-        "--image-guidance",
-        type=float,
-        metavar="X",
-        help="... earlier images are (the model's own)",
+        "--image-guidance", type=float, metavar="X", help="... earlier images are (the model's own)"
     )
     add("--guidance-interval", type=float, nargs=2, metavar=("LO", "HI"),
         help="the times (0 noise, 1 image) in which guidance applies (0 1)")  # fmt: skip

@@ -23,11 +23,9 @@ import mogao_jax
 from mogao_jax import images as image_ops
 from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.errors import EnvironmentProblem
-from mogao_jax.gallery.page import fill_template
 from mogao_jax.sequence.document import Document, Image, Text, to_json
 
 PAGE, RUN = "index.html", "run.json"
-_DEFAULT_ROOT = "samples"
 _REMEDY = "Give another folder with --out."
 _SMALL = 256  # images with smaller sides are shown enlarged
 _OURS = re.compile(r"\d{3,}(-\d+\.png|\.json)|index\.html|run\.json")
@@ -36,12 +34,9 @@ _OURS = re.compile(r"\d{3,}(-\d+\.png|\.json)|index\.html|run\.json")
 def default_folder(name: str) -> pathlib.Path:
     """samples/<name in a form fit for files>, with a number where that is taken."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48].strip("-") or "sample"
-    folder = pathlib.Path(_DEFAULT_ROOT) / slug
-    number = 2
-    while folder.exists():
-        folder = folder.with_name(f"{slug}-{number}")
-        number += 1
-    return folder
+    names = itertools.chain([slug], (f"{slug}-{number}" for number in itertools.count(2)))
+    folders = (pathlib.Path("samples", name) for name in names)
+    return next(folder for folder in folders if not folder.exists())
 
 
 class Folder:
@@ -87,7 +82,8 @@ class Folder:
     def write_image(self, number: int, index: int, image: Image) -> pathlib.Path:
         """Saves image `index` of document `number` (both count from 1); returns its path."""
         path = self.path / f"{number:03d}-{index}.png"
-        self._write(path, image_ops.encoded_bytes(Image(pixels=image_ops.load_pixels(image))))
+        png = image_ops.encoded_bytes(Image(pixels=image_ops.load_pixels(image)))
+        write_file(path, png, remedy=_REMEDY)
         return path
 
     def write_document(self, number: int, document: Document) -> pathlib.Path:
@@ -96,20 +92,18 @@ class Folder:
         record = to_json(
             document, lambda image: {"path": self.write_image(number, next(count), image).name}
         )
-        return self.write_text(
-            f"{number:03d}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        )
+        return self._write_json(f"{number:03d}.json", record)
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         """Saves run.json: how it all was made."""
-        self.write_text(RUN, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        self._write_json(RUN, facts)
+
+    def _write_json(self, name: str, record: Mapping[str, Any]) -> pathlib.Path:
+        return self.write_text(name, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> pathlib.Path:
-        self._write(self.path / name, text.encode("utf-8", errors="replace"))
+        write_file(self.path / name, text.encode("utf-8", errors="replace"), remedy=_REMEDY)
         return self.path / name
-
-    def _write(self, path: pathlib.Path, data: bytes) -> None:
-        write_file(path, data, remedy=_REMEDY)
 
 
 # ------------------------------------------------------------------------------------------- page
@@ -117,27 +111,18 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """One sampled document.
+    """One sampled document."""
 
-    Attributes:
-      document: the prompt, and after `num_given` items what was generated.
-      title: its name on the page.
-      caption: how it was made and why it ended, in words.
-    """
-
-    document: Document
+    document: Document  # the prompt, and after `num_given` items what was generated
     num_given: int
-    title: str
-    caption: str
+    title: str  # its name on the page
+    caption: str  # how it was made and why it ended, in words
 
 
 def render_page(name: str, conversations: Sequence[Conversation], facts: Mapping[str, Any]) -> str:
-    """The self-contained page as HTML: texts are escaped, images inlined as PNG.
+    """The self-contained page as HTML, titled `name`: texts are escaped, images inlined as PNG.
 
-    Args:
-      name: its title.
-      conversations: in order.
-      facts: how all of it was made, {name: value}.
+    Facts say how all of it was made, {name: value}.
     """
     return fill_template(
         "mogao_jax.gallery",
@@ -168,8 +153,19 @@ def _item(item: Text | Image) -> dict[str, Any]:
     height, width = pixels.shape[:2]
     png = image_ops.encoded_bytes(Image(pixels=pixels))
     grow = max(1, _SMALL // max(height, width))
-    return {
-        "image": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
-        "size": f"{height} x {width}",
-        "width": width * grow,
-    }
+    url = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return {"image": url, "size": f"{height} x {width}", "width": width * grow}
+
+
+def fill_template(package: str, **values: Any) -> str:
+    """The page.html of a package, as HTML; text is escaped, and an unknown name is an error."""
+    import jinja2  # not for commands that write no page
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(package, "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(**values)

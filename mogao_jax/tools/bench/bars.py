@@ -34,10 +34,7 @@ MIB, GIB = 2.0**20, 2.0**30
 
 # Tokens per row -> its und, clean and noised tokens, images, ViT patches. Stage 3's mixture at 512
 # pixels fills them (`mogao plan` prints how well).
-BUDGETS = {
-    8192: (1920, 2048, 4224, 4, 5184),
-    16384: (3840, 4096, 8448, 8, 10368),
-}
+BUDGETS = {8192: (1920, 2048, 4224, 4, 5184), 16384: (3840, 4096, 8448, 8, 10368)}
 # Chips' peaks in GiB that the step should stay under at 8k tokens per chip.
 PEAKS = {"v5p:4x4x4": 12.0, "v6e:8x8": 11.0, "v5e:16x16": 9.0}
 LENGTHS = (4096, 8192, 16384, 32768, 65536)  # tokens per row that the kernel is compiled for
@@ -154,20 +151,17 @@ def kernel(config: MogaoConfig, say: Say) -> Iterator[Row]:
     At 16k also the kernel alone, on arrays in the layout that it reads. The difference is spent on
     joining the three parts into blocks and on splitting the outputs.
     """
-    for chip in KERNEL_CHIPS:
-        for length in LENGTHS:
-            name = f"on {chip.split(':')[0]}, {length} tokens, forward / backward"
-            say(f"compiling the kernel for {chip}, {length} tokens")
-            at_bar = length == 16384
-            what = f"kernel with its layout {name}"
-            yield _kernel_row(what, config.model, length, chip, at_bar=at_bar, alone=False)
-            if at_bar:
-                what = f"kernel alone {name}"
-                yield _kernel_row(what, config.model, length, chip, at_bar=True, alone=True)
+    for chip, length in itertools.product(KERNEL_CHIPS, LENGTHS):
+        say(f"compiling the kernel for {chip}, {length} tokens")
+        yield _kernel_row(config.model, length, chip, alone=False)
+        if length == 16384:
+            yield _kernel_row(config.model, length, chip, alone=True)
 
 
-def _kernel_row(what: str, model: Any, length: int, chip: str, *, at_bar: bool, alone: bool) -> Row:
+def _kernel_row(model: Any, length: int, chip: str, *, alone: bool) -> Row:
     device = topologies.devices(topologies.parse(chip))[0]
+    kind, at_bar = "alone" if alone else "with its layout", length == 16384
+    what = f"kernel {kind} on {chip.split(':')[0]}, {length} tokens, forward / backward"
     bar = "<= 130 MiB" if at_bar else "accepted"
     try:
         sizes = [
@@ -213,18 +207,23 @@ def memory(config: MogaoConfig, say: Say, names: tuple[str, ...] = tuple(PEAKS))
     """Peak memory per chip of the whole real step at 8k tokens per chip; and its compile time."""
     for name in names:
         topology = topologies.parse(name)
-        plan, seconds = _plan(on_torus(with_rows(config, 8192), topology, "full"), topology, say)
+        began = time.perf_counter()
+        plan = make_plan(on_torus(with_rows(config, 8192), topology, "full"), topology, say=say)
+        seconds = plan.compiled.seconds if plan.compiled else time.perf_counter() - began
         yield _peak(f"peak on {name}, 8k tokens a chip, remat full", plan, PEAKS[name])
         if name == "v5p:4x4x4":
-            yield Row(f"compiling the step for {name}", f"{seconds:.0f} s", "<= 150 s",
-                      seconds <= 150)  # fmt: skip
-        yield _moving(name, plan)
+            compiling = f"compiling the step for {name}"
+            yield Row(compiling, f"{seconds:.0f} s", "<= 150 s", seconds <= 150)
+        moved = [flag for flag in plan.flags if "collectives move activations" in flag]
+        what = f"activation-shaped collectives on {name}"
+        yield Row(what, moved[0][:100] if moved else "none", "none", not moved)
 
 
 def keep_matmuls(config: MogaoConfig, say: Say) -> Iterator[Row]:
     """Whether 16k tokens a chip fit when only elementwise work is recomputed."""
     topology = topologies.parse("v5p:4x4x4")
-    plan, _ = _plan(on_torus(with_rows(config, 16384), topology, "keep_matmuls"), topology, say)
+    config = on_torus(with_rows(config, 16384), topology, "keep_matmuls")
+    plan = make_plan(config, topology, say=say)
     yield _peak("peak on v5p:4x4x4, 16k tokens a chip, keep_matmuls", plan, 95.0)
 
 
@@ -233,36 +232,20 @@ def long_rows(config: MogaoConfig, say: Say) -> Iterator[Row]:
     topology, config, peaks = topologies.parse("v5p:4x4x4"), with_rows(config, LONG_ROW), []
     for fsdp, context in LONG_MESHES:
         axes = {"fsdp": fsdp, "context": context, "param_axes": ("fsdp", "context")}
-        plan, _ = _plan(on_mesh(config, remat="full", **axes), topology, say)
+        plan = make_plan(on_mesh(config, remat="full", **axes), topology, say=say)
         peaks.append(plan.held)
         yield _peak(f"peak, rows of 256k, fsdp={fsdp} x context={context}", plan, 95.0)
     falls = all(a > b for a, b in itertools.pairwise(peaks))
     yield Row("memory per chip falls with the context axis", str(falls), "True", falls)
 
 
-def _plan(config: MogaoConfig, topology: topologies.Topology, say: Say) -> tuple[Plan, float]:
-    """The plan, and seconds of its compilation."""
-    began = time.perf_counter()
-    plan = make_plan(config, topology, say=say)
-    seconds = plan.compiled.seconds if plan.compiled else time.perf_counter() - began
-    return plan, seconds
-
-
 def _peak(what: str, plan: Plan, bar: float) -> Row:
     if plan.compiled is None:
         return Row(what, "; ".join(plan.flags)[:120], f"<= {bar:g} GiB", False)
     c = plan.compiled
-    figure = (
-        f"{c.peak / GIB:.2f} GiB ({c.arguments / GIB:.2f} arguments, "
-        f"{c.temporaries / GIB:.2f} temporaries)"
-    )
+    peak, arguments, temporaries = (n / GIB for n in (c.peak, c.arguments, c.temporaries))
+    figure = f"{peak:.2f} GiB ({arguments:.2f} arguments, {temporaries:.2f} temporaries)"
     return Row(what, figure, f"<= {bar:g} GiB", c.peak <= bar * GIB)
-
-
-def _moving(name: str, plan: Plan) -> Row:
-    moved = [flag for flag in plan.flags if "collectives move activations" in flag]
-    what = f"activation-shaped collectives on {name}"
-    return Row(what, moved[0][:100] if moved else "none", "none", not moved)
 
 
 BARS: dict[str, Callable[[MogaoConfig, Say], Iterator[Row]]] = {

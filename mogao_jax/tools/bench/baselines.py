@@ -39,12 +39,7 @@ def recomputing(model: Model, sampler: Sampler) -> Baseline:
 
     @jax.jit
     def step(
-        params: Any,
-        histories: NewTokens,
-        lines: GuidanceBatch,
-        x: Any,
-        t: Any,
-        t_next: Any,
+        params: Any, histories: NewTokens, lines: GuidanceBatch, x: Any, t: Any, t_next: Any
     ) -> jax.Array:
         model, image = engine.modules.model, lines.image
         inputs = uncached_inputs(model, histories, lines, x[image], t[image])
@@ -91,7 +86,7 @@ def one_after_another(model: Model, sampler: Sampler) -> Baseline:
     def generate(request: Request) -> tuple[np.ndarray, np.ndarray]:
         start = flow_inputs(model, sampler, request)
         branches = []
-        for i in range(start.num_contexts):
+        for i in range(len(start.lines.rows)):
             history, lines = jax.device_put(start.one_context(i))
             cache = empty_cache(engine.config.model, history)
             cache = fill(engine.params, cache, np.zeros(1, np.int32), history)

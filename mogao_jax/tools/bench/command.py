@@ -76,68 +76,50 @@ def _parser() -> argparse.ArgumentParser:
 def _sampling(config: MogaoConfig | None, arguments: argparse.Namespace) -> int:
     groups = tuple(g.strip() for g in arguments.only.split(",") if g.strip())
     known = GROUPS.split(",")
-    unknown = [g for g in groups if g not in known]
-    if unknown or not groups:
-        what = unknown[0] if unknown else arguments.only
+    for what in [g for g in groups if g not in known] or ([] if groups else [arguments.only]):
         raise RequestError(
             f"--only: there is no group {what!r}; the groups are {', '.join(known)}."
         )
-    model = _model(config, arguments.checkpoint)
+    model, name, machine = _model(config, arguments.checkpoint)
     from mogao_jax.tools.bench import speed
 
     setting = speed.Setting(arguments.rounds, arguments.steps, arguments.tokens)
     measured = speed.measure(model, setting, groups, progress)
-    about = _about(model), setting, measured, _machine()
-    print(speed.as_text(*about))
-    write_json(arguments.json, speed.as_json(*about))
+    print(speed.as_text(name, setting, measured, machine))
+    write_json(arguments.json, speed.as_json(name, setting, measured, machine))
     return 0
 
 
 def _soak(config: MogaoConfig | None, arguments: argparse.Namespace) -> int:
-    model = _model(config, arguments.checkpoint)
+    model, name, machine = _model(config, arguments.checkpoint)
     from mogao_jax.tools.bench import soak
 
-    found = soak.soak(
-        model,
-        arguments.num,
-        seed=arguments.seed,
-        num_steps=min(arguments.steps, 8),
-        batch_size=arguments.batch_size,
-        say=progress,
-    )
-    about = _about(model), found, _machine()
-    print(soak.as_text(*about))
-    write_json(arguments.json, soak.as_json(*about))
+    steps, batch_size = min(arguments.steps, 8), arguments.batch_size
+    options = {"seed": arguments.seed, "num_steps": steps, "batch_size": batch_size}
+    found = soak.soak(model, arguments.num, **options, say=progress)
+    print(soak.as_text(name, found, machine))
+    write_json(arguments.json, soak.as_json(name, found, machine))
     return 1 if found.broken or found.recompiled else 0
 
 
-def _model(config: MogaoConfig | None, checkpoint: str | None) -> Model:
+def _model(config: MogaoConfig | None, checkpoint: str | None) -> tuple[Model, str, dict[str, str]]:
+    """The model, a line about it, and facts of the machine."""
     if config is not None and checkpoint is not None:
         raise RequestError("give --checkpoint or --config (random parameters), not both.")
+    import jax
+
     from mogao_jax.compile_cache import keep_compiled_programs
+    from mogao_jax.models.modules import count_parameters
     from mogao_jax.sampling.loading import DEMO, load_model
     from mogao_jax.tools.bench.fixtures import random_model
-
-    keep_compiled_programs()
-    return load_model(checkpoint or DEMO) if config is None else random_model(config)
-
-
-def _about(model: Model) -> str:
-    import jax
-
-    from mogao_jax.models.modules import count_parameters
-
-    millions = sum(count_parameters(model.params).values()) / 1e6
-    kind = "random parameters" if model.weights == "random" else f"step {model.step}"
-    return f"{model.name!r} ({millions:.1f} million parameters, {kind}) on {jax.default_backend()}"
-
-
-def _machine() -> dict[str, str]:
-    import jax
-
     from mogao_jax.training.workdir import machine_facts
 
-    return machine_facts(jax.devices())
+    keep_compiled_programs()
+    model = load_model(checkpoint or DEMO) if config is None else random_model(config)
+    millions = sum(count_parameters(model.params).values()) / 1e6
+    kind = "random parameters" if model.weights == "random" else f"step {model.step}"
+    name = f"{model.name!r} ({millions:.1f} million parameters, {kind}) on {jax.default_backend()}"
+    return model, name, machine_facts(jax.devices())
 
 
 # ------------------------------------------------------------------------------ the training step
@@ -247,8 +229,5 @@ _FLAGS: dict[str, dict[str, Any]] = {
     "--batch-size": _count(8, "requests served together"),
     "--seed": {"type": int, "default": 0, "help": "of prompts and options"},
     "--bagel": {"type": pathlib.Path, "metavar": "FOLDER", "help": "a clone of BAGEL's repository"},
-    "--transfusion": {
-        "action": "store_true",
-        "help": "transfusion-pytorch, which must be installed",
-    },
+    "--transfusion": dict(action="store_true", help="transfusion-pytorch, which must be installed"),
 }

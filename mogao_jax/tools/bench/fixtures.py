@@ -55,11 +55,7 @@ def random_model(config: MogaoConfig, seed: int = 0) -> Model:
 def make_sampler(
     model: Model, max_length: int | None, batch_size: int, *, few_tokens: bool = False
 ) -> Sampler:
-    """A sampler of the model.
-
-    Args:
-      few_tokens: with random parameters, let it come to images and to an end soon.
-    """
+    """A sampler of the model; `few_tokens` lets random parameters come to images and ends soon."""
     sampler = pipeline.make_sampler(model, batch_size, max_length)
     if few_tokens and model.weights == RANDOM:
         allow_few_tokens(sampler.allowed, model.tokenizer)
@@ -69,7 +65,7 @@ def make_sampler(
 def allow_few_tokens(allowed: np.ndarray, tokenizer: Any) -> None:
     """Leaves some text tokens, the ends and <|vision_start|> in bool[V], in place."""
     special = (tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext)
-    text = [int(i) for i in np.nonzero(allowed)[0] if i not in special]
+    text = np.setdiff1d(np.flatnonzero(allowed), special)
     few = text[:: max(1, len(text) // _FEW_TOKENS)][:_FEW_TOKENS]
     allowed[:] = False
     allowed[[*few, *special]] = True
@@ -121,20 +117,15 @@ def mixed_requests(
 ) -> list[Request]:
     """Random prompts of the shapes world, cut anywhere, with random options; fixed by the seed.
 
-    Args:
-      num_steps: most steps of an image.
-      max_tokens: most tokens that a request may ask for.
+    An image has at most `num_steps` steps, and a request asks for at most `max_tokens` tokens.
     """
-    world = _world(config)
-    rngs = [np.random.default_rng([seed, i]) for i in range(count)]
-    return [
-        Request(
-            _mixed_prompt(rng, world, f"mixed-{i}"),
-            int(rng.integers(2**31)),
-            _mixed_options(rng, config, num_steps, max_tokens),
-        )
-        for i, rng in enumerate(rngs)
-    ]
+    world, requests = _world(config), []
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        prompt, new_seed = _mixed_prompt(rng, world, f"mixed-{i}"), int(rng.integers(2**31))
+        options = _mixed_options(rng, config, num_steps, max_tokens)
+        requests.append(Request(prompt, new_seed, options))
+    return requests
 
 
 def longest(model: Model, requests: Sequence[Request]) -> int:

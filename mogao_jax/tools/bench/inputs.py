@@ -9,7 +9,6 @@ Axes: J contexts, U und tokens of the longest, C clean VAE tokens, N tokens of t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,35 +27,19 @@ from mogao_jax.sampling.sampler import Sampler
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FlowInputs:
-    """One image before its first step.
+    """One image before its first step."""
 
-    Attributes:
-      histories: all tokens of each context, a row per context in the order of `lines`.
-      lines: the image in each context; R = 1.
-      per_token: the ViT's features per token.
-      x: float32[1, N, C] noise.
-      times: float32[num_steps + 1].
-      size: (height, width) in pixels.
-    """
-
-    histories: NewTokens
-    lines: guided_flow.GuidanceBatch
-    per_token: int
-    x: np.ndarray
-    times: np.ndarray
-    size: tuple[int, int]
-
-    @property
-    def num_contexts(self) -> int:
-        return len(self.lines.rows)
+    histories: NewTokens  # all tokens of each context, a row per context in the order of `lines`
+    lines: guided_flow.GuidanceBatch  # the image in each context; R = 1
+    per_token: int  # the ViT's features per token
+    x: np.ndarray  # float32[1, N, C] noise
+    times: np.ndarray  # float32[num_steps + 1]
+    size: tuple[int, int]  # (height, width) in pixels
 
     def one_context(self, index: int) -> tuple[NewTokens, guided_flow.GuidanceBatch]:
         """One context without padding to the longest: rows of one."""
-        row = slice(index, index + 1)
-        history = jax.tree.map(lambda a: a[row], self.histories)
-        lines = jax.tree.map(
-            lambda a: a[row], self.lines._replace(index=(), weights=(), interval=())
-        )
+        lines = self.lines._replace(index=(), weights=(), interval=())
+        history, lines = jax.tree.map(lambda a: a[index : index + 1], (self.histories, lines))
         return without_padding(history, self.per_token), lines
 
 
@@ -102,10 +85,8 @@ def without_padding(new: NewTokens, per_token: int) -> NewTokens:
     num_vit = int((new.vit_index >= 0).sum(1).max(initial=0))
 
     def cut(parts: Parts) -> Parts:
-        def first(x: Any, length: int) -> Any:
-            return jax.tree.map(lambda a: a[:, :length], x)
-
-        return Parts(und=first(parts.und, num_und), clean=first(parts.clean, num_clean))
+        und = jax.tree.map(lambda a: a[:, :num_und], parts.und)
+        return Parts(und, jax.tree.map(lambda a: a[:, :num_clean], parts.clean))
 
     return NewTokens(
         tokens=new.tokens[:, :num_und],

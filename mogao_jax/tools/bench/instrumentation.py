@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -37,8 +38,8 @@ class Rounds:
 
     def spread(self, over: str, under: str) -> tuple[float, float]:
         """The quartiles of a ratio over rounds."""
-        low, high = np.quantile(self.ratios(over, under), [0.25, 0.75])
-        return float(low), float(high)
+        low, high = np.quantile(self.ratios(over, under), [0.25, 0.75]).tolist()
+        return low, high
 
 
 def alternate(
@@ -59,9 +60,8 @@ def alternate(
             result = calls[name]()
             taken = time.perf_counter() - began
             parts = result if isinstance(result, Mapping) else {}
-            if round_:
-                for part, value in {name: taken, **parts}.items():
-                    seconds.setdefault(part, []).append(value)
+            for part, value in {name: taken, **parts}.items() if round_ else ():
+                seconds.setdefault(part, []).append(value)
     return Rounds({name: tuple(values) for name, values in seconds.items()})
 
 
@@ -111,14 +111,8 @@ def watching(engine: Engine) -> Iterator[Watch]:
         *((engine, name, name) for name in ("prefill", "decode", "integrate_flow")),
         *((engine.encoders, name, f"image {name}") for name in ("encode", "decode", "read")),
     ]
-    originals = [vars(owner).get(name) for owner, name, _ in programs]
-    for owner, name, label in programs:
-        setattr(owner, name, noted(label, getattr(owner, name)))
-    try:
+    with contextlib.ExitStack() as restored:
+        for owner, name, label in programs:
+            program = noted(label, getattr(owner, name))
+            restored.enter_context(mock.patch.object(owner, name, program))
         yield watch
-    finally:
-        for (owner, name, _), original in zip(programs, originals, strict=True):
-            if original is None:  # a method, found in the class again
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)

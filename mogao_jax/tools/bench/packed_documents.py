@@ -105,14 +105,10 @@ def packed(setting: Setting, rows: Iterable[Iterable[Document]]) -> PackedBatch:
     """Rows exactly as large as their documents, whose sizes must add up to the same in each."""
     config, out = setting.config(), []
     for documents in rows:
+        # The rng is of the guidance contexts: all are full.
         laid = [
-            lay_out(
-                document,
-                tokenizer=ByteTokenizer(),
-                config=config,
-                rng=np.random.default_rng(0),  # of the guidance contexts: all are full
-            )
-            for document in documents
+            lay_out(d, tokenizer=ByteTokenizer(), config=config, rng=np.random.default_rng(0))
+            for d in documents
         ]
         needed = Sizes(*np.sum([sizes(d) for d in laid], axis=0).tolist())
         out.append(pack_row(laid, needed, config.images.max_side))
@@ -125,27 +121,19 @@ def num_tokens(batch: PackedBatch) -> int:
 
 
 class Sequence(NamedTuple):
-    """One document of a row for packages that keep all tokens in one sequence.
+    """One document of a row for packages that keep all tokens in one sequence."""
 
-    Attributes:
-      is_gen: bool[L] VAE tokens, clean and noised.
-      mask: bool[L, L] who may attend to whom.
-      order: int[L] the place in the document, as a one-dimensional position.
-    """
-
-    is_gen: np.ndarray
-    mask: np.ndarray
-    order: np.ndarray
+    is_gen: np.ndarray  # bool[L] VAE tokens, clean and noised
+    mask: np.ndarray  # bool[L, L] who may attend to whom
+    order: np.ndarray  # int[L] the place in the document, as a one-dimensional position
 
 
 def sequences(batch: PackedBatch) -> list[list[Sequence]]:
     """Per row, every document's tokens in one sequence: und, clean, noised."""
     out = []
     for row in range(len(batch.und.tokens)):
-        parts = [
-            TokenMeta(*(np.asarray(x)[row] for x in part.meta))
-            for part in (batch.und, batch.clean, batch.noised)
-        ]
+        streams = batch.und, batch.clean, batch.noised
+        parts = [TokenMeta(*(np.asarray(x)[row] for x in part.meta)) for part in streams]
         is_gen = np.concatenate([np.full(len(p.segment), i > 0) for i, p in enumerate(parts)])
         whole = TokenMeta(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         documents = []

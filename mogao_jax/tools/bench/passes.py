@@ -56,11 +56,7 @@ def compare(num_images: int, num_rounds: int, setting: Setting) -> Compared:
     step = make_step(setting, whole)
     steps = [make_step(setting, batch) for batch in single]
 
-    def many() -> None:
-        for one in steps:
-            one()
-
-    measured = alternate({"one": step, "many": many}, num_rounds)
+    measured = alternate({"one": step, "many": lambda: [one() for one in steps]}, num_rounds)
     ratio = sum(_flops(b, setting) for b in single) / _flops(whole, setting)
     return Compared(ratio, measured.ratio("many", "one"), measured.spread("many", "one"))
 

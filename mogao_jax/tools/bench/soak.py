@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,6 @@ from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.process_memory import held_bytes
 from mogao_jax.sampling.loading import Model
-from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import Request, Result
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.sequence.document import Image, Text
@@ -35,18 +34,12 @@ _STOPS = ("end", "max_images", "max_tokens", "cache_full")
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """The state after `done` generations.
-
-    Attributes:
-      compilations: of the sampler's programs, by name.
-      memory: bytes that the process holds.
-      seconds: since the beginning.
-    """
+    """The state after `done` generations."""
 
     done: int
-    compilations: dict[str, int]
-    memory: int
-    seconds: float
+    compilations: dict[str, int]  # of the sampler's programs, by name
+    memory: int  # bytes that the process holds
+    seconds: float  # since the beginning
 
     @property
     def num_compilations(self) -> int:
@@ -55,22 +48,13 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Soak:
-    """Result of a soak run.
+    """Result of a soak run. A program with more compilations than shapes was compiled again."""
 
-    Attributes:
-      points: in order; those of the first time, then those of the second.
-      stops: number of results by what ended them.
-      produced: number of texts, images.
-      broken: what is wrong with results, in words.
-      shapes: number of combinations of shapes that each of the transformer's programs was called
-        with. A program with more compilations than that was compiled again for the same shapes.
-    """
-
-    points: list[Point]
-    stops: dict[str, int]
-    produced: dict[str, int]
-    broken: list[str]
-    shapes: dict[str, int]
+    points: list[Point]  # those of the first time, then those of the second
+    stops: dict[str, int]  # number of results by what ended them
+    produced: dict[str, int]  # number of texts, images
+    broken: list[str]  # what is wrong with results, in words
+    shapes: dict[str, int]  # number of combinations that each transformer program was called with
 
     @property
     def growth(self) -> int:
@@ -108,7 +92,9 @@ def soak(
     produced: collections.Counter[str] = collections.Counter({"texts": 0, "images": 0})
     broken, points = [], []
     began, done = time.monotonic(), 0
-    parts = list(_parts([sampler.prepare(r) for r in requests], num_points))
+    prepared = [sampler.prepare(r) for r in requests]
+    edges = np.linspace(0, num, min(num_points, num) + 1).astype(int)
+    parts = [prepared[first:last] for first, last in itertools.pairwise(edges)]
     for part in (*parts, *parts):
         results = sampler.sample(part)
         for i, (request, result) in enumerate(zip(part, results, strict=True)):
@@ -124,16 +110,12 @@ def soak(
     return Soak(points, dict(stops), dict(produced), broken, seen)
 
 
-def _parts(requests: Sequence[Request], count: int) -> Iterator[Sequence[Request]]:
-    edges = np.linspace(0, len(requests), min(count, len(requests)) + 1).astype(int)
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
-        yield requests[first:last]
-
-
 def faults(request: Request, result: Result, model: Model) -> list[str]:
     """What is wrong with the form of a result."""
     images = [item for item in result.items if isinstance(item, Image)]
-    given, document = len(request.document.items), result.document
+    is_text = [isinstance(item, Text) for item in result.items]
+    options, document = request.options, result.document
+    given = len(request.document.items)
     checks = {
         "an unknown stop": result.stop in _STOPS,
         "another prompt": tuple(document.items[:given]) == tuple(request.document.items),
@@ -142,23 +124,17 @@ def faults(request: Request, result: Result, model: Model) -> list[str]:
         "a document that cannot be fed back in": bool(
             apply_chat_template(document, model.tokenizer, add_generation_prompt=True)
         ),
-        **_item_checks(request.options, result, len(images)),
-    }
-    found = [what for what, is_right in checks.items() if not is_right]
-    return found + [x for image in images for x in _size_faults(image, request, model.config)]
-
-
-def _item_checks(options: SamplingOptions, result: Result, num_images: int) -> dict[str, bool]:
-    is_text = [isinstance(item, Text) for item in result.items]
-    at_limit = num_images == options.max_images
-    return {
         "two texts in a row": not any(a and b for a, b in itertools.pairwise(is_text)),
         "an empty text": all(item.text for item in result.items if isinstance(item, Text)),
         "no image first": not (options.draw_first and is_text[0]),
-        "a forbidden image": options.allow_images or not num_images,
-        "too many images": num_images <= options.max_images,
-        "stopped by images that are not there": result.stop != "max_images" or at_limit,
+        "a forbidden image": options.allow_images or not images,
+        "too many images": len(images) <= options.max_images,
+        "stopped by images that are not there": (
+            result.stop != "max_images" or len(images) == options.max_images
+        ),
     }
+    found = [what for what, is_right in checks.items() if not is_right]
+    return found + [x for image in images for x in _size_faults(image, request, model.config)]
 
 
 def _size_faults(image: Image, request: Request, config: MogaoConfig) -> list[str]:

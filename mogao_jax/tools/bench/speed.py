@@ -25,21 +25,13 @@ MIXED = 32  # requests whose programs are counted
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One line of the table.
+    """One line of the table."""
 
-    Attributes:
-      what: what is compared with what.
-      value: the median over rounds.
-      unit: "x" of a ratio.
-      bar: the most that it should be; None where there is none.
-      note: parts of it; its spread over rounds.
-    """
-
-    what: str
-    value: float
-    unit: str = "x"
-    bar: float | None = None
-    note: str = ""
+    what: str  # is compared with what
+    value: float  # the median over rounds
+    unit: str = "x"  # of a ratio
+    bar: float | None = None  # the most that it should be
+    note: str = ""  # parts of it; its spread over rounds
 
     @property
     def passed(self) -> bool | None:
@@ -70,23 +62,20 @@ def measure(
     say: Callable[[str], None] = lambda message: None,
 ) -> Measured:
     """Measures the named groups of figures, in the order of GROUPS."""
-    figures: list[Figure] = []
-    seconds: dict[str, tuple[float, ...]] = {}
-    for group, measure_group in GROUPS.items():
-        if group in groups:
-            say(f"{group}: compiling, then {setting.rounds} rounds")
-            found = measure_group(model, setting)
-            figures += found.figures
-            seconds |= {f"{group}: {name}": times for name, times in found.seconds.items()}
-    return Measured(figures, seconds)
+    whole = Measured([], {})
+    for group in (g for g in GROUPS if g in groups):
+        say(f"{group}: compiling, then {setting.rounds} rounds")
+        found = GROUPS[group](model, setting)
+        whole.figures.extend(found.figures)
+        whole.seconds.update({f"{group}: {name}": times for name, times in found.seconds.items()})
+    return whole
 
 
 def _ratio(
     rounds: Rounds, over: str, under: str, what: str, bar: float | None = None, note: str = ""
 ) -> Figure:
     low, high = rounds.spread(over, under)
-    quartiles = f"quartiles {low:.3g} to {high:.3g}"
-    note = f"{note}; {quartiles}" if note else quartiles
+    note += f"{'; ' if note else ''}quartiles {low:.3g} to {high:.3g}"
     return Figure(what, rounds.ratio(over, under), bar=bar, note=note)
 
 
@@ -142,10 +131,7 @@ def batch(model: Model, setting: Setting) -> Measured:
     sampler = fixtures.make_sampler(model, None, BATCH)
     requests = fixtures.image_requests(model.config, BATCH, setting.num_steps)
     rounds = alternate(
-        {
-            "batch": lambda: sampler.sample(requests),
-            "one": lambda: sampler.sample(requests[:1]),
-        },
+        {"batch": lambda: sampler.sample(requests), "one": lambda: sampler.sample(requests[:1])},
         setting.rounds,
     )
     ones = tuple(BATCH * seconds for seconds in rounds.seconds["one"])
@@ -205,11 +191,8 @@ GROUPS = {"image": image, "batch": batch, "text": text, "compilations": compilat
 
 def as_text(name: str, setting: Setting, measured: Measured, machine: Mapping[str, str]) -> str:
     """The table of figures, each with its bar."""
-    lines = [
-        f"Sampling of {name}: medians of {setting.rounds} rounds, what is compared run in turn",
-        "; ".join(f"{key} {value}" for key, value in machine.items()),
-        "",
-    ]
+    title = f"Sampling of {name}: medians of {setting.rounds} rounds, what is compared run in turn"
+    lines = [title, "; ".join(f"{key} {value}" for key, value in machine.items()), ""]
     width = max(len(f.what) for f in measured.figures)
     for f in measured.figures:
         value = f"{f.value:.3g} {f.unit}" if f.unit else f"{f.value:.0f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,34 +21,28 @@ _LOG_RATIO = 20  # values that span more than this factor get a logarithmic axis
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One series of a chart.
+    """One series of a chart."""
 
-    Attributes:
-      label: for the legend; "" leaves it out.
-      steps, values: the points; not-finite values leave gaps.
-      colour: an index into COLOURS.
-      points: draw markers (few, exact values) instead of a smoothed curve.
-    """
-
-    label: str
+    label: str  # for the legend; "" leaves it out
     steps: Sequence[float]
-    values: Sequence[float]
-    colour: int = 0
-    points: bool = False
+    values: Sequence[float]  # not-finite ones leave gaps
+    colour: int = 0  # an index into COLOURS
+    points: bool = False  # draw markers (few, exact values) instead of a smoothed curve
 
 
 def charts(run: Run) -> list[dict[str, str]]:
     """[{'title', 'text', 'image'}]: a chart for every question that the records can answer."""
-    made = []
-    for title, text, ylabel, lines in _specs(run):
-        if image := chart(lines, ylabel, percent=ylabel == "share"):
-            made.append({"title": title, "text": text, "image": image})
-    return made
+    return [
+        {"title": title, "text": text, "image": image}
+        for title, text, ylabel, lines in _specs(run)
+        if (image := chart(lines, ylabel, percent=ylabel == "share"))
+    ]
 
 
 def _specs(run: Run) -> Iterator[tuple[str, str, str, list[Line]]]:
     """(title, how to read it, label of the y axis, lines)"""
     flow = run.metrics("flow_loss/")
+    fill = {"fill/und": "und tokens", "fill/gen": "gen tokens"}
     yield (
         "All losses",
         "Curves are training (faint: as logged; bold: running mean). Dots are the fixed "
@@ -86,14 +81,7 @@ def _specs(run: Run) -> Iterator[tuple[str, str, str, list[Line]]]:
         "Share of each stream's places that hold a token, and share of the time that the "
         "model stood still because data was late.",
         "share",
-        _plain(
-            run,
-            {
-                "fill/und": "und tokens",
-                "fill/gen": "gen tokens",
-                "data_wait_share": "waiting for data",
-            },
-        ),
+        _plain(run, fill | {"data_wait_share": "waiting for data"}),
     )
     yield (
         "Gradient",
@@ -125,10 +113,8 @@ def _losses(run: Run, metrics: Sequence[str]) -> list[Line]:
 
 def is_bin(metric: str) -> bool:
     """Whether a name is that of a timestep bin, as 'flow_loss/t0.25-0.50'."""
-    name = metric.rpartition("/")[2]
-    low, dash, high = name.removeprefix("t").partition("-")
-    numbers = all(part.replace(".", "", 1).isdigit() for part in (low, high))
-    return name.startswith("t") and bool(dash) and numbers
+    number = r"(\d+\.?\d*|\.\d+)"
+    return bool(re.fullmatch(f"t{number}-{number}", metric.rpartition("/")[2]))
 
 
 # --------------------------------------------------------------------------------- one chart
@@ -152,7 +138,13 @@ def chart(lines: Sequence[Line], ylabel: str, *, percent: bool = False) -> str |
         _draw(axes, line)
     values = np.concatenate([np.asarray(line.values, float) for line in lines])
     _scale(axes, values[np.isfinite(values)], percent)
-    _style(axes, ylabel)
+    axes.set_xlabel("step", fontsize=9, color="#555")
+    axes.set_ylabel(ylabel, fontsize=9, color="#555")
+    axes.tick_params(which="both", labelsize=8, colors="#555", length=0)
+    axes.grid(True, color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#c5c9ce")
     if any(line.label for line in lines):
         axes.legend(fontsize=8, frameon=False, ncols=2 if len(lines) > 4 else 1)
     return _svg(figure)
@@ -166,16 +158,6 @@ def _scale(axes, values: np.ndarray, percent: bool) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
         axes.yaxis.set_minor_formatter(lambda v, _: "")
-
-
-def _style(axes, ylabel: str) -> None:
-    axes.set_xlabel("step", fontsize=9, color="#555")
-    axes.set_ylabel(ylabel, fontsize=9, color="#555")
-    axes.tick_params(which="both", labelsize=8, colors="#555", length=0)
-    axes.grid(True, color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#c5c9ce")
 
 
 def _draw(axes, line: Line) -> None:

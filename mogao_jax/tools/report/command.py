@@ -1,16 +1,27 @@
-"""`mogao report --workdir DIR`: writes DIR/report.html, also while the run is going on."""
+"""`mogao report --workdir DIR`: writes DIR/report.html, also while the run is going on.
+
+One self-contained page. Everything that comes from the run (names, texts, values) is escaped by the
+template engine.
+"""
 
 from __future__ import annotations
 
 import base64
+import datetime
+import os
 import pathlib
 import re
+from typing import Any
 
+import mogao_jax
 from mogao_jax.atomic import require_writable, write_file
 from mogao_jax.console.flags import Parser
+from mogao_jax.gallery.folder import fill_template
+from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
-from mogao_jax.tools.report.page import write_report
-from mogao_jax.tools.report.run_folder import load_run
+from mogao_jax.tools.report.data_section import data_section
+from mogao_jax.tools.report.results_section import samples_section, scores_section
+from mogao_jax.tools.report.run_folder import Run, load_run
 
 
 def main(argv: list[str]) -> int:
@@ -40,3 +51,39 @@ def write_curves(workdir: str, folder: pathlib.Path) -> list[pathlib.Path]:
         files.append(folder / f"{name}.svg")
         write_file(files[-1], base64.b64decode(chart["image"].split(",", 1)[1]))
     return files
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes report.html into the run folder; returns its path.
+
+    Raises:
+      DataError: the folder holds no run.
+      EnvironmentProblem: matplotlib is missing, or the file cannot be written.
+    """
+    run = load_run(workdir)
+    path = run.workdir / "report.html"
+    write_file(path, render(run))
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as HTML."""
+    values: dict[str, Any] = {
+        "name": run.config.get("name", run.workdir.name),
+        "version": mogao_jax.__version__,
+        "status": summary.status(run),
+        "notes": run.notes,
+        "headlines": summary.headlines(run),
+        "config": summary.config_summary(run.config),
+        "full_config": summary.flatten(run.config),
+        "parameters": summary.parameters(run.facts),
+        "machine": run.facts.get("machine", {}),
+        "facts": {str(k): summary.shown_value(v) for k, v in run.facts.get("facts", {}).items()},
+        "charts": charts(run),
+        "validation": summary.validation_table(run),
+        "data": data_section(run),
+        "scores": scores_section(run),
+        "samples": samples_section(run),
+        "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    }
+    return fill_template("mogao_jax.tools.report", **values)

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from mogao_jax.errors import DataError
-from mogao_jax.sequence.batch import CONTEXTS, FULL, GenStream, PackedBatch
-from mogao_jax.sequence.masking import PADDING_SEGMENT, TEXT, VIT, TokenMeta
+from mogao_jax.sequence.batch import CONTEXTS, FULL, PackedBatch
+from mogao_jax.sequence.masking import TEXT, VIT, TokenMeta
 
 JSON_NAME, NPZ_NAME = "data_sample.json", "data_sample.npz"
 _STREAMS = ("und", "clean", "noised")
@@ -221,14 +221,19 @@ def _images(batch: PackedBatch, segment: int, images: _Images) -> list[dict[str,
         return found.setdefault(t, empty)
 
     for name, stream in (("clean", batch.clean), ("noised", batch.noised)):
-        for t, rows in _by_t(stream, segment):
+        mine, t_ids = stream.meta.segment == segment, stream.positions[:, 0]
+        for t in np.unique(t_ids[mine]).tolist():
+            rows = np.flatnonzero(mine & (t_ids == t))
             image = at(t)
             image["copies"][name] = len(rows)
             table_row = int(stream.image[rows[0]])
             image["image"] = images.of_table(table_row)
             if name == "noised":
                 image["context"] = CONTEXTS[int(batch.images.context[table_row])]
-    merge = max(1, _patches_per_token(batch))
+    # ViT patches merged into one ViT token (4 for Qwen2-VL), counted in the row; an image's tokens
+    # may stand in several segments.
+    tokens = np.count_nonzero(np.unique(und.vit_index) >= 0)
+    merge = max(1, np.count_nonzero(batch.vit.segment) // max(tokens, 1))
     for t in np.unique(und.positions[is_vit, 0]).tolist():
         rows = np.flatnonzero(is_vit & (und.positions[:, 0] == t))
         image = at(t)
@@ -237,16 +242,3 @@ def _images(batch: PackedBatch, segment: int, images: _Images) -> list[dict[str,
             number = int(batch.vit.segment[int(und.vit_index[rows[0]]) * merge])
             image["image"] = images.of_vit(number)
     return list(found.values())
-
-
-def _by_t(stream: GenStream, segment: int) -> list[tuple[float, np.ndarray]]:
-    mine = (stream.meta.segment == segment) & (stream.meta.segment != PADDING_SEGMENT)
-    t_ids = stream.positions[:, 0]
-    return [(t, np.flatnonzero(mine & (t_ids == t))) for t in np.unique(t_ids[mine]).tolist()]
-
-
-def _patches_per_token(batch: PackedBatch) -> int:
-    """ViT patches that are merged into one ViT token (4 for Qwen2-VL), counted in the row."""
-    used = np.unique(batch.und.vit_index)  # an image's ViT tokens may stand in several segments
-    tokens = int(np.count_nonzero(used >= 0))
-    return int(np.count_nonzero(batch.vit.segment)) // tokens if tokens else 0

@@ -18,26 +18,14 @@ from mogao_jax.training.workdir import CONFIG, RUN_FACTS
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as found in its folder.
-
-    Attributes:
-      workdir: the folder.
-      config: the run's config.json, {} if there is none.
-      records: lines of metrics.jsonl in order.
-      facts: run_facts.json, {} if there is none.
-      sample: the data sample (record, arrays), None if there is none.
-      notes: what is missing or damaged, in words.
-    """
+    """A run as found in its folder."""
 
     workdir: pathlib.Path
-    config: dict[str, Any]
-    records: list[dict[str, Any]]
-    facts: dict[str, Any]
-    sample: tuple[dict[str, Any], dict[str, Any]] | None
-    notes: tuple[str, ...] = ()
-
-    def splits(self) -> list[str]:
-        return list(dict.fromkeys(str(r.get("split")) for r in self.records))
+    config: dict[str, Any]  # the run's config.json, {} if there is none
+    records: list[dict[str, Any]]  # lines of metrics.jsonl in order
+    facts: dict[str, Any]  # run_facts.json, {} if there is none
+    sample: tuple[dict[str, Any], dict[str, Any]] | None  # the data sample (record, arrays)
+    notes: tuple[str, ...] = ()  # what is missing or damaged, in words
 
     def series(self, split: str, metric: str) -> tuple[list[int], list[float]]:
         """(steps, values) of a metric; records without it, or with null, are left out."""
@@ -50,10 +38,8 @@ class Run:
 
     def last(self, split: str) -> dict[str, float]:
         """Numeric metrics of a split's last record."""
-        for record in reversed(self.records):
-            if record.get("split") == split:
-                return {k: float(v) for k, v in record.items() if _is_number(v)}
-        return {}
+        last = next((r for r in reversed(self.records) if r.get("split") == split), {})
+        return {k: float(v) for k, v in last.items() if _is_number(v)}
 
     def metrics(self, prefix: str) -> list[str]:
         """Names of the metrics that start so, in order of first appearance."""
@@ -92,14 +78,13 @@ def load_run(workdir: str | os.PathLike) -> Run:
 
 
 def _json(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
+    value: Any = None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         notes.append(f"There is no {path.name}.")
-        return {}
     except (ValueError, OSError) as e:
         notes.append(f"{path.name} cannot be read ({e}).")
-        return {}
     return value if isinstance(value, dict) else {}
 
 

@@ -59,7 +59,7 @@ def test_three_contexts_differ():
     sampler, request, *_ = drawn()
     start = flow_inputs(model(), sampler, request)
     lengths = (start.histories.meta.und.segment > 0).sum(1)
-    assert start.num_contexts == 3 and len(set(lengths)) == 3
+    assert len(start.lines.rows) == 3 and len(set(lengths)) == 3
     assert start.histories.tokens.shape[1] == max(lengths)  # no padding
     history, lines = start.one_context(1)
     assert history.tokens.shape == (1, lengths[1]) and lines.positions.shape[0] == 1

@@ -17,8 +17,7 @@ from mogao_jax.config import default_config, from_config_dict, source, to_dict
 from mogao_jax.errors import DataError, EnvironmentProblem
 from mogao_jax.sequence.document import Document, Text
 from mogao_jax.sequence.masking import TEXT, VAE_CLEAN, VAE_NOISED, VIT, TokenMeta, dense_mask
-from mogao_jax.tools.report import charts, data_sample, data_section, page, summary
-from mogao_jax.tools.report import command as command
+from mogao_jax.tools.report import charts, command, data_sample, data_section, summary
 from mogao_jax.tools.report.run_folder import load_run
 from mogao_jax.training import workdir as workdir_lib
 
@@ -100,7 +99,7 @@ def _read(text):
 
 
 def test_page_shows_the_run(workdir):
-    reader = _read(page.write_report(workdir).read_text(encoding="utf-8"))
+    reader = _read(command.write_report(workdir).read_text(encoding="utf-8"))
     words = " ".join(" ".join(reader.text).split())
     for expected in (
         "Finished: 60 steps",
@@ -119,21 +118,21 @@ def test_page_shows_the_run(workdir):
 
 
 def test_everything_from_the_run_is_escaped(workdir):
-    text = page.write_report(workdir).read_text(encoding="utf-8")
+    text = command.write_report(workdir).read_text(encoding="utf-8")
     reader = _read(text)
     assert "script" not in reader.tags and "<script" not in text
     assert EVIL in "".join(reader.text)  # it is shown, as text
 
 
 def test_page_is_self_contained(workdir):
-    text = page.write_report(workdir).read_text(encoding="utf-8")
+    text = command.write_report(workdir).read_text(encoding="utf-8")
     sources = _read(text).sources
     assert len(sources) > 8 and all(s.startswith("data:image/") for s in sources)
     assert not re.search(r"""(src|href|url\()\s*=?\s*["']?(https?:)?//""", text)
 
 
 def test_images_are_embedded_as_they_are(workdir):
-    sources = _read(page.write_report(workdir).read_text(encoding="utf-8")).sources
+    sources = _read(command.write_report(workdir).read_text(encoding="utf-8")).sources
     _, arrays = data_sample.load_data_sample(workdir)
     embedded = {
         np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(s.split(",")[1])))).tobytes()
@@ -156,7 +155,7 @@ def test_images_are_embedded_as_they_are(workdir):
 def test_parts_that_are_missing_are_named(workdir, missing):
     for name in missing:
         (workdir / name).unlink()
-    words = " ".join(_read(page.write_report(workdir).read_text(encoding="utf-8")).text)
+    words = " ".join(_read(command.write_report(workdir).read_text(encoding="utf-8")).text)
     for name in missing:
         assert name in words or (name.startswith("data_sample") and "No data sample" in words)
 
@@ -166,7 +165,7 @@ def test_a_run_killed_in_the_middle(workdir):
     lines = path.read_text().splitlines(keepends=True)[:20]
     path.write_text("".join(lines) + lines[0][:37])
     (workdir / "data_sample.npz").write_bytes(b"PK torn")
-    words = " ".join(_read(page.write_report(workdir).read_text(encoding="utf-8")).text)
+    words = " ".join(_read(command.write_report(workdir).read_text(encoding="utf-8")).text)
     assert "Step 20 of at most 60" in words and "The data is not shown" in words
     assert "What was learned" not in words
 
@@ -180,7 +179,7 @@ def test_a_run_that_the_clock_ended_is_finished(workdir):
 
 def test_a_run_that_has_logged_nothing(workdir):
     (workdir / "metrics.jsonl").write_text("")
-    words = " ".join(_read(page.write_report(workdir).read_text(encoding="utf-8")).text)
+    words = " ".join(_read(command.write_report(workdir).read_text(encoding="utf-8")).text)
     assert "Nothing has been logged yet." in words and "Curves" not in words
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mogao_jax.gallery.folder import PAGE, Folder
 from mogao_jax.sequence.document import Document, Image, Text
-from mogao_jax.tools.report import page
+from mogao_jax.tools.report import command
 from mogao_jax.tools.report.results_section import samples_section
 from mogao_jax.tools.report.run_folder import Run, load_run
 
@@ -58,7 +58,7 @@ def test_documents_are_shown_in_order_with_their_images(run: Run):
     np.testing.assert_array_equal(np.asarray(shown), told.items[2].pixels)
     assert section["page"] is None
     folder.write_text(PAGE, "x")
-    html = page.render(run)
+    html = command.render(run)
     assert "<h2>Samples</h2>" in html and "samples/index.html" in html
     assert EVIL not in html and html.count("&lt;script&gt;") == 2
     assert "50 steps of the solver, guidance 7.5 and 1.5" in html
@@ -81,12 +81,12 @@ def test_options_that_differ_are_not_named(run: Run):
     for name in ("num_steps", "guidance_scale"):
         del record[name]
     folder.write_run(record)
-    assert "steps of the solver" not in page.render(run)
+    assert "steps of the solver" not in command.render(run)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "\x00", '{"documents": 3}', "[" * 10**5])
 def test_no_samples_no_section(run: Run, text):
-    assert samples_section(run) is None and "<h2>Samples</h2>" not in page.render(run)
+    assert samples_section(run) is None and "<h2>Samples</h2>" not in command.render(run)
     (run.workdir / "samples").mkdir()
     (run.workdir / "samples" / "run.json").write_text(text)
     assert samples_section(run) is None

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from mogao_jax.evals.proportion import Proportion
-from mogao_jax.tools.report import page
+from mogao_jax.tools.report import command
 from mogao_jax.tools.report.results_section import scores_section
 from mogao_jax.tools.report.run_folder import Run, load_run
 from mogao_jax.worlds.shapes.evals import saving, scores
@@ -44,13 +44,13 @@ def test_models_are_told_apart(run: Run):
     table = section[0]["tables"][0]
     assert table["title"] == scores.TITLES["t2i"]
     assert table["lines"][-1] == ["overall", "25.0", "4.6 .. 69.9", "4", "25.0"]
-    html = page.render(run)
+    html = command.render(run)
     assert "<h2>Scores</h2>" in html and EVIL not in html and "&lt;script&gt;" in html
     assert html.index("The model of this run") < html.index("The demo checkpoint")
 
 
 def test_no_scores_no_section(run: Run):
-    assert scores_section(run) == [] and "<h2>Scores</h2>" not in page.render(run)
+    assert scores_section(run) == [] and "<h2>Scores</h2>" not in command.render(run)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"role": "own", "tables": 3}', "\x00"])

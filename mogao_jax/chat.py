@@ -22,10 +22,8 @@ END = "<|im_end|>"  # of a turn: where sampling stops
 class ChatTemplate:
     """What stands before, between and after turns.
 
-    Attributes:
-      source: the template; None for plain ChatML, whose turns are
-        "<|im_start|>role\\n ... <|im_end|>\\n" and nothing else.
-      tokens: names that templates use for control tokens, such as bos_token.
+    Without a `source` it is plain ChatML, whose turns are "<|im_start|>role\\n ... <|im_end|>\\n"
+    and nothing else. `tokens` names control tokens for the template, such as bos_token.
     """
 
     def __init__(self, source: str | None = None, tokens: dict[str, str] | None = None):

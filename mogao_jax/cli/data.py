@@ -70,9 +70,11 @@ def _parser(action: str, **flags: tuple) -> Parser:
     return parser
 
 
-def _with_config(argv: list[str], parser: Parser) -> tuple[MogaoConfig, argparse.Namespace]:
+def _with_config(
+    action: str, argv: list[str], **flags: tuple
+) -> tuple[MogaoConfig, argparse.Namespace]:
     config, rest = parse_config_args(argv)
-    return config, parser.parse_args(rest)
+    return config, _parser(action, **flags).parse_args(rest)
 
 
 def _positive(text: str) -> int:
@@ -91,7 +93,7 @@ def _float_dtype(text: str) -> str:
 
 
 def _inspect(argv: list[str]) -> None:
-    config, flags = _with_config(argv, _parser("inspect", num=(_positive, 6, "documents to show")))
+    config, flags = _with_config("inspect", argv, num=(_positive, 6, "documents to show"))
     from mogao_jax.data.inspecting import describe
     from mogao_jax.data.preparing import make_preparer
 
@@ -112,32 +114,22 @@ def _inspect(argv: list[str]) -> None:
 
 
 def _table(rows: list[tuple]) -> str:
-    columns = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, columns, strict=True)
-        lines.append(
-            "  ".join(f"{c!s:<{w}}" if not i else f"{c!s:>{w}}" for i, (c, w) in enumerate(cells))
-        )
-    return "\n".join(lines)
+    """Columns as wide as their widest cell, the first to the left and the others to the right."""
+    first, *others = (max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True))
+    form = "  ".join([f"{{!s:<{first}}}", *(f"{{!s:>{width}}}" for width in others)])
+    return "\n".join(form.format(*row) for row in rows)
 
 
 def _fill(argv: list[str]) -> None:
-    config, flags = _with_config(argv, _parser("fill", rows=(_positive, 200, "rows to pack")))
+    config, flags = _with_config("fill", argv, rows=(_positive, 200, "rows to pack"))
     from mogao_jax.data.inspecting import measure_fill
 
     report = measure_fill(config, load_tokenizer(config.tokenizer), flags.rows)
     limits = budgets(config.packing)._asdict()
     limits["gen"] = limits["clean"] + limits["noised"]
     names = ["und", "gen", "clean", "noised", "images", "vit_patches"]
-    print(
-        _table(
-            [
-                ("budget", "of a row", "used"),
-                *((n, limits[n], f"{100 * report.shares[n]:.1f}%") for n in names),
-            ]
-        )
-    )
+    used = [(n, limits[n], f"{100 * report.shares[n]:.1f}%") for n in names]
+    print(_table([("budget", "of a row", "used"), *used]))
     per_row = report.documents / report.rows
     print(f"\n{report.rows} rows, {report.documents} documents ({per_row:.1f} a row)")
     print(
@@ -148,12 +140,12 @@ def _fill(argv: list[str]) -> None:
 
 
 def _budgets(argv: list[str]) -> None:
-    parser = _parser(
+    config, flags = _with_config(
         "budgets",
+        argv,
         num=(_positive, 2000, "documents to measure"),
         und_tokens=(int, 0, "wanted size of the und stream (default: the config's)"),
     )
-    config, flags = _with_config(argv, parser)
     from mogao_jax.data.inspecting import measure_sizes, suggest_budgets
     from mogao_jax.data.preparing import make_preparer
 
@@ -166,27 +158,20 @@ def _budgets(argv: list[str]) -> None:
     rows.append(("all", len(everything), *(f"{x:.1f}" for x in everything.mean(axis=0))))
     rows.append(("largest", "", *everything.max(axis=0)))
     print(_table(rows))
-    _warn_of_over_long(config, everything)
+    limits = budgets(config.packing)
+    over = sum(exceeds(Sizes(*map(int, row)), limits) is not None for row in everything)
+    if over:
+        print(f"\n{over} of {len(everything)} documents are over the config's budgets.")
     suggested = suggest_budgets(found, flags.und_tokens or config.packing.und_tokens)
     print("\nIn proportion to this mixture, with room for the largest document:")
     for name, value in suggested._asdict().items():
         print(f"  c.packing.{FIELDS[name]} = {value}")
 
 
-def _warn_of_over_long(config: MogaoConfig, found: np.ndarray) -> None:
-    limits = budgets(config.packing)
-    over = sum(exceeds(Sizes(*map(int, row)), limits) is not None for row in found)
-    if over:
-        print(f"\n{over} of {len(found)} documents are over the config's budgets.")
-
-
 def _tfds(argv: list[str]) -> None:
-    parser = _parser(
-        "tfds",
-        documents=(str, None, "a JSONL file, or a folder of documents"),
-        out=(str, None, "folder that the data set is written below"),
-    )
-    flags = parser.parse_args(argv)
+    documents = str, None, "a JSONL file, or a folder of documents"
+    out = str, None, "folder that the data set is written below"
+    flags = _parser("tfds", documents=documents, out=out).parse_args(argv)
     try:
         from mogao_jax.data.tfds_builder import prepare
     except ImportError:
@@ -218,12 +203,12 @@ def _tokenizer(argv: list[str]) -> None:
 
 
 def _encode(argv: list[str]) -> None:
-    parser = _parser(
+    config, flags = _with_config(
         "encode",
+        argv,
         out=(str, None, "the folder to write"),
         dtype=(_float_dtype, "float32", "of the values on disk: float32 or float16"),
     )
-    config, flags = _with_config(argv, parser)
     from mogao_jax.models.modules import load_modules
     from mogao_jax.precompute import encode_sources
 

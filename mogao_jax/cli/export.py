@@ -39,10 +39,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     config = from_dict(files.read_meta(arguments.checkpoint)["config"])
     options = sampling_options(arguments, config)
-    recommended = dataclasses.replace(
-        config.sampling,
-        **{f.name: getattr(options, f.name) for f in dataclasses.fields(config.sampling)},
-    )
+    names = [f.name for f in dataclasses.fields(config.sampling)]
+    recommended = type(config.sampling)(**{name: getattr(options, name) for name in names})
     config = dataclasses.replace(config, sampling=recommended)
     tokenizer = load_tokenizer(config.tokenizer)
     # In float32, whatever the run computes in: rounded once.

@@ -15,29 +15,32 @@ from mogao_jax import registry
 from mogao_jax.errors import MogaoError
 from mogao_jax.registry import Command
 
+_HELP = """Mogao in JAX: one model that reads and writes interleaved text and images.
+
+usage: mogao COMMAND [--config=FILE] [--config.a.b=VALUE ...] [...]
+
+{}
+
+'mogao COMMAND --help' tells more; 'mogao --version' which release this is."""
 _OWN = {
-    "train": ("train a model by a config file; resumes where the run folder left off", "cli.train"),
-    "sample": ("write and draw: text to image, questions, edits, stories, clips", "cli.sample"),
-    "eval": ("exact scores on the embedded world, or on images of your own", "cli.eval"),
-    "port": ("checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff", "cli.port"),
-    "export": ("a trained model as one file, to sample from or to pass on", "cli.export"),
-    "data": ("look at, check and convert data", "cli.data"),
-    "profile": (
-        "speed, memory and what takes the time of a training step",
-        "tools.profile.command",
-    ),
-    "plan": (
-        "memory, arithmetic and time of a run on a machine you do not have",
-        "tools.plan.command",
-    ),
-    "bench": (
-        "what sampling costs, long runs, and the training step beside its bars",
-        "tools.bench.command",
-    ),
-    "report": ("an HTML page about a run", "tools.report.command"),
+    "train": "train a model by a config file; resumes where the run folder left off",
+    "sample": "write and draw: text to image, questions, edits, stories, clips",
+    "eval": "exact scores on the embedded world, or on images of your own",
+    "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",
+    "export": "a trained model as one file, to sample from or to pass on",
+    "data": "look at, check and convert data",
+}
+_TOOLS = {
+    "profile": "speed, memory and what takes the time of a training step",
+    "plan": "memory, arithmetic and time of a run on a machine you do not have",
+    "bench": "what sampling costs, long runs, and the training step beside its bars",
+    "report": "an HTML page about a run",
 }
 COMMANDS = {
-    **{name: Command(text, f"mogao_jax.{module}:main") for name, (text, module) in _OWN.items()},
+    **{name: Command(text, f"mogao_jax.cli.{name}:main") for name, text in _OWN.items()},
+    **{
+        name: Command(text, f"mogao_jax.tools.{name}.command:main") for name, text in _TOOLS.items()
+    },
     **{name: registry.COMMANDS.get(name) for name in registry.COMMANDS.names()},  # of worlds
 }
 
@@ -56,13 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see 'mogao --help'."
         return _fail(f"there is no command {command!r}; {hint}")
-    return _run(COMMANDS[command], rest)
-
-
-def _run(command: Command, argv: list[str]) -> int:
-    """Runs a command; an error that the user can mend becomes a message and a status."""
     try:
-        return command.run(argv)
+        return COMMANDS[command].run(rest)
     except MogaoError as e:
         return _fail(str(e))
     except KeyboardInterrupt:
@@ -81,17 +79,7 @@ def _fail(message: str) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Mogao in JAX: one model that reads and writes interleaved text and images.",
-            "",
-            "usage: mogao COMMAND [--config=FILE] [--config.a.b=VALUE ...] [...]",
-            "",
-            *lines,
-            "",
-            "'mogao COMMAND --help' tells more; 'mogao --version' which release this is.",
-        ]
-    )
+    return _HELP.format("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _from_hf(argv: list[str]) -> int:
         f"{ported.path}: {sum(ported.parameters.values()):,} parameters, "
         f"{ported.num_bytes / 1e9:.2f} GB in {ported.seconds:.0f} s"
     )
-    print(_peak_memory())
+    print(f"peak memory {peak_bytes() / 1e9:.2f} GB")
     return 0
 
 
@@ -101,10 +101,9 @@ def _to_hf(argv: list[str]) -> int:
         help="write NaN and infinity as they are (as from-hf was told)")  # fmt: skip
     add("--shard-gb", type=_gigabytes, default=5 * 10**9, metavar="GB", dest="shard_bytes",
         help="largest file (5)")  # fmt: skip
-    files = export(**vars(parser.parse_args(argv)), say=_say)
-    for file in files:
+    for file in export(**vars(parser.parse_args(argv)), say=_say):
         print(f"{file}  {file.stat().st_size / 1e6:,.1f} MB")
-    print(_peak_memory())
+    print(f"peak memory {peak_bytes() / 1e9:.2f} GB")
     return 0
 
 
@@ -172,10 +171,6 @@ def _gigabytes(text: str) -> int:
     if num_bytes < 1:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return num_bytes
-
-
-def _peak_memory() -> str:
-    return f"peak memory {peak_bytes() / 1e9:.2f} GB"
 
 
 def _say(message: str) -> None:

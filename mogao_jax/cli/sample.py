@@ -8,16 +8,16 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mogao_jax.cli import sample_prompts as prompts_lib
 from mogao_jax.cli.sample_prompts import TASKS, ReadyPrompt, Refused
-from mogao_jax.console.flags import Parser
+from mogao_jax.console.flags import Parser, add_model_flags
 from mogao_jax.console.output import configure_logging
 from mogao_jax.console.sample_progress import Progress
 from mogao_jax.errors import EnvironmentProblem, RequestError
 from mogao_jax.gallery.folder import PAGE, Conversation, Folder, default_folder, render_page
-from mogao_jax.sampling.requests import Event, Finished, PreparedRequest, Result
+from mogao_jax.sampling.requests import Event, Finished, Result
 from mogao_jax.sequence.document import Image, Text
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def main(argv: list[str]) -> int:
     folder = Folder(
         arguments.out or default_folder(prompts[0].title), overwrite=arguments.overwrite
     )
-    _spare_inputs(folder, prompts_lib.sources(found, arguments))
+    for path in filter(folder.holds, prompts_lib.sources(found, arguments)):
+        raise RequestError(
+            f"{str(path)!r} is what to go on with, and lies in the folder of --out, whose "
+            "files --overwrite removes; give another folder with --out."
+        )
     model = opened.load()
 
     from mogao_jax.sampling.pipeline import Pipeline
@@ -73,38 +77,12 @@ def main(argv: list[str]) -> int:
     return 2 if refused else 0
 
 
-def _spare_inputs(folder: Folder, sources: Sequence[pathlib.Path]) -> None:
-    """Raises RequestError if the folder's files, which are to be removed, are read as well."""
-    for path in sources:
-        if folder.holds(path):
-            raise RequestError(
-                f"{str(path)!r} is what to go on with, and lies in the folder of --out, whose "
-                "files --overwrite removes; give another folder with --out."
-            )
-
-
-@dataclasses.dataclass
-class _Sample:
-    """One document of the run: a prompt with a seed. `number` counts documents, from 1."""
-
-    title: str
-    request: PreparedRequest
-    number: int
-
-    @property
-    def given(self) -> tuple[Text | Image, ...]:
-        return self.request.document.items
-
-
-@dataclasses.dataclass
-class _Kept:
+class _Kept(NamedTuple):
     """What is said about a document that is done, in run.json and on the page."""
 
     record: dict[str, Any]
     options: dict[str, Any]
     conversation: Conversation
-    images: int
-    tokens: int
 
 
 class _Run:
@@ -112,47 +90,49 @@ class _Run:
 
     def __init__(self, pipeline: Pipeline, folder: Folder, refused: Sequence[Refused]):
         self._pipeline, self._folder, self._refused = pipeline, folder, refused
-        self._kept: dict[int, _Kept] = {}  # by the document's number
+        self._kept: dict[int, _Kept] = {}  # by the document's number, from 1
+        self._num_images = self._num_tokens = 0  # generated, in all
 
     def sample_all(self, prompts: Sequence[ReadyPrompt], num: int, batch_size: int) -> None:
         """`num` documents of each prompt, with seeds counted on."""
-        seeded = [(p, p.request.seed + j) for p in prompts for j in range(num)]
         samples = [
-            _Sample(prompt.title, dataclasses.replace(prompt.request, seed=seed), number)
-            for number, (prompt, seed) in enumerate(seeded, start=1)
+            prompt._replace(request=dataclasses.replace(prompt.request, seed=seed))
+            for prompt in prompts
+            for seed in range(prompt.request.seed, prompt.request.seed + num)
         ]
+        numbered = list(enumerate(samples, start=1))
         began = time.monotonic()
         try:
             for start in range(0, len(samples), batch_size):
-                self._sample(samples[start : start + batch_size], len(samples))
+                self._sample(numbered[start : start + batch_size], len(samples))
         finally:
             seconds = time.monotonic() - began
             if self._kept:
                 self._write_summary(seconds)
-        images, tokens = self._produced()
         print(
-            f"{seconds:.1f} s, {_count(images, 'image')}, {_count(tokens, 'token')} of text, "
+            f"{seconds:.1f} s, {_count(self._num_images, 'image')}, "
+            f"{_count(self._num_tokens, 'token')} of text, "
             f"{_count(self._pipeline.num_compilations, 'compilation')}; {self._folder.path}",
             file=sys.stderr,
         )
 
-    def _sample(self, samples: Sequence[_Sample], total: int) -> None:
-        names = [f"{s.number:03d}" if total > 1 else "" for s in samples]
-        given = [sum(isinstance(item, Image) for item in s.given) for s in samples]
-        with Progress(self._folder, [s.number for s in samples], names, given) as progress:
+    def _sample(self, samples: Sequence[tuple[int, ReadyPrompt]], total: int) -> None:
+        numbers, requests = [n for n, _ in samples], [s.request for _, s in samples]
+        names = [f"{n:03d}" if total > 1 else "" for n in numbers]
+        given = [sum(isinstance(i, Image) for i in r.document.items) for r in requests]
+        with Progress(self._folder, numbers, names, given) as progress:
 
             def on_event(index: int, event: Event) -> None:
                 progress.show(index, event)
                 if isinstance(event, Finished):
-                    self._keep(samples[index], event.result)
+                    self._keep(*samples[index], event.result)
 
-            self._pipeline.sample([s.request for s in samples], on_event)
+            self._pipeline.sample(requests, on_event)
 
-    def _keep(self, sample: _Sample, result: Result) -> None:
+    def _keep(self, number: int, sample: ReadyPrompt, result: Result) -> None:
         """Writes the document of one request that has come to its end."""
-        path = self._folder.write_document(sample.number, result.document)
-        texts = [i.text for i in result.items if isinstance(i, Text)]
-        request, num_given = sample.request, len(sample.given)
+        path = self._folder.write_document(number, result.document)
+        request, num_given = sample.request, len(sample.request.document.items)
         record = {
             "file": path.name,
             "id": request.document.id,
@@ -161,32 +141,19 @@ class _Run:
             "stop": result.stop,
         }
         caption = f"{path.name}, seed {request.seed}, ended by {_STOPS[result.stop]}"
-        self._kept[sample.number] = _Kept(
-            record,
-            dataclasses.asdict(request.options),
-            Conversation(result.document, num_given, _short(sample.title), caption),
-            images=sum(isinstance(i, Image) for i in result.items),
-            tokens=sum(len(self._pipeline.tokenizer.encode(t)) for t in texts),
-        )
-
-    def _produced(self) -> tuple[int, int]:
-        """Images and tokens of text, in all."""
-        kept = self._kept.values()
-        return sum(k.images for k in kept), sum(k.tokens for k in kept)
+        title = sample.title if len(sample.title) <= 120 else sample.title[:119] + "\u2026"
+        conversation = Conversation(result.document, num_given, title, caption)
+        self._kept[number] = _Kept(record, dataclasses.asdict(request.options), conversation)
+        texts = [i.text for i in result.items if isinstance(i, Text)]
+        self._num_images += len(result.items) - len(texts)
+        self._num_tokens += sum(len(self._pipeline.tokenizer.encode(t)) for t in texts)
 
     def _write_summary(self, seconds: float) -> None:
         model = self._pipeline.model
         kept = [self._kept[number] for number in sorted(self._kept)]
-        shared = {
-            name: value
-            for name, value in kept[0].options.items()
-            if all(k.options[name] == value for k in kept)
-        }
-        records = [
-            {**k.record, **{name: v for name, v in k.options.items() if name not in shared}}
-            for k in kept
-        ]
-        images, tokens = self._produced()
+        options = kept[0].options.items()
+        shared = {n: v for n, v in options if all(k.options[n] == v for k in kept)}
+        records = [k.record | {n: v for n, v in k.options.items() if n not in shared} for k in kept]
         facts = {
             "checkpoint": model.name,
             "config": model.config.name,
@@ -194,11 +161,11 @@ class _Run:
             "weights": model.weights,
             **shared,
             "seconds": round(seconds, 2),
-            "images": images,
-            "text tokens": tokens,
+            "images": self._num_images,
+            "text tokens": self._num_tokens,
             "compilations": self._pipeline.num_compilations,
         }
-        refused = [dataclasses.asdict(r) for r in self._refused]
+        refused = [r._asdict() for r in self._refused]
         self._folder.write_run({**facts, "documents": records, "refused": refused})
         conversations = [k.conversation for k in kept]
         name = conversations[0].title if len(conversations) == 1 else "Samples"
@@ -216,10 +183,6 @@ _STOPS = {
     "max_tokens": "the limit of text",
     "cache_full": "a full context",
 }
-
-
-def _short(title: str) -> str:
-    return title if len(title) <= 120 else title[:119] + "\u2026"
 
 
 def _count(number: int, noun: str) -> str:
@@ -250,10 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         help="t2i, edit: one image, at once; qa: text alone; clip: frames of a motion, "
         "plain text; chat: as the model likes (default)")  # fmt: skip
 
-    add = parser.add_argument_group("the model").add_argument
-    add("--checkpoint", default="demo",
-        help="demo (default), an exported file, a run's folder, or one checkpoint")  # fmt: skip
-    add("--weights", choices=("best", "ema", "raw"), default="best")
+    add = add_model_flags(parser, "demo")
     for part in ("tokenizer", "vae", "vit"):
         add(f"--{part}", metavar="PATH", help=f"where the {part}'s file is, if it was moved")
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.console.flags import check_seed
@@ -28,7 +29,6 @@ from mogao_jax.sampling import options as options_lib
 from mogao_jax.sampling.options import SamplingOptions
 from mogao_jax.sampling.requests import PreparedRequest, Request, prepare, token_limits
 from mogao_jax.sequence.document import Document, Image, Item, Role, Text, from_json
-from mogao_jax.tokenizer import Tokenizer
 
 # What a task means in options; what is asked for by a flag wins.
 TASKS: dict[str, dict[str, Any]] = {
@@ -57,30 +57,22 @@ _LISTED = 20  # maximum number of refused lines listed in a message
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """A document to continue.
-
-    Attributes:
-      document, title: and its name on the page.
-      arguments: of the command; in a batch, with what its line says.
-      line: of the batch, from 1; 0 if there is no batch.
-    """
+    """A document to continue."""
 
     document: Document
-    title: str
-    arguments: argparse.Namespace
-    line: int = 0
+    title: str  # its name on the page
+    arguments: argparse.Namespace  # of the command; in a batch, with what its line says
+    line: int = 0  # of the batch, from 1; 0 if there is no batch
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ReadyPrompt:
+class ReadyPrompt(NamedTuple):
     """A prompt that can be sampled; the request's seed is the first of its seeds."""
 
     title: str
     request: PreparedRequest
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Refused:
+class Refused(NamedTuple):
     """A line of a batch that cannot be sampled, and why."""
 
     line: int
@@ -155,9 +147,7 @@ def _read_batch(
     except OSError as e:
         raise DocumentError(f"--batch {str(path)!r} cannot be read ({e.strerror}).") from None
     found, refused = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in ((n, x) for n, x in enumerate(lines, start=1) if x.strip()):
         try:
             found.append(_read_line(line, path, number, arguments))
         except MogaoError as e:
@@ -169,19 +159,15 @@ def _read_batch(
 
 def _refused(path: pathlib.Path, number: int, error: MogaoError) -> Refused:
     """Its reason without the place, which is named for all refused lines alike."""
-    place = _place(path, number)
+    place = f"{path.name}:{number}"
     reason = str(error).removeprefix(f"document {place!r}").removeprefix(place)
     return Refused(number, reason.lstrip(":, "))
-
-
-def _place(path: pathlib.Path, number: int) -> str:
-    return f"{path.name}:{number}"
 
 
 def _read_line(
     line: bytes, path: pathlib.Path, number: int, arguments: argparse.Namespace
 ) -> Prompt:
-    place = _place(path, number)
+    place = f"{path.name}:{number}"
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as e:  # also bytes that are not UTF-8
@@ -190,8 +176,7 @@ def _read_line(
         record = {"prompt": record}
     if not isinstance(record, dict):
         raise DocumentError('a line is a text in quotes ("...") or an object ({...}).')
-    names = _LINE_FIELDS
-    given = {name: record.pop(name) for name in names if name in record}
+    given = {name: record.pop(name) for name in _LINE_FIELDS if name in record}
     arguments = _of_line(arguments, given)
     document = _said_in_line(record, path.parent, place, arguments.task)
     _check_task(document, arguments.task)
@@ -237,11 +222,8 @@ def sources(found: Sequence[Prompt], arguments: argparse.Namespace) -> list[path
 
 def _option_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fields of SamplingOptions that the arguments set, but for what --aspect means."""
-    fields = dict(TASKS[arguments.task or "chat"])
-    for flag, name in _FLAGS.items():
-        value = getattr(arguments, flag)
-        if value is not None:
-            fields[name] = value
+    given = {name: getattr(arguments, flag) for flag, name in _FLAGS.items()}
+    fields = TASKS[arguments.task or "chat"] | {k: v for k, v in given.items() if v is not None}
     if arguments.guidance_interval is not None:
         fields["guidance_interval"] = tuple(arguments.guidance_interval)
     if arguments.size is not None and arguments.aspect is not None:
@@ -354,12 +336,9 @@ def say_refused(refused: Sequence[Refused], num_good: int, arguments: argparse.N
 
 def summary(refused: Sequence[Refused], num_good: int) -> str:
     """How many lines of a batch were served and refused, and which: 'lines 2-5, 9'."""
-    ranges: list[list[int]] = []
-    for r in refused:
-        if ranges and r.line == ranges[-1][1] + 1:
-            ranges[-1][1] = r.line
-        else:
-            ranges.append([r.line, r.line])
-    which = ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in ranges)
+    # Lines that follow each other are as far from their number in the list.
+    numbered = itertools.groupby(enumerate(r.line for r in refused), lambda pair: pair[1] - pair[0])
+    ranges = [[line for _, line in run] for _, run in numbered]
+    which = ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in ranges)
     lines = "line" if len(refused) == 1 else "lines"
     return f"served {num_good} prompts, refused {len(refused)} ({lines} {which}; why stands above)"

@@ -32,21 +32,17 @@ def require_writable_json(path: pathlib.Path | None) -> None:
     Raises:
       EnvironmentProblem: it cannot be written.
     """
-    if path is not None:
-        _write(path, "", mode="a")
+    _write(path, "", mode="a")
 
 
 def write_json(path: pathlib.Path | None, record: Any) -> None:
-    """Writes the file of --json. None: no file.
-
-    Raises:
-      EnvironmentProblem: it cannot be written.
-    """
-    if path is not None:
-        _write(path, json.dumps(record, indent=2) + "\n", mode="w")
+    """Writes the file of --json, and raises as above. None: no file."""
+    _write(path, json.dumps(record, indent=2) + "\n", mode="w")
 
 
-def _write(path: pathlib.Path, text: str, mode: str) -> None:
+def _write(path: pathlib.Path | None, text: str, mode: str) -> None:
+    if path is None:
+        return
     path = expanded(path)
     try:
         with path.open(mode, encoding="utf-8") as file:

@@ -27,6 +27,13 @@ class Progress:
 
     One request alone streams its text; of several, whole passages are printed, each with the
     request's name. Use as a context manager.
+
+    Args:
+      folder: where images are saved.
+      numbers: of the documents, in the folder.
+      names: printed before what belongs to a request; "" for one alone.
+      num_images: images that each document already has.
+      out, stream: default stdout and stderr.
     """
 
     def __init__(
@@ -39,14 +46,6 @@ class Progress:
         out: TextIO | None = None,
         stream: TextIO | None = None,
     ):
-        """
-        Args:
-          folder: where images are saved.
-          numbers: of the documents, in the folder.
-          names: printed before what belongs to a request; "" for one alone.
-          num_images: images that each document already has.
-          out, stream: default stdout and stderr.
-        """
         self._folder, self._numbers, self._names = folder, numbers, names
         self._out, self._stream = out or sys.stdout, stream or sys.stderr
         self._passages = [""] * len(names)

@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import html
 import io
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,20 +37,13 @@ class CardImage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Card:
-    """A case as people look at it.
+    """A case as people look at it."""
 
-    Attributes:
-      prompt: the words that were asked.
-      images: in order, given ones too.
-      answer: text that was generated after the last image (answers, closing texts).
-      right: the verdict; reason: why not.
-    """
-
-    prompt: str
-    images: tuple[CardImage, ...]
-    answer: str
-    right: bool
-    reason: str
+    prompt: str  # the words that were asked
+    images: tuple[CardImage, ...]  # in order, given ones too
+    answer: str  # text that was generated after the last image (answers, closing texts)
+    right: bool  # the verdict
+    reason: str  # why not
 
     @property
     def verdict(self) -> str:
@@ -73,11 +67,10 @@ def png(title: str, sections: Sequence[Section]) -> PIL.Image.Image:
     for section in sections:
         blocks.append(_heading(section.title, 16))
         blocks += _rows([card_image(c) for c in section.cards])
-    page = PIL.Image.new("RGB", (_WIDTH, sum(b.height + _GAP for b in blocks) + _GAP), "white")
-    y = _GAP
-    for block in blocks:
+    edges = list(itertools.accumulate((b.height + _GAP for b in blocks), initial=_GAP))
+    page = PIL.Image.new("RGB", (_WIDTH, edges[-1]), "white")
+    for block, y in zip(blocks, edges[:-1], strict=True):
         page.paste(block, (_GAP, y))
-        y += block.height + _GAP
     return page
 
 
@@ -97,12 +90,10 @@ def _rows(cards: Sequence[PIL.Image.Image]) -> list[PIL.Image.Image]:
         rows[-1].append(made)
     out = []
     for row in rows:
-        width = sum(c.width + _GAP for c in row)
-        image = PIL.Image.new("RGB", (width, max(c.height for c in row)), "white")
-        x = 0
-        for made in row:
+        edges = list(itertools.accumulate((c.width + _GAP for c in row), initial=0))
+        image = PIL.Image.new("RGB", (edges[-1], max(c.height for c in row)), "white")
+        for made, x in zip(row, edges[:-1], strict=True):
             image.paste(made, (x, 0))
-            x += made.width + _GAP
         out.append(image)
     return out
 

@@ -40,36 +40,22 @@ class Samples(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """An image that a document asks for.
+    """An image that a document asks for."""
 
-    Attributes:
-      prompt: the document up to the image.
-      wanted: the image, uint8[H, W, 3] as the model would see it.
-      given: the last image before it, or None.
-    """
-
-    prompt: Document
-    wanted: np.ndarray
-    given: np.ndarray | None
+    prompt: Document  # the document up to the image
+    wanted: np.ndarray  # the image, uint8[H, W, 3] as the model would see it
+    given: np.ndarray | None  # the last image before it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judged:
-    """What was drawn.
-
-    Attributes:
-      drawn: uint8[H, W, 3]; None if the model drew nothing.
-      rank: images of the gallery that are nearer to it than the wanted one, plus 1; 0 if
-        nothing was drawn.
-      psnr: of the drawn image against the wanted one in dB; NaN if nothing was drawn.
-      changed: whether it is nearer to the wanted image than to the given one; None if no
-        image was given, or the two are the same.
-    """
+    """What was drawn."""
 
     task: Task
-    drawn: np.ndarray | None
-    rank: int
-    psnr: float
+    drawn: np.ndarray | None  # uint8[H, W, 3]; None if the model drew nothing
+    rank: int  # images of the gallery nearer to it than the wanted one, plus 1; 0 without a drawing
+    psnr: float  # of the drawn image against the wanted one in dB; NaN if nothing was drawn
+    # Nearer to the wanted image than to the given one? None without a given one, or if they are one.
     changed: bool | None
 
 
@@ -131,10 +117,8 @@ def tasks_of(
             except DocumentError as e:
                 leave_out(e)
     if not tasks:
-        raise DataError(
-            "no document asks for an image that can be read: one with loss true, after something "
-            "else."
-        )
+        what = "one with loss true, after something else"
+        raise DataError(f"no document asks for an image that can be read: {what}.")
     return tasks
 
 
@@ -207,9 +191,9 @@ def run(
     ]
     judged: list[Judged] = []
     for start in range(0, len(tasks), batch_size):
-        results = sampler.sample(requests[start : start + batch_size])
-        for task, result in zip(tasks[start : start + batch_size], results, strict=True):
-            judged.append(judge(task, result, known, side))
+        part = slice(start, start + batch_size)
+        results = zip(tasks[part], sampler.sample(requests[part]), strict=True)
+        judged += [judge(task, result, known, side) for task, result in results]
         near = count(j.rank == 1 for j in judged).value
         say(f"{len(judged)} of {len(tasks)} images, {near:.0%} nearest to the one asked for")
     return Retrieval(tuple(judged), len(gallery))
@@ -228,11 +212,8 @@ def judge(task: Task, result: Result, known: np.ndarray, side: int) -> Judged:
     reach = _distance(here, wanted)
     # Strictly nearer: the wanted image itself is in the gallery at exactly this distance.
     nearer = int((np.sqrt(((known - here) ** 2).mean(1)) < reach * (1 - 1e-6)).sum())
-    changed = None
-    if task.given is not None:
-        given = _signature(task.given, side)
-        if _distance(given, wanted) > 0:
-            changed = reach < _distance(here, given)
+    given = wanted if task.given is None else _signature(task.given, side)
+    changed = reach < _distance(here, given) if _distance(given, wanted) > 0 else None
     return Judged(task, drawn, nearer + 1, _psnr(drawn, task.wanted), changed)
 
 

@@ -37,10 +37,8 @@ _TOOLS = {
     "report": "an HTML page about a run",
 }
 COMMANDS = {
-    **{name: Command(text, f"mogao_jax.cli.{name}:main") for name, text in _OWN.items()},
-    **{
-        name: Command(text, f"mogao_jax.tools.{name}.command:main") for name, text in _TOOLS.items()
-    },
+    **{n: Command(text, f"mogao_jax.cli.{n}:main") for n, text in _OWN.items()},
+    **{n: Command(text, f"mogao_jax.tools.{n}.command:main") for n, text in _TOOLS.items()},
     **{name: registry.COMMANDS.get(name) for name in registry.COMMANDS.names()},  # of worlds
 }
 

@@ -226,12 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-images", "--frames", type=int, metavar="N", help="images per document, at most")
     add("--steps", type=int, metavar="N", help="steps of the solver (default: the model's own)")
     add("--solver", choices=("euler", "heun"))
-    add(
-        "--guidance",
-        type=float,
-        metavar="X",
-        help="how strongly the text is followed (the model's own)",
-    )
+    add("--guidance", type=float, metavar="X",
+        help="how strongly the text is followed (the model's own)")  # fmt: skip
     add(
         "--image-guidance", type=float, metavar="X", help="... earlier images are (the model's own)"
     )

@@ -287,10 +287,7 @@ def _aspect(text: str) -> tuple[float, float]:
 
 
 def prepare_all(
-    found: Sequence[Prompt],
-    arguments: argparse.Namespace,
-    config: MogaoConfig,
-    tokenizer: Tokenizer,
+    found: Sequence[Prompt], arguments: argparse.Namespace, config: MogaoConfig, tokenizer: Any
 ) -> tuple[list[ReadyPrompt], list[Refused], list[str]]:
     """Prepares all requests: (what can be sampled, a batch's other lines, remarks).
 

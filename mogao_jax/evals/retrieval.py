@@ -55,7 +55,8 @@ class Judged:
     drawn: np.ndarray | None  # uint8[H, W, 3]; None if the model drew nothing
     rank: int  # images of the gallery nearer to it than the wanted one, plus 1; 0 without a drawing
     psnr: float  # of the drawn image against the wanted one in dB; NaN if nothing was drawn
-    # Nearer to the wanted image than to the given one? None without a given one, or if they are one.
+    # Whether it is nearer to the wanted image than to the given one; None if no image was given, or
+    # the two are the same.
     changed: bool | None
 
 

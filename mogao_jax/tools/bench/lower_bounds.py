@@ -22,7 +22,7 @@ from mogao_jax.sampling import guided_flow, prefill
 from mogao_jax.sampling.loading import Model
 from mogao_jax.sampling.requests import Request
 from mogao_jax.sampling.sampler import Sampler
-from mogao_jax.tools.bench.inputs import empty_cache, flow_inputs
+from mogao_jax.tools.bench.baselines import empty_cache, flow_inputs
 from mogao_jax.tools.bench.instrumentation import watching
 
 

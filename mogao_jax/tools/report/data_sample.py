@@ -101,13 +101,8 @@ def token_meta(arrays: dict[str, np.ndarray]) -> dict[str, TokenMeta]:
 
 def fill(batch: PackedBatch) -> dict[str, dict[str, int]]:
     """How much of each budget of a row is used: {'und tokens': {'used': ..., 'budget': ...}}."""
-    counts = {
-        "und tokens": batch.und.meta.segment,
-        "clean tokens": batch.clean.meta.segment,
-        "noised tokens": batch.noised.meta.segment,
-        "images": batch.images.size[..., 0],
-        "ViT patches": batch.vit.segment,
-    }
+    counts = {f"{name} tokens": getattr(batch, name).meta.segment for name in _STREAMS}
+    counts |= {"images": batch.images.size[..., 0], "ViT patches": batch.vit.segment}
     return {
         name: {"used": int(np.count_nonzero(values)), "budget": int(np.size(values))}
         for name, values in counts.items()

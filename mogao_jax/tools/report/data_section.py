@@ -88,16 +88,11 @@ def _document(document: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[st
         if item["type"] == "image":
             items.append(_image(item, arrays.get(f"image_{item['image']}")))
             continue
-        tokens = item["tokens"][: max(tokens_left, 0)]
-        tokens_left -= len(tokens)
-        if tokens:
+        if tokens := item["tokens"][:tokens_left]:
+            tokens_left -= len(tokens)
             items.append({**item, "tokens": tokens})
-    return {
-        **document,
-        "items": items,
-        "cut": tokens_left <= 0,
-        "context_words": _CONTEXT_WORDS.get(document["context"], document["context"]),
-    }
+    words = _CONTEXT_WORDS.get(document["context"], document["context"])
+    return {**document, "items": items, "cut": tokens_left <= 0, "context_words": words}
 
 
 def _image(item: Mapping[str, Any], pixels: np.ndarray | None) -> dict[str, Any]:
@@ -106,10 +101,10 @@ def _image(item: Mapping[str, Any], pixels: np.ndarray | None) -> dict[str, Any]
         for kind, words in _COPY_WORDS.items()
         if kind in item["copies"]
     ]
-    shown, size = None, ""
-    if pixels is not None:
-        shown, size = small_png(pixels), f"{pixels.shape[1]} x {pixels.shape[0]}"
-    return {**item, "image": shown, "size": size, "copies": copies}
+    if pixels is None:
+        return {**item, "image": None, "size": "", "copies": copies}
+    size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+    return {**item, "image": small_png(pixels), "size": size, "copies": copies}
 
 
 def small_png(pixels: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mogao_jax import images
 from mogao_jax.errors import MogaoError
-from mogao_jax.sequence.document import Document, Text, from_json
+from mogao_jax.sequence.document import Item, Text, from_json
 from mogao_jax.tools.report.charts import data_url
 from mogao_jax.tools.report.data_section import small_png
 from mogao_jax.tools.report.run_folder import Run
@@ -23,12 +23,8 @@ _RUN, _PAGE = "run.json", "index.html"  # as `mogao_jax.gallery.folder` writes t
 _MAX_DOCUMENTS = 24
 _MAX_ITEMS = 40  # of a document
 _SHOWN = 128  # pixels of an image's longer side, enlarged by a whole factor if it is smaller
-_STOPS = {
-    "end": "",
-    "max_images": "",
-    "max_tokens": "cut: too much text",
-    "cache_full": "cut: the context is full",
-}
+_STOPS = {"end": "", "max_images": "", "max_tokens": "cut: too much text",
+          "cache_full": "cut: the context is full"}  # fmt: skip
 # By the role of the model, in this order.
 _HEADINGS = {
     "own": "The model of this run",
@@ -71,35 +67,28 @@ def _document(folder: pathlib.Path, entry: Any) -> dict[str, Any] | None:
             return None
         text = (folder / name).read_text(encoding="utf-8")
         document = from_json(text, base_dir=folder, place=name)
-        items = _items(document, given)
+        items = [_item(x) | {"given": i < given} for i, x in enumerate(document.items[:_MAX_ITEMS])]
     except (*_BROKEN, MogaoError):
         return None
     return {"title": document.id, "stop": _STOPS.get(stop, stop), "entries": items}
 
 
-def _items(document: Document, given: int) -> list[dict[str, Any]]:
-    out = []
-    for index, item in enumerate(document.items[:_MAX_ITEMS]):
-        shown: dict[str, Any] = {"given": index < given}
-        if isinstance(item, Text):
-            shown["text"] = item.text
-        else:
-            pixels = images.load_pixels(item)
-            height, width = pixels.shape[:2]
-            longest = max(height, width)
-            scale = _SHOWN / longest if longest > _SHOWN else _SHOWN // longest
-            shown["image"] = small_png(pixels)
-            shown["size"] = f"{height} x {width}"
-            shown["width"] = max(1, round(width * scale))
-        out.append(shown)
-    return out
+def _item(item: Item) -> dict[str, Any]:
+    if isinstance(item, Text):
+        return {"text": item.text}
+    pixels = images.load_pixels(item)
+    height, width = pixels.shape[:2]
+    longest = max(height, width)
+    scale = _SHOWN / longest if longest > _SHOWN else _SHOWN // longest
+    shown = max(1, round(width * scale))
+    return {"image": small_png(pixels), "size": f"{height} x {width}", "width": shown}
 
 
 def scores_section(run: Run) -> list[dict[str, Any]]:
     """One entry per scored model, the run's own first."""
-    found = [e for e in map(_scores, sorted(run.workdir.glob("scores*.json"))) if e is not None]
-    order = list(_HEADINGS)
-    return sorted(found, key=lambda e: order.index(e["role"]) if e["role"] in order else len(order))
+    found = filter(None, map(_scores, sorted(run.workdir.glob("scores*.json"))))
+    order = {role: place for place, role in enumerate(_HEADINGS)}
+    return sorted(found, key=lambda e: order.get(e["role"], len(order)))
 
 
 def _scores(path: pathlib.Path) -> dict[str, Any] | None:

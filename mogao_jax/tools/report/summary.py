@@ -64,12 +64,9 @@ def headlines(run: Run) -> list[tuple[str, str]]:
     total = sum(run.facts.get("parameters", {}).values())
     cards = [(short(total), "parameters in all")] if total else []
     last = run.last(VALIDATION)
-    for metric, words in _VALIDATED.items():
-        if metric in last:
-            cards.append((f"{last[metric]:.4f}", words))
+    cards += [(f"{last[m]:.4f}", words) for m, words in _VALIDATED.items() if m in last]
     for metric, (words, form) in _MEDIANS.items():
-        values = run.series("train", metric)[1]
-        if values:
+        if values := run.series("train", metric)[1]:
             cards.append((form.format(statistics.median(values)), words))
     return cards
 
@@ -111,10 +108,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
     """[('model.num_layers', '6'), ...] of a nested config."""
     rows: list[tuple[str, str]] = []
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            rows += flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", shown_value(value)))
+        nested = isinstance(value, Mapping) and value
+        name = f"{prefix}{key}"
+        rows += flatten(value, f"{name}.") if nested else [(name, shown_value(value))]
     return rows
 
 
@@ -141,9 +137,7 @@ def short(number: float) -> str:
 
 
 def shown_value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def validation_table(run: Run) -> dict[str, Any]:
@@ -151,18 +145,11 @@ def validation_table(run: Run) -> dict[str, Any]:
     last = {split: found for split in _COLUMNS if (found := run.last(split))}
     names = {m for found in last.values() for m in found if m.startswith(("ntp_loss", "flow_loss"))}
 
-    def cells(name: str) -> list[str]:
-        return [f"{found[name]:.4f}" if name in found else "" for found in last.values()]
-
-    ordered = sorted(names, key=lambda m: (m.split("/")[0] != "flow_loss", is_bin(m), m))
-    return {
-        "columns": [_COLUMNS[split] for split in last],
-        "rows": [(_metric_words(name), cells(name)) for name in ordered],
-        "step": int(last.get(VALIDATION, {}).get("step", 0)),
-    }
-
-
-def _metric_words(name: str) -> str:
-    loss, _, part = name.partition("/")
-    words = {"ntp_loss": "text (NTP)", "flow_loss": "images (flow)"}.get(loss, loss)
-    return f"{words}, {part}" if part else f"{words}, all"
+    rows = []
+    for name in sorted(names, key=lambda m: (m.split("/")[0] != "flow_loss", is_bin(m), m)):
+        loss, _, part = name.partition("/")
+        words = {"ntp_loss": "text (NTP)", "flow_loss": "images (flow)"}.get(loss, loss)
+        cells = [f"{found[name]:.4f}" if name in found else "" for found in last.values()]
+        rows.append((f"{words}, {part or 'all'}", cells))
+    step = int(last.get(VALIDATION, {}).get("step", 0))
+    return {"columns": [_COLUMNS[split] for split in last], "rows": rows, "step": step}

@@ -13,7 +13,7 @@ import tiny_system as tiny
 
 from mogao_jax.sampling.sampler import Sampler
 from mogao_jax.tools.bench import baselines, fixtures, lower_bounds
-from mogao_jax.tools.bench.inputs import flow_inputs, uncached_inputs
+from mogao_jax.tools.bench.baselines import flow_inputs, uncached_inputs
 from mogao_jax.tools.bench.instrumentation import watching
 
 

@@ -47,18 +47,20 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+        print(_HELP.format("\n".join(lines)))
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"mogao_jax {mogao_jax.__version__}")
         return 0
-    command, rest = argv[0], argv[1:]
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see 'mogao --help'."
-        return _fail(f"there is no command {command!r}; {hint}")
+        return _fail(f"there is no command {name!r}; {hint}")
     try:
-        return COMMANDS[command].run(rest)
+        return COMMANDS[name].run(rest)
     except MogaoError as e:
         return _fail(str(e))
     except KeyboardInterrupt:
@@ -72,12 +74,6 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"mogao: {message}", file=sys.stderr)
     return 2
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    return _HELP.format("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,12 @@ def _from_hf(argv: list[str]) -> int:
         help="keys of the LLM that may be absent and are then initialised; recorded")  # fmt: skip
     add("--allow-nan", action="store_true", dest="allow_non_finite",
         help="take NaN and infinity as they are")  # fmt: skip
-    config, argv = _config(argv, parser)
+    config = None
+    if any(a in ("-h", "--help") for a in argv):
+        argv = ["--help"]
+    elif any(a == "--config" or a.startswith("--config=") for a in argv):
+        # Unchecked for data: a config may describe a model alone.
+        config, argv = parse_config_args(argv, checked=False)
     options = vars(parser.parse_args(argv))
     config = config if config is not None else _config_of(options["llm"])
 
@@ -137,15 +142,6 @@ def _diff(argv: list[str]) -> int:
     found = compare(arguments.a, arguments.b)
     print(found.as_text())
     return 0 if found.equal else 1
-
-
-def _config(argv: list[str], parser: argparse.ArgumentParser) -> tuple[MogaoConfig | None, list]:
-    """The config of the flags, unchecked for data (a config may describe a model alone)."""
-    if any(a in ("-h", "--help") for a in argv):
-        parser.parse_args(["--help"])
-    if any(a == "--config" or a.startswith("--config=") for a in argv):
-        return parse_config_args(argv, checked=False)
-    return None, argv
 
 
 def _config_of(llm: str | None) -> MogaoConfig:

@@ -207,7 +207,7 @@ def page(title: str, note: str, figures: str, sections: Sequence[Section]) -> st
 
 
 def _html_card(card: Card) -> str:
-    figures = "".join(_html_image(i) for i in card.images)
+    figures = "".join(map(_html_image, card.images))
     answer = f"<p class='soft'>{html.escape(card.answer)}</p>" if card.answer else ""
     state = "right" if card.right else "wrong"
     return (

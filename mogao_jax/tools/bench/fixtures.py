@@ -182,7 +182,5 @@ def _mixed_size(rng: np.random.Generator, config: MogaoConfig) -> tuple[int, int
     shape = float(np.exp(rng.uniform(-1, 1) * np.log(3)))
     height, width = fitting_size(shape, 1.0, config.images)
     if rng.random() < 0.5:
-        height, width = (
-            max(VAE_GRID, side // 2 // VAE_GRID * VAE_GRID) for side in (height, width)
-        )
+        height, width = (max(VAE_GRID, n // 2 // VAE_GRID * VAE_GRID) for n in (height, width))
     return height, width

@@ -147,7 +147,13 @@ def chart(lines: Sequence[Line], ylabel: str, *, percent: bool = False) -> str |
     axes.spines["bottom"].set_color("#c5c9ce")
     if any(line.label for line in lines):
         axes.legend(fontsize=8, frameon=False, ncols=2 if len(lines) > 4 else 1)
-    return _svg(figure)
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # Text as text: small, sharp and selectable; the hash salt makes equal runs equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mogao"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return data_url(buffer.getvalue(), "image/svg+xml")
 
 
 def _scale(axes, values: np.ndarray, percent: bool) -> None:
@@ -197,16 +203,6 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, 
     edges = np.linspace(0, len(steps), most + 1).astype(int)
     count = np.diff(edges)
     return np.add.reduceat(steps, edges[:-1]) / count, np.add.reduceat(values, edges[:-1]) / count
-
-
-def _svg(figure) -> str:
-    import matplotlib
-
-    buffer = io.BytesIO()
-    # Text as text: small, sharp and selectable; the hash salt makes equal runs equal files.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mogao"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return data_url(buffer.getvalue(), "image/svg+xml")
 
 
 def data_url(content: bytes, kind: str) -> str:

@@ -227,8 +227,8 @@ def _images(batch: PackedBatch, segment: int, images: _Images) -> list[dict[str,
                 image["context"] = CONTEXTS[int(batch.images.context[table_row])]
     # ViT patches merged into one ViT token (4 for Qwen2-VL), counted in the row; an image's tokens
     # may stand in several segments.
-    tokens = np.count_nonzero(np.unique(und.vit_index) >= 0)
-    merge = max(1, np.count_nonzero(batch.vit.segment) // max(tokens, 1))
+    tokens = int(np.count_nonzero(np.unique(und.vit_index) >= 0))
+    merge = max(1, int(np.count_nonzero(batch.vit.segment)) // max(tokens, 1))
     for t in np.unique(und.positions[is_vit, 0]).tolist():
         rows = np.flatnonzero(is_vit & (und.positions[:, 0] == t))
         image = at(t)

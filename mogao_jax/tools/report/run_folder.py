@@ -38,8 +38,8 @@ class Run:
 
     def last(self, split: str) -> dict[str, float]:
         """Numeric metrics of a split's last record."""
-        last = next((r for r in reversed(self.records) if r.get("split") == split), {})
-        return {k: float(v) for k, v in last.items() if _is_number(v)}
+        records = [r for r in self.records if r.get("split") == split]
+        return {k: float(v) for k, v in records[-1].items() if _is_number(v)} if records else {}
 
     def metrics(self, prefix: str) -> list[str]:
         """Names of the metrics that start so, in order of first appearance."""

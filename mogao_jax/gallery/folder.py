@@ -158,9 +158,17 @@ def _item(item: Text | Image) -> dict[str, Any]:
 
 
 def fill_template(package: str, **values: Any) -> str:
-    """The page.html of a package, as HTML; text is escaped, and an unknown name is an error."""
-    import jinja2  # not for commands that write no page
+    """The page.html of a package, as HTML; text is escaped, and an unknown name is an error.
 
+    Raises:
+      EnvironmentProblem: jinja2 is missing.
+    """
+    try:
+        import jinja2  # not for commands that write no page
+    except ImportError as e:
+        raise EnvironmentProblem(
+            "the page needs jinja2, which is not installed: pip install 'mogao_jax[demo]'"
+        ) from e
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package, "."),
         autoescape=True,

@@ -51,7 +51,7 @@ DEFINITIONS = {
 FILES = {
     "benchmarks/bare.py": "tools/bench/lower_bounds.py",
     "benchmarks/other_ways.py": "tools/bench/baselines.py",
-    "benchmarks/staging.py": "tools/bench/inputs.py",
+    "benchmarks/staging.py": "tools/bench/baselines.py",
     "benchmarks/subjects.py": "tools/bench/fixtures.py",
     "benchmarks/watching.py": "tools/bench/instrumentation.py",
     "checkpoints/by_parts.py": "checkpoints/chunked_io.py",

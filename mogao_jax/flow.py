@@ -35,10 +35,7 @@ def _like(t: Array, x: Array) -> Array:
 def interpolate(x: Array, noise: Array, t: Array) -> Array:
     """The point of the path at time t: `t x + (1 - t) noise` (equation 3).
 
-    Args:
-      x: data, float[..., any].
-      noise: of x's shape.
-      t: float in [0, 1], scalar or of x's leading axes.
+    Data and noise are float[..., any], t is in [0, 1], a scalar or of their leading axes.
     """
     t = _like(t, x)
     return t * x + (1 - t) * noise
@@ -58,11 +55,9 @@ def linear_velocity(x_t: Array, t: Array) -> tuple[Array, Array]:
     minus the noise where x_t is data: never its own input. (EDM's preconditioning, Karras et al.
     2022, for rectified flow.)
 
-    Args:
-      x_t: float[..., any].
-      t: float in [0, 1], scalar or of x_t's leading axes.
     Returns:
-      the guess, of x_t's shape, and 1 / sqrt(d), to be broadcast against it.
+      the guess, float[..., any] as x_t, and 1 / sqrt(d), to be broadcast against it; t in [0, 1]
+      is a scalar or of x_t's leading axes.
     """
     t = _like(t, x_t)
     variance = t**2 + (1 - t) ** 2

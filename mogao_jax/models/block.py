@@ -143,10 +143,8 @@ class Block(nn.Module):
         """Runs the layer. Streams and parts of length zero cost nothing.
 
         Args:
-          streams: residual streams.
           conditioning: [B, 1 + I, D] after SiLU; entry 0 is t=1 (clean), then one per image.
           conditioning_index: int32[B, G] entry of `conditioning` for each gen token.
-          rotations: rotary cos and sin per stream.
           meta: TokenMeta of the parts; the gen stream is its clean part, then its noised one.
           cache: this layer's keys and values of earlier tokens. Keys are then those of the cache,
             the new und and clean tokens written into it, and of the new noised tokens.

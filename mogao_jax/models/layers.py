@@ -29,16 +29,11 @@ class Linear(nn.Module):
     All other axes of x are joined, so that forward and backward are plain two-dimensional
     matmuls: with a batch axis in between, XLA's CPU backend first writes a transposed copy of
     every gradient, which took longer than the matmul itself.
-
-    Attributes:
-      shape: of the kernel, inputs then outputs: (D, N, H) makes heads, (N, H, D) joins them.
-      axes: logical names of the kernel's axes.
-      num_out: how many axes of the kernel are outputs.
     """
 
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    num_out: int = 1
+    shape: tuple[int, ...]  # inputs, then outputs: (D, N, H) makes heads, (N, H, D) joins them
+    axes: tuple[str | None, ...]  # logical names of the kernel's axes
+    num_out: int = 1  # how many axes of the kernel are outputs
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = fan_in
     dtype: Any = jnp.float32

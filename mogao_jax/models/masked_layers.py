@@ -46,19 +46,12 @@ def inside(x: Array, mask: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """A convolution that sees zeros outside the image (kernel HWIO).
+    """A convolution that sees zeros outside the image (kernel HWIO)."""
 
-    Attributes:
-      features: output channels.
-      kernel: side of the kernel.
-      stride: 1 or 2.
-      padding: zeros (before, after) on both axes, as beside a lone image.
-    """
-
-    features: int
-    kernel: int = 3
-    stride: int = 1
-    padding: tuple[int, int] = (1, 1)
+    features: int  # output channels
+    kernel: int = 3  # its side
+    stride: int = 1  # or 2
+    padding: tuple[int, int] = (1, 1)  # zeros (before, after) on both axes, beside a lone image
     use_bias: bool = True
 
     @nn.compact

@@ -78,19 +78,13 @@ def make_inputs(batch: PackedBatch, **encoded: Any) -> MogaoInputs:
 
 
 class Mogao(nn.Module):
-    """The whole trainable model.
-
-    Attributes:
-      config, vae, vit: sections of the config.
-      vocab_size: rows of the embedding.
-      text_reads_vae: VAE-only understanding (ablations A, B).
-    """
+    """The whole trainable model."""
 
     config: ModelConfig
     vae: VaeConfig
     vit: VitConfig
-    vocab_size: int
-    text_reads_vae: bool = False
+    vocab_size: int  # rows of the embedding
+    text_reads_vae: bool = False  # VAE-only understanding (ablations A, B)
 
     def setup(self):
         c, kwargs = self.config, {"use_bias": True, **dtypes(self.config)}

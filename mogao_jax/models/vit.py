@@ -130,15 +130,11 @@ class VisionTower(nn.Module):
 
     Parameters have a module per block, "blocks_0", ..., or are `stacked`; then one compiled block
     runs in a loop.
-
-    Attributes:
-      dtype: of the computation (softmax and RoPE in float32).
-      attention: its implementation (config `model.attention.implementation`).
     """
 
     config: VitConfig
-    dtype: jnp.dtype = jnp.float32
-    attention: str = "auto"
+    dtype: jnp.dtype = jnp.float32  # of the computation (softmax and RoPE in float32)
+    attention: str = "auto"  # config `model.attention.implementation`
 
     @nn.compact
     def __call__(self, patches: Array, positions: Array, segment: Array) -> Array:
@@ -187,10 +183,8 @@ _BLOCK = re.compile("blocks_([0-9]+)")
 def stacked(params: Any, stack: Callable[..., Any] = np.stack) -> Any:
     """A tower's parameters with those of all blocks in one array, [depth, ...].
 
-    Files store blocks separately; a program with a stack compiles sooner.
-
-    Args:
-      stack: numpy's stays on the host.
+    Files store blocks separately; a program with a stack compiles sooner. numpy's `stack` stays
+    on the host.
     """
     rest = {name: x for name, x in params.items() if not _BLOCK.fullmatch(name)}
     blocks = [params[f"blocks_{i}"] for i in range(len(params) - len(rest))]

@@ -51,8 +51,7 @@ def seed_key(seed: int) -> np.ndarray:
 def allowed_tokens(tokenizer: Tokenizer, num_rows: int) -> np.ndarray:
     """Which ids may be written, bool[num_rows]: text, the end tokens and <|vision_start|>.
 
-    Args:
-      num_rows: of the embedding table, which may be larger than the vocabulary.
+    The embedding table has `num_rows`, which may be more than the vocabulary.
     """
     allowed = np.arange(num_rows) < tokenizer.vocab_size
     wanted = {tokenizer.vision_start, tokenizer.im_end, tokenizer.endoftext}
@@ -109,12 +108,8 @@ def decode(
     """Writes up to `chunk` tokens in each row. A program: to be jitted, the cache donated.
 
     A row stops at an end token, at <|vision_start|>, or at its limit of tokens. Every token but
-    the last one chosen is in the cache afterwards.
+    the last one chosen is in the cache afterwards. `allowed` is bool[V].
 
-    Args:
-      start, choice: the rows' states, and how they choose.
-      allowed: bool[V].
-      tokenizer: knows the end tokens and <|vision_start|>.
     Returns:
       the cache, and the tokens chosen, int32[r, chunk], -1 where none was.
     """
@@ -133,11 +128,9 @@ def decode(
         cache = work._replace(und=und)
         out = model.apply({"params": params}, inputs, cache, destination)
         hidden = out.und_hidden[:, 0]
+        over_width = ((1,), (1,)), ((), ())
         logits = lax.dot_general(
-            hidden,
-            table.astype(hidden.dtype),
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
+            hidden, table.astype(hidden.dtype), over_width, preferred_element_type=jnp.float32
         )
         return out.cache.und, logits
 
@@ -157,13 +150,8 @@ def decode(
         is_end = jnp.any(token[:, None] == ends, axis=1)
         return step + 1, und, now, active & ~is_end & (now.limit > 0), chosen
 
-    begin = (
-        jnp.int32(0),
-        work.und,
-        start,
-        start.limit > 0,
-        jnp.full((rows.shape[0], chunk), -1, jnp.int32),
-    )
+    none_chosen = jnp.full((rows.shape[0], chunk), -1, jnp.int32)
+    begin = (jnp.int32(0), work.und, start, start.limit > 0, none_chosen)
     _, und, _, _, chosen = lax.while_loop(
         lambda carry: (carry[0] < chunk) & jnp.any(carry[3]), body, begin
     )

@@ -171,8 +171,7 @@ def _canvas(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Zeros [1, H, W, ...] that an image (height, width) fits in, and its size int32[1, 2].
 
-    Args:
-      cell: how many entries of the canvas a VAE token has along a side.
+    A VAE token has `cell` entries of the canvas along a side.
     """
     h, w = (round_up_bucket(side // VAE_GRID) * cell for side in size)
     return np.zeros((1, h, w, *trailing), dtype), np.array([size], np.int32)

@@ -97,12 +97,9 @@ def combine(
 def noise(seed: int, index: int, num_tokens: int, channels: int) -> np.ndarray:
     """Where an image begins: float32[num_tokens, channels], standard normal.
 
-    Args:
-      seed: the request's.
-      index: of the image among those of its document.
+    `seed` is the request's, `index` that of the image among those of its document.
     """
-    rng = np.random.default_rng([seed, index])
-    return rng.standard_normal((num_tokens, channels), np.float32)
+    return np.random.default_rng([seed, index]).standard_normal((num_tokens, channels), np.float32)
 
 
 @functools.lru_cache(maxsize=64)

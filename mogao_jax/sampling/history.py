@@ -22,20 +22,13 @@ from mogao_jax.sequence.cursor import Cursor, Placed
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """A finished image, as later tokens read it.
+    """A finished image, as later tokens read it."""
 
-    Attributes:
-      size: (height, width) in pixels.
-      latents: float32[tokens, 64], model-scaled, t = 1.
-      features: the ViT's, float32[patches, C] (or [tokens, C] after its own merger); None where
-        there is no ViT.
-      vit_grid: (rows, columns) of merged ViT tokens.
-    """
-
-    size: tuple[int, int]
-    latents: np.ndarray
+    size: tuple[int, int]  # (height, width) in pixels
+    latents: np.ndarray  # float32[tokens, 64], model-scaled, t = 1
+    # The ViT's, float32[patches, C], or [tokens, C] after its own merger; None without a ViT.
     features: np.ndarray | None = None
-    vit_grid: tuple[int, int] = (0, 0)
+    vit_grid: tuple[int, int] = (0, 0)  # (rows, columns) of merged ViT tokens
 
     @property
     def num_vit_tokens(self) -> int:

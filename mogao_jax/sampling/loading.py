@@ -27,23 +27,15 @@ DEMO = "demo"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model that can be run.
-
-    Attributes:
-      modules, params, encoders: as everywhere; parameters lie on the default device.
-      tokenizer: the config's.
-      name: what it was loaded from, for people.
-      step: optimizer steps done.
-      weights: "ema" (the moving average) or "raw".
-    """
+    """A model that can be run. Its parameters lie on the default device."""
 
     modules: Modules
     params: Any
     encoders: EncoderParams
     tokenizer: Tokenizer
-    name: str
-    step: int
-    weights: str
+    name: str  # what it was loaded from, for people
+    step: int  # optimizer steps done
+    weights: str  # "ema" (the moving average) or "raw"
 
     @property
     def config(self) -> MogaoConfig:

@@ -46,12 +46,7 @@ class Pipeline:
     """
 
     def __init__(self, model: Model, *, batch_size: int = 8, max_length: int | None = None):
-        """A sampler for the model.
-
-        Args:
-          batch_size: requests that are served together.
-          max_length: see `mogao_jax.load`.
-        """
+        """Serves `batch_size` requests together; `max_length`: see `mogao_jax.load`."""
         self.model = model
         self.limits = token_limits(model.config, max_length)
         self._sampler = make_sampler(model, batch_size, max_length)
@@ -101,14 +96,8 @@ def make_sampler(model: Model, batch_size: int, max_length: int | None = None) -
     """The sampler of a model; `max_length`: see `mogao_jax.load`."""
     from mogao_jax.sampling.sampler import Sampler
 
-    return Sampler(
-        model.modules,
-        model.params,
-        model.encoders,
-        model.tokenizer,
-        max_length=max_length,
-        batch_size=batch_size,
-    )
+    parts = (model.modules, model.params, model.encoders, model.tokenizer)
+    return Sampler(*parts, max_length=max_length, batch_size=batch_size)
 
 
 class _Abandoned(Exception):

@@ -39,29 +39,21 @@ class Request:
 class PreparedRequest(Request):
     """A request that can be served, from `prepare`. Only `seed` may be replaced afterwards.
 
-    Attributes:
-      document: its images are pixels of native resolution.
-      elements: of the document, by the chat template.
-      notes: remarks for people: images that were made smaller, control tokens spelled in texts.
+    The images of its document are pixels of native resolution.
     """
 
-    elements: tuple[Element, ...] = ()
+    elements: tuple[Element, ...] = ()  # of the document, by the chat template
+    # Remarks for people: images that were made smaller, control tokens spelled in texts.
     notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What was generated.
+    """What was generated."""
 
-    Attributes:
-      items: texts and images (pixels uint8[H, W, 3]) in order.
-      stop: why it ended: the model's end token, or a limit.
-      document: the request's document and the items, to be fed back in.
-    """
-
-    items: tuple[Item, ...]
-    stop: Stop
-    document: Document
+    items: tuple[Item, ...]  # texts and images (pixels uint8[H, W, 3]) in order
+    stop: Stop  # why it ended: the model's end token, or a limit
+    document: Document  # the request's document and the items, to be fed back in
 
 
 # ----------------------------------------------------------------------------------------- events

@@ -277,8 +277,7 @@ def _guided_steps(
 ) -> np.ndarray:
     """Whether any image needs more than the full context, bool[num_steps].
 
-    Args:
-      timesteps: float32[num_steps + 1, R]; a step is judged by both of its ends.
+    A step is judged by both of its ends in timesteps, float32[num_steps + 1, R].
     """
     guided = np.zeros(len(timesteps) - 1, bool)
     for i, (w, (low, high)) in enumerate(zip(weights, intervals, strict=True)):

@@ -61,11 +61,7 @@ def atomic_file(
 
 
 def write_file(
-    path: str | os.PathLike,
-    data: str | bytes,
-    *,
-    remedy: str = _FILE_REMEDY,
-    durable: bool = False,
+    path: str | os.PathLike, data: str | bytes, *, remedy: str = _FILE_REMEDY, durable: bool = False
 ) -> None:
     """Writes a whole file (text as UTF-8); see `atomic_file`."""
     with atomic_file(path, remedy=remedy, durable=durable) as partial:

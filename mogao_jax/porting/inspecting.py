@@ -82,8 +82,8 @@ class Inspection:
             for part, name, count, shape, dtype, total in rows
         ]
         facts = [f"{name:<12} {value}" for name, value in self.facts.items()]
-        last = f"{self.parameters:,} parameters, fingerprint {self.fingerprint} "
-        last += f"({self.fingerprint_is})"
+        fingerprint = f"fingerprint {self.fingerprint} ({self.fingerprint_is})"
+        last = f"{self.parameters:,} parameters, {fingerprint}"
         return "\n".join([self.title, *facts, "", *table, "", last])
 
     def as_json(self) -> str:
@@ -228,9 +228,8 @@ class Comparison:
         if self.values:
             lines.append(f"{len(self.values):,} tensors have other values:")
         for d in self.values[:listed]:
-            lines.append(
-                f"  {d.name}: relative {d.relative:.3g}, largest difference {d.largest:.3g}"
-            )
+            far = f"relative {d.relative:.3g}, largest difference {d.largest:.3g}"
+            lines.append(f"  {d.name}: {far}")
         if len(self.values) > listed:
             lines.append(f"  and {len(self.values) - listed:,} more that are nearer")
         return "\n".join([*lines, "equal" if self.equal else "different"])
@@ -249,27 +248,20 @@ def compare(a: Place, b: Place) -> Comparison:
     common = [name for name in first.shapes if name in second.shapes]
     shapes = {name: (first.shapes[name], second.shapes[name]) for name in common}
     wrong = {name: both for name, both in shapes.items() if both[0] != both[1]}
-    values = [
-        _difference(name, first.read(name), second.read(name))
-        for name in common
-        if name not in wrong
-    ]
+    alike = [name for name in common if name not in wrong]
+    values = [_difference(name, first.read(name), second.read(name)) for name in alike]
     for source in (first, second):
         if isinstance(source, MogaoCheckpoint):
             source.verify()
     return Comparison(
         same=values.count(None),
-        only_a=_lacking(first, second),
-        only_b=_lacking(second, first),
+        only_a=[name for name in first.shapes if name not in second.shapes],
+        only_b=[name for name in second.shapes if name not in first.shapes],
         shapes=wrong,
         dtypes=Counter((first.dtypes[name], second.dtypes[name]) for name in common),
         values=sorted(filter(None, values), key=lambda d: -d.relative),
         note=note,
     )
-
-
-def _lacking(here: TensorSource, there: TensorSource) -> list[str]:
-    return [name for name in here.shapes if name not in there.shapes]
 
 
 def _difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:

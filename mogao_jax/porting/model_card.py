@@ -26,11 +26,9 @@ def model_card(
     trained = f"{step:,} steps of training" if step else "not trained: a model at its start"
     average = " (moving average of the weights)" if weights == "ema" else ""
     has_vit = config.layout.understanding_encoder == "vit"
-    encoders = (
-        "The frozen encoders are in `vae/` and `vit/`, in their own layouts"
-        if has_vit
-        else "The frozen autoencoder is in `vae/`, in its own layout"
-    )
+    encoders = "The frozen autoencoder is in `vae/`, in its own layout"
+    if has_vit:
+        encoders = "The frozen encoders are in `vae/` and `vit/`, in their own layouts"
     lines = [
         "---",
         "library_name: mogao_jax",

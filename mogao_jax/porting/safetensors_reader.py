@@ -34,11 +34,7 @@ class SafetensorsFolder:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike,
-        *,
-        allow_non_finite: bool = False,
-        with_config: bool = True,
+        self, path: str | os.PathLike, *, allow_non_finite: bool = False, with_config: bool = True
     ):
         """Finds the files and reads their headers.
 

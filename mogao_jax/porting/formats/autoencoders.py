@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 from mogao_jax.config.schema import VaeConfig
-from mogao_jax.key_tables import CONV, LINEAR, POINTWISE, SAME, Rule, Transform
+from mogao_jax.key_tables import LINEAR, POINTWISE, SAME, Rule
 from mogao_jax.models.taef1 import key_table
-from mogao_jax.porting.formats.fields import Field, compare
+from mogao_jax.porting.formats.fields import Field, compare, layer_rules
 from mogao_jax.porting.tensor_sources import TensorSource
 
 NAMES = {"flux": "FLUX's autoencoder", "taef1": "TAEF1"}
@@ -145,20 +145,11 @@ def _in_diffusers(theirs: str) -> str:
     return f"{half}.layers.{int(index) - (half == 'decoder')}.{rest}"
 
 
-def _layer(theirs: str, ours: str, transform: Transform = CONV) -> list[Rule]:
-    """Weight and bias of one layer; a norm's are taken as they are."""
-    kind = "scale" if transform is SAME else "kernel"
-    return [
-        Rule(f"{theirs}.weight", f"{ours}.{kind}", transform),
-        Rule(f"{theirs}.bias", f"{ours}.bias"),
-    ]
-
-
 def _resnet(theirs: str, ours: str, shortcut: str) -> list[Rule]:
-    rules = _layer(f"{theirs}.{shortcut}", f"{ours}.conv_shortcut")
+    rules = layer_rules(f"{theirs}.{shortcut}", f"{ours}.conv_shortcut")
     for i in (1, 2):
-        rules += _layer(f"{theirs}.norm{i}", f"{ours}.norm{i}", SAME)
-        rules += _layer(f"{theirs}.conv{i}", f"{ours}.conv{i}")
+        rules += layer_rules(f"{theirs}.norm{i}", f"{ours}.norm{i}", SAME)
+        rules += layer_rules(f"{theirs}.conv{i}", f"{ours}.conv{i}")
     return rules
 
 
@@ -166,17 +157,17 @@ def _flux(vae: VaeConfig, layout: str) -> list[Rule]:
     names: dict[str, Any] = _BFL if layout == "bfl" else _DIFFUSERS
     rules: list[Rule] = []
     for half in ("encoder", "decoder"):
-        rules += _layer(f"{half}.conv_in", f"{half}.conv_in")
-        rules += _layer(f"{half}.{names['norm_out']}", f"{half}.conv_norm_out", SAME)
-        rules += _layer(f"{half}.conv_out", f"{half}.conv_out")
+        rules += layer_rules(f"{half}.conv_in", f"{half}.conv_in")
+        rules += layer_rules(f"{half}.{names['norm_out']}", f"{half}.conv_norm_out", SAME)
+        rules += layer_rules(f"{half}.conv_out", f"{half}.conv_out")
         for i, block in enumerate(names["middle"]):
             rules += _resnet(f"{half}.{block}", f"{half}.mid_block.resnets_{i}", names["shortcut"])
         theirs, ours = f"{half}.{names['attention']}", f"{half}.mid_block.attentions_0"
         norm, *projections = names["projections"]
-        rules += _layer(f"{theirs}.{norm}", f"{ours}.group_norm", SAME)
+        rules += layer_rules(f"{theirs}.{norm}", f"{ours}.group_norm", SAME)
         linear = POINTWISE if layout == "bfl" else LINEAR
         for name, to in zip(projections, ("to_q", "to_k", "to_v", "to_out"), strict=True):
-            rules += _layer(f"{theirs}.{name}", f"{ours}.{to}", linear)
+            rules += layer_rules(f"{theirs}.{name}", f"{ours}.{to}", linear)
     levels = len(vae.block_channels)
     for level in range(levels):
         up = levels - 1 - level if layout == "bfl" else level
@@ -186,5 +177,5 @@ def _flux(vae: VaeConfig, layout: str) -> list[Rule]:
         ):
             block = f"{theirs}.{names['block']}"
             rules += _resnet(block, f"{ours}_resnets_{{i}}", names["shortcut"])
-            rules += _layer(f"{theirs}.{names['samplers'][sampler]}", f"{ours}_{ours_sampler}")
+            rules += layer_rules(f"{theirs}.{names['samplers'][sampler]}", f"{ours}_{ours_sampler}")
     return rules

@@ -1,4 +1,4 @@
-"""Comparing a config.json with our config: every field that differs, in one message."""
+"""What formats share: comparing a config.json with our config, and the rules of one layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mogao_jax.errors import CheckpointError
+from mogao_jax.key_tables import CONV, SAME, Rule, Transform
 
 ANY = object()  # a field that is not in the file and need not be
 
@@ -49,6 +50,15 @@ def compare(config: Mapping[str, Any], fields: Sequence[Field], *, place: str, w
             f"{len(problems)} field(s): {'; '.join(problems)}. Set these fields of the config, or "
             "give another checkpoint."
         )
+
+
+def layer_rules(theirs: str, ours: str, transform: Transform = CONV) -> list[Rule]:
+    """Weight and bias of one layer; a norm's are taken as they are."""
+    kind = "scale" if transform is SAME else "kernel"
+    return [
+        Rule(f"{theirs}.weight", f"{ours}.{kind}", transform),
+        Rule(f"{theirs}.bias", f"{ours}.bias"),
+    ]
 
 
 def lookup(config: Mapping[str, Any], names: str, default: Any) -> Any:

@@ -7,23 +7,13 @@ keeps them in a file of their own, so that the way back is whole.
 from __future__ import annotations
 
 from mogao_jax.config.schema import VitConfig
-from mogao_jax.key_tables import LINEAR, SAME, Rule, Transform, patch_embedding
-from mogao_jax.porting.formats.fields import Field, compare
+from mogao_jax.key_tables import LINEAR, SAME, Rule, patch_embedding
+from mogao_jax.porting.formats.fields import Field, compare, layer_rules
 from mogao_jax.porting.tensor_sources import TensorSource, prefixed
 
 NAME = "Qwen2-VL's vision tower"
 PREFIXES = ("visual.", "model.visual.")  # inside a whole Qwen2-VL; the second since 2025
 _KEY = "patch_embed.proj.weight"
-
-_MERGER = (("ln_q", "ln_q"), ("mlp.0", "mlp_0"), ("mlp.2", "mlp_2"))
-
-
-def _layer(theirs: str, ours: str, kind: str, transform: Transform) -> list[Rule]:
-    """Weight and bias of one layer; `kind` is what we call the weight."""
-    return [
-        Rule(f"{theirs}.weight", f"{ours}.{kind}", transform),
-        Rule(f"{theirs}.bias", f"{ours}.bias"),
-    ]
 
 
 def table(vit: VitConfig) -> tuple[Rule, ...]:
@@ -32,17 +22,13 @@ def table(vit: VitConfig) -> tuple[Rule, ...]:
     block, ours = "blocks.{i}", "blocks_{i}"
     rules = [Rule(_KEY, "patch_embed.proj.kernel", patches)]
     for name in ("norm1", "norm2"):
-        rules += _layer(f"{block}.{name}", f"{ours}.{name}", "scale", SAME)
-    for theirs, name in (
-        ("attn.qkv", "attn_qkv"),
-        ("attn.proj", "attn_proj"),
-        ("mlp.fc1", "mlp_fc1"),
-        ("mlp.fc2", "mlp_fc2"),
-    ):
-        rules += _layer(f"{block}.{theirs}", f"{ours}.{name}", "kernel", LINEAR)
-    for theirs, name in _MERGER:
-        kind, transform = ("scale", SAME) if name == "ln_q" else ("kernel", LINEAR)
-        merger = _layer(f"merger.{theirs}", f"merger.{name}", kind, transform)
+        rules += layer_rules(f"{block}.{name}", f"{ours}.{name}", SAME)
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        rules += layer_rules(f"{block}.{name}", f"{ours}.{name.replace('.', '_')}", LINEAR)
+    for theirs in ("ln_q", "mlp.0", "mlp.2"):
+        name = theirs.replace(".", "_")
+        transform = SAME if name == "ln_q" else LINEAR
+        merger = layer_rules(f"merger.{theirs}", f"merger.{name}", transform)
         rules += merger if vit.merger_dim else [Rule(rule.theirs, None) for rule in merger]
     return tuple(rules)
 
@@ -61,11 +47,12 @@ def tower(source: TensorSource) -> TensorSource:
 def check_config(source: TensorSource, vit: VitConfig) -> None:
     """Raises CheckpointError with every field of its config.json that does not fit ours."""
     config = source.config
+    kind = str(config.get("model_type", ""))
     ratio = config.get("mlp_ratio", 4)
     width = config.get("embed_dim", 1280)
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (ratio, width))
     fields = [
-        Field("model_type", "", "qwen2_vl_vision" if _says(config, "vision") else "qwen2_vl"),
+        Field("model_type", "", "qwen2_vl_vision" if "vision" in kind else "qwen2_vl"),
         Field("depth", "vit.depth", vit.depth),
         Field("embed_dim", "vit.embed_dim", vit.embed_dim),
         Field("num_heads|num_attention_heads", "vit.num_heads", vit.num_heads),
@@ -75,18 +62,13 @@ def check_config(source: TensorSource, vit: VitConfig) -> None:
         Field("spatial_merge_size", "vit.merge_size", vit.merge_size, 2),
         Field("temporal_patch_size", "vit.temporal_patch_size", vit.temporal_patch_size, 2),
     ]
+    computed = dict(config)
     if numbers:
-        computed = dict(config) | {"mlp_ratio": int(width * ratio)}
+        computed["mlp_ratio"] = int(width * ratio)
         fields.append(Field("mlp_ratio", "vit.mlp_dim", vit.mlp_dim, int(width * ratio)))
-    else:
-        computed = dict(config)
     if vit.merger_dim:
         fields.append(Field("hidden_size", "vit.merger_dim", vit.merger_dim))
     compare(computed if config else {}, fields, place=source.place, what=NAME)
-
-
-def _says(config, word: str) -> bool:
-    return word in str(config.get("model_type", ""))
 
 
 def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:

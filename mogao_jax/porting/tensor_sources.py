@@ -130,9 +130,8 @@ def chained(place: str, *sources: TensorSource) -> TensorView:
 
 def selected(source: TensorSource, keys: Iterable[str]) -> TensorView:
     """Some tensors of a source, without its config."""
-    return TensorView(
-        source.place, {}, {key: Origin(source, key, source.shapes[key]) for key in keys}
-    )
+    found = {key: Origin(source, key, source.shapes[key]) for key in keys}
+    return TensorView(source.place, {}, found)
 
 
 def transformed(source: TensorSource, plan: Plan, shapes: Mapping[str, Shape]) -> TensorView:

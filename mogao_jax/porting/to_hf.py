@@ -131,9 +131,9 @@ class _Exporter:
         qwen2.check_positions(config.layout)
         pairs = invert(qwen2.table(config.model), filter(qwen2.is_of_llm, model.shapes))
         record = model.porting.get("llm") or {}
-        dtype = self.dtype
-        if not model.step:  # trained values are not of that dtype any more
-            dtype = dtype or _recorded(record)
+        dtype, came_in = self.dtype, list(record.get("dtypes", {}))
+        if not model.step and len(came_in) == 1:  # trained values are not of that dtype any more
+            dtype = dtype or came_in[0]
         dtypes = {pair.key: dtype or model.dtypes[pair.name] for pair in pairs}
         theirs = dict(record.get("config", {}))
         came_with = theirs.get("model_type") == "qwen2"
@@ -261,20 +261,14 @@ def _half(job: ExportJob, half: str, stem: str) -> ExportJob:
     return job._replace(stem=stem, pairs=bare, dtypes=dtypes)
 
 
-def _recorded(record: Mapping[str, Any]) -> str | None:
-    """The dtype that a part came in, if it was one."""
-    dtypes = list(record.get("dtypes", {}))
-    return dtypes[0] if len(dtypes) == 1 else None
-
-
 def _common(dtypes: Mapping[str, str]) -> str:
     """The dtype of most tensors, for a config.json."""
     return Counter(dtypes.values()).most_common(1)[0][0]
 
 
-def _companions(model: MogaoCheckpoint) -> dict[str, str | pathlib.Path]:
+def _companions(model: MogaoCheckpoint) -> _Files:
     """The tokenizer and what else belongs to the LLM."""
-    found: dict[str, str | pathlib.Path] = {}
+    found: _Files = {}
     if model.model_config.tokenizer.kind == "file":
         found[sidecar_files.TOKENIZER] = sidecar_files.tokenizer_file(model.model_config.tokenizer)
     for name in sidecar_files.COMPANIONS:

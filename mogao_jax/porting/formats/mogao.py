@@ -39,8 +39,6 @@ _MEANING = (
     "velocity_head",
     "connector",
 )
-
-
 _LAYOUT = ("text_positions", "understanding_encoder")
 # Fields of the encoders that say how weights are used or where they lie, not what they are.
 _FREE = ("weights", "sample_posterior")

@@ -19,6 +19,7 @@ from mogao_jax.models.encoder_weights import vae_template
 from mogao_jax.models.modules import Modules, count_parameters, make_modules
 from mogao_jax.sharding.mesh import check_rows, make_mesh, replicated
 from mogao_jax.tokenizer import load_tokenizer
+from mogao_jax.tools import flops
 from mogao_jax.tools.plan import memory
 from mogao_jax.tools.plan import topology as topologies
 from mogao_jax.tools.plan.collectives import Collective, collectives, traffic
@@ -26,7 +27,7 @@ from mogao_jax.tools.plan.diagnostics import flags, out_of_memory
 from mogao_jax.tools.plan.mixture import Rows, packed_rows
 from mogao_jax.tools.plan.roofline import Roofline, by_link, roofline, sent_by_formula
 from mogao_jax.tools.plan.topology import Topology
-from mogao_jax.tools.profile import executed, flops
+from mogao_jax.tools.profile import executed
 
 SAMPLE_ROWS = 4  # packed rows on which the work of a step is measured
 

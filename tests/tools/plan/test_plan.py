@@ -19,6 +19,7 @@ from mogao_jax.models.encoder_weights import vae_template, vit_template
 from mogao_jax.models.vae import moments_of_images
 from mogao_jax.sequence.document import Image
 from mogao_jax.sharding.mesh import make_mesh
+from mogao_jax.tools import flops
 from mogao_jax.tools.plan import diagnostics, memory, roofline, search
 from mogao_jax.tools.plan.collectives import Collective
 from mogao_jax.tools.plan.mixture import made_up_document, packed_rows
@@ -26,7 +27,7 @@ from mogao_jax.tools.plan.plan import Compiled, check, make_plan, make_workload
 from mogao_jax.tools.plan.printing import as_json, as_text
 from mogao_jax.tools.plan.search import candidates
 from mogao_jax.tools.plan.topology import parse
-from mogao_jax.tools.profile import executed, flops
+from mogao_jax.tools.profile import executed
 
 GPUS = parse("8xH100")
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # Before jax is imported anywhere: the number of devices is fixed when its backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -43,6 +44,25 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes over about 20 seconds (still part of CI)")
+
+
+# Tests of these rooms run small programs a few times. Unoptimised, these compile in about 30% less
+# time, with the same arithmetic. Not where programs run for long, or speed is what is measured.
+QUICK_TO_COMPILE = {"models", "ops", "sampling", "sharding", "training"}
+RUN_FOR_LONG = {"test_demo.py"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    room = request.path.relative_to(ROOT / "tests").parts[0]
+    if room not in QUICK_TO_COMPILE or request.path.name in RUN_FOR_LONG:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -89,11 +89,10 @@ def initial_params(modules: Modules):
 
 def make_params(modules: Modules, *, perturb: float = 0.05):
     """Parameters with everything moved off its initial value, so that no path is zero."""
-    params = initial_params(modules)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [x + perturb * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return tree.unflatten(moved)
+    rng = np.random.default_rng(7)  # numpy's: jax would compile a program for every shape
+    return jax.tree.map(
+        lambda x: x + perturb * rng.standard_normal(x.shape, np.float32), initial_params(modules)
+    )
 
 
 def encoders() -> EncoderParams:

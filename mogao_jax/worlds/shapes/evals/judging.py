@@ -16,6 +16,7 @@ from mogao_jax.worlds.shapes.scene import DEFAULT_WORLD, World
 from mogao_jax.worlds.shapes.truth import Wanted
 
 NOTHING = "nothing was drawn"
+IDLE = "its sentence changes nothing"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ def _story(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judg
     them in this order, and each image is judged by them. A free story's request fixes the number
     of images, and in some the first object; the sentence before each image, the model's own, must
     tell an opening or a change, and the image is judged by it. Changes are those of what the
-    model's last image shows.
+    model's last image shows; a sentence or an image that changes nothing of it is wrong.
     """
     drawn, said = _told(items)
     readings = [read_image(pixels, world) for pixels in drawn]
@@ -148,7 +149,8 @@ def _story(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judg
         steps[k] = _next_step(case, k, said[k], readings[k - 1], readings[k], world)
         repeated[k - 1] = _repeats(drawn[k - 1 : k + 1], readings[k - 1 : k + 1], world)
     count = len(drawn) == number and stop == "end"
-    order = count and _tells_all(case, said)
+    idle = any(step.reason == IDLE for step in steps)
+    order = count and _tells_all(case, said) and not idle
     checks = {"count": count, "order": order, "whole": order and all(s.right for s in steps)}
     reasons = []
     if not count:
@@ -239,5 +241,9 @@ def _next_step(
         edit = sentences.resolve(claim, last.scene)
     if edit is None:
         return Verdict(False, "what is to change is not there")
+    if sentences.changes_nothing(edit, last.scene):
+        return Verdict(False, IDLE)
     change = verdicts.judge_change(last.scene, reading, edit, world)
+    if change.right and change.repeated:
+        return Verdict(False, "nothing has changed")
     return Verdict(change.right, change.reason)

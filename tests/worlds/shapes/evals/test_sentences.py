@@ -103,3 +103,37 @@ def test_transfer_finds_objects_by_kind():
     assert sentences.transfer(Edit("remove", target=A), there) is None
     assert sentences.transfer(Edit("add", asked=Wanted("ring"), anchor=A), there) is None
     assert sentences.transfer(Edit("background", background="mint"), there).background == "mint"
+
+
+def test_the_world_never_asks_for_what_is_there():
+    for texts, truth in stories(300):
+        for text, _, scene in zip(texts[2:], truth.edits, truth.scenes, strict=False):
+            edit = sentences.resolve(sentences.change(text), scene)
+            assert not sentences.changes_nothing(edit, scene), text
+
+
+@pytest.mark.parametrize(
+    ("text", "nothing"),
+    [
+        ("the blue ring becomes a ring.", True),
+        ("the ring turns into a blue ring.", True),
+        ("the ring turns blue.", True),
+        ("the background turns white.", True),
+        ("the ring moves to the top left.", True),
+        ("the ring goes left of the square.", True),
+        ("the ring becomes a square.", False),
+        ("the ring turns into a red ring.", False),
+        ("the ring turns red.", False),
+        ("the background turns mint.", False),
+        ("the ring moves to the bottom left.", False),
+        ("the ring goes below the square.", False),
+        ("a blue ring appears.", False),
+        ("the ring is gone.", False),
+    ],
+)
+def test_sentences_that_change_nothing(text, nothing):
+    ring = Object("ring", "blue", "small", 10, 8, 8)
+    square = Object("square", "red", "small", 10, 40, 8)
+    scene = Scene(48, 48, "white", (ring, square))
+    edit = sentences.resolve(sentences.change(text), scene)
+    assert sentences.changes_nothing(edit, scene) == nothing

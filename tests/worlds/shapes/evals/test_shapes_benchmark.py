@@ -149,7 +149,7 @@ def test_free_stories_are_judged_by_their_own_sentences():
         items = list(result.items)
         items[2] = Text("the background turns mint.")
         judged = judge(case, items)
-        assert judged.checks["order"]
+        assert judged.checks["order"] == (case.truth.scenes[0].background != "mint")
         mint = case.truth.scenes[0].background != "mint" and (
             case.truth.edits[0].background == "mint"
         )
@@ -159,6 +159,19 @@ def test_free_stories_are_judged_by_their_own_sentences():
         assert not judged.checks["order"] and not judged.images[1].right
         items[2] = Text(" ")
         assert not judge(case, items).checks["order"]
+
+
+def test_a_step_of_a_story_that_changes_nothing_is_wrong():
+    for case in cases("story", ("free",), 6):
+        (result,) = Oracle().sample([_request(case)])
+        items = list(result.items)
+        assert judge(case, items).checks["whole"]
+        background = case.truth.scenes[0].background
+        items[2], items[3] = Text(f"the background turns {background}."), items[1]
+        judged = judge(case, items)
+        assert judged.images[1].reason == "its sentence changes nothing"
+        assert judged.repeated[0] and not judged.images[1].right
+        assert judged.checks["count"] and not judged.checks["order"]
 
 
 def _request(case):

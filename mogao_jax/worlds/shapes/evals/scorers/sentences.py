@@ -10,7 +10,15 @@ import dataclasses
 import re
 
 from mogao_jax.worlds.shapes.language import NOUNS, NUMBERS, RELATION_WORDS, SIZE_WORDS
-from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, REGION_NAMES, Object, Scene
+from mogao_jax.worlds.shapes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    REGION_NAMES,
+    Object,
+    Scene,
+    region,
+    relation,
+)
 from mogao_jax.worlds.shapes.truth import Edit, Wanted
 
 
@@ -144,6 +152,22 @@ def resolve(claim: Claim, scene: Scene) -> Edit | None:
         region=claim.region,
         background=claim.background,
     )
+
+
+def changes_nothing(edit: Edit, scene: Scene) -> bool:
+    """Whether what a change asks for is so already ("the blue ring becomes a ring")."""
+    target = edit.target
+    if edit.kind == "background":
+        return edit.background == scene.background
+    if target is None or edit.kind == "remove":
+        return False
+    if edit.kind == "move":
+        if edit.anchor is not None:
+            return edit.relation == relation(target, edit.anchor)
+        return edit.region == region(target, scene)
+    color = edit.new.color if edit.kind == "recolor" and edit.new else None
+    asked = edit.asked or Wanted(color=color)
+    return asked.matches(target)
 
 
 def _only(wanted: Wanted | None, objects: tuple[Object, ...]) -> Object | None:

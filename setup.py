@@ -23,7 +23,8 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["mogao_jax", "mogao_jax.*"]),
+    packages=[*find_packages(include=["mogao_jax", "mogao_jax.*"]), "mogao_jax.recipes"],
+    package_dir={"mogao_jax.recipes": "configs"},
     package_data={
         "mogao_jax": [
             "py.typed",

@@ -1,6 +1,7 @@
 """Ablation A of the paper (table 5), on the embedded world: shared weights, M-RoPE, VAE only.
 
 Costs: as quickstart.py, on which it builds.
+Reach: not measured yet.
 Run:   mogao train --config=configs/ablation_a.py --workdir runs/ablation_a
 """
 

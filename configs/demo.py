@@ -4,6 +4,7 @@ Each stage starts from the weights of the one before, with a mixture that practi
 learned last. Stages differ in the table below and in nothing else.
 
 Costs: 364 minutes on 2 CPU cores for all stages (`minutes` of each below), about 2 GiB of memory.
+Reach: see README (the table of the demo checkpoint).
 Run:   bash launch/demo.sh           (all stages, then the export), or one stage:
        mogao train --config=configs/demo.py:stage=1 --workdir runs/demo
        mogao train --config=configs/demo.py:stage=2 --workdir runs/demo_stage2

@@ -9,6 +9,8 @@ Run:   mogao train --config=configs/emoji.py --workdir runs/emoji \
        (documents elsewhere: --config.data.sources.captions.path=..., and so on)
 Costs: 145 minutes on 2 CPU cores; other lengths: --config.train.max_minutes=... (45 teach
        the edits and half of the captions: docs/emoji.md)
+Reach: of 96 each, the nearest image is the one asked for in 84% of skin-tone edits of emoji never
+       seen and in 67% of training captions (docs/emoji.md)
 """
 
 from mogao_jax.config import default_config, source

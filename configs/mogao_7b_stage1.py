@@ -1,5 +1,7 @@
 """Mogao-7B, stage 1: images up to 256x256, captions : understanding = 4 : 1.
 
+Costs: a pod: `mogao plan --config=mogao_7b_stage1:MACHINE --topology MACHINE` says what it takes.
+Reach: not trained.
 Run:   mogao train --config=configs/mogao_7b_stage1.py:v5p-64 --workdir runs/mogao_7b_stage1
        (machines: v5e-256, v5p-64, v5p-512, v6e-64, 8xH100, 64xH100; stages 2 and 3 as well)
 Needs: mogao port from-hf --config=configs/mogao_7b.py ... --out weights/mogao_7b  (docs/porting.md)

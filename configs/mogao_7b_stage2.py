@@ -1,5 +1,7 @@
 """Mogao-7B, stage 2: as stage 1, images of 512x512.
 
+Costs: a pod: `mogao plan --config=mogao_7b_stage2:MACHINE --topology MACHINE` says what it takes.
+Reach: not trained.
 Run:   mogao train --config=configs/mogao_7b_stage2.py:v5p-64 --workdir runs/mogao_7b_stage2
 Needs: a run of stage 1 in runs/mogao_7b_stage1, and its data.
 Plan:  mogao plan --config=configs/mogao_7b_stage2.py:MACHINE --topology MACHINE --no-compile

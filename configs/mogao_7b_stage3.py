@@ -1,5 +1,7 @@
 """Mogao-7B, stage 3: understanding 20%, text to image 40%, interleaved 40%, 512x512.
 
+Costs: a pod: `mogao plan --config=mogao_7b_stage3:MACHINE --topology MACHINE` says what it takes.
+Reach: not trained.
 Run:   mogao train --config=configs/mogao_7b_stage3.py:v5p-64 --workdir runs/mogao_7b_stage3
 Needs: a run of stage 2 in runs/mogao_7b_stage2, its data, and interleaved documents (web pages,
        captioned frames of videos) in data/interleaved.

@@ -15,6 +15,7 @@ Few:   configs/smollm_emoji.py:few in the place of configs/smollm_emoji.py, data
        a CPU (docs/emoji.md)
 Size:  300,598,272 parameters in embedding, blocks and AdaLN, of which 134,543,808 are the LLM's.
 Costs: meant for a GPU (--config.model.dtype=bfloat16); few: 60 minutes on 2 CPU cores.
+Reach: few: of 86 training captions the nearest image is the one asked for in 95% (docs/emoji.md)
 """
 
 from emoji import get_config as emoji

@@ -1,7 +1,7 @@
 """The `mogao` command: finds the module of a command, and turns errors into messages.
 
 Exit status: 0 done; 1 a defect of ours (with its traceback); 2 something the user can mend (one
-message on stderr); 130 interrupted.
+message on stderr); 130 and 143 stopped by Ctrl-C or SIGTERM (training has saved a checkpoint).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ usage: mogao COMMAND [--config=FILE] [--config.a.b=VALUE ...] [...]
 'mogao COMMAND --help' tells more; 'mogao --version' which release this is."""
 _OWN = {
     "train": "train a model by a config file; resumes where the run folder left off",
+    "recipes": "the configs that ship with the package, by name",
     "sample": "write and draw: text to image, questions, edits, stories, clips",
     "eval": "exact scores on the embedded world, or on images of your own",
     "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",

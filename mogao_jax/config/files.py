@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mogao_jax.config import convert, renamed
+from mogao_jax.config import convert, recipes, renamed
 from mogao_jax.config.checks import check
 from mogao_jax.config.schema import MogaoConfig, SourceConfig
 from mogao_jax.errors import ConfigError
@@ -26,6 +26,7 @@ from mogao_jax.registry import did_you_mean
 def load_config(path: str | pathlib.Path) -> MogaoConfig:
     """The config of a file: `get_config()` of a .py file (trusted code), or a config.json.
 
+    A name without a folder and an ending is a recipe of the package: "quickstart".
     `FILE.py:TEXT` gives `get_config` the text as its argument, as ml_collections' config flags do.
     The text may name its parameter: `FILE.py:stage=3` is `FILE.py:3`.
     """
@@ -35,6 +36,8 @@ def load_config(path: str | pathlib.Path) -> MogaoConfig:
 def _load_fields(path: str | pathlib.Path) -> dict[str, Any]:
     """What the file says, before any check, as plain dicts. See `load_config`."""
     path, argument = _split_argument(path)
+    if not path.suffix and path.name == str(path) and not path.exists():
+        path = recipes.find(path.name)
     if not path.is_file():
         siblings = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) if siblings else "."
@@ -63,9 +66,9 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _split_argument(path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
-    """'FILE.py:TEXT' as the file and the text; None where there is none."""
+    """'FILE.py:TEXT', or 'RECIPE:TEXT', as the file and the text; None where there is none."""
     file, colon, argument = str(path).rpartition(":")
-    if colon and file.endswith(".py"):
+    if colon and (file.endswith(".py") or file.isidentifier()):
         return pathlib.Path(file), argument
     return pathlib.Path(path), None
 
@@ -135,8 +138,11 @@ def parse_config_args(
         return MogaoConfig(), rest
     file = file if file is not None else default
     if file is None:
-        raise ConfigError("--config=FILE is required, for example --config=configs/quickstart.py")
+        raise ConfigError(
+            "--config=FILE is required, for example --config=quickstart (see `mogao recipes`)."
+        )
     fields = _load_fields(file)
+    _add_sources(fields, [path for path, _ in overrides])
     for path, text in sorted(overrides, key=lambda flag: not flag[0].endswith(".kind")):
         _override(fields, path, text)  # a source's kind first: it says which options there are
     config = convert.from_config_dict(fields)
@@ -168,6 +174,15 @@ def _split_args(argv: list[str]) -> tuple[str | None, list[tuple[str, str]], lis
         else:
             overrides.append((flag.removeprefix("--config."), value))
     return file, overrides, rest
+
+
+def _add_sources(fields: dict[str, Any], paths: Iterable[str]) -> None:
+    """Adds the data sources that only flags know: those whose path or kind they set."""
+    for path in paths:
+        *group, name, field = path.split(".") if path.count(".") == 3 else ("", "", "")
+        if group == ["data", "sources"] and field in ("path", "kind"):
+            data = fields.setdefault("data", {})
+            data.setdefault("sources", {}).setdefault(name, {})
 
 
 def _override(fields: dict[str, Any], path: str, text: str) -> None:

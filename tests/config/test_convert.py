@@ -267,6 +267,15 @@ def test_mistakes_in_flags(tmp_path, flag, words):
         assert word in str(error.value)
 
 
+def test_flags_can_add_a_source(tmp_path):
+    recipe = f"--config={_recipe(tmp_path)}"
+    flags = ["--config.data.sources.extra.weight=0.5", "--config.data.sources.extra.path=/data/x"]
+    config, _ = config_lib.parse_config_args([recipe, *flags])
+    assert set(config.data.sources) == {"extra", "pictures"}
+    extra = config.data.sources["extra"]
+    assert (extra.kind, extra.path, extra.weight) == ("documents", "/data/x", 0.5)
+
+
 def test_no_config_file():
     with pytest.raises(ConfigError, match="--config=FILE is required"):
         config_lib.parse_config_args(["--workdir=x"])

@@ -11,7 +11,16 @@ import pathlib
 import pytest
 import safetensors
 
-from mogao_jax.config import MogaoConfig, SourceConfig, check, from_dict, load_config, to_dict
+from mogao_jax.cli.main import main
+from mogao_jax.config import (
+    MogaoConfig,
+    SourceConfig,
+    check,
+    from_dict,
+    load_config,
+    recipes,
+    to_dict,
+)
 from mogao_jax.errors import ConfigError
 from mogao_jax.registry import CHECKPOINTS
 
@@ -55,6 +64,8 @@ def test_recipe_says_how_to_run_it(path):
         pytest.skip("a base for other recipes, not run by itself")
     words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert f"--config=configs/{path.name}" in words
+    recipe = recipes.describe(path.stem)
+    assert recipe.title and recipe.costs and recipe.reach
 
 
 # sha256 of what each stage sets, from when each was a file of its own.
@@ -112,3 +123,27 @@ def test_a_variant_that_is_not_there_is_named():
 
 def test_there_are_recipes():
     assert "quickstart" in [p.stem for p in RECIPES]
+
+
+def test_a_recipe_is_found_by_its_name():
+    assert to_dict(load_config("quickstart")) == to_dict(
+        load_config(ROOT / "configs/quickstart.py")
+    )
+    assert load_config("demo:stage=3").name == "demo_stage3"
+    assert set(recipes.names()) == {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("quikstart", "did you mean 'quickstart'"), ("nothing_like_it", "there are")]
+)
+def test_an_unknown_recipe_names_what_there_is(name, says):
+    with pytest.raises(ConfigError, match=rf"no recipe '{name}'.*{says}.*mogao recipes"):
+        load_config(name)
+
+
+def test_recipes_are_listed_with_cost_and_reach(capsys):
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    for name in recipes.names():
+        assert f"\n{name}\n" in f"\n{shown}"
+    assert "costs: 8 minutes on 2 CPU cores" in shown and "reach: " in shown

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
-import jax
-
-from mogao_jax.checkpoints import exported, files
-from mogao_jax.checkpoints.files import best_weights, load_params
-from mogao_jax.checkpoints.sidecar_files import origin
 from mogao_jax.config.convert import from_dict
 from mogao_jax.console.flags import Parser, add_image_flags, sampling_options
-from mogao_jax.models.modules import make_model, param_shapes
 from mogao_jax.tokenizer import load_tokenizer
 
 _NAMES = {"ema": "moving average", "raw": "raw parameters"}
@@ -27,7 +22,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("checkpoint", help="a run's folder (its newest checkpoint), or one of them")
     parser.add_argument("--out", required=True, help="the file to write: NAME.safetensors")
-    parser.add_argument("--dtype", choices=exported.DTYPES, default="float16")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument(
         "--weights",
         choices=("best", "ema", "raw"),
@@ -36,7 +31,16 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument_group("what the model is best sampled with").add_argument
     add_image_flags(add, solver=False)
-    arguments = parser.parse_args(argv)
+    return _export(parser.parse_args(argv))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import jax  # only now: --help does without
+
+    from mogao_jax.checkpoints import exported, files
+    from mogao_jax.checkpoints.sidecar_files import origin
+    from mogao_jax.models.modules import make_model, param_shapes
+
     config = from_dict(files.read_meta(arguments.checkpoint)["config"])
     options = sampling_options(arguments, config)
     names = [f.name for f in dataclasses.fields(config.sampling)]
@@ -48,8 +52,10 @@ def main(argv: list[str]) -> int:
         lambda x: jax.ShapeDtypeStruct(x.shape, "float32"),
         param_shapes(config, make_model(config, tokenizer.vocab_size)),
     )
-    params, meta = load_params(arguments.checkpoint, weights=arguments.weights, abstract=shapes)
-    weights = best_weights(meta, arguments.weights)
+    params, meta = files.load_params(
+        arguments.checkpoint, weights=arguments.weights, abstract=shapes
+    )
+    weights = files.best_weights(meta, arguments.weights)
     path = exported.write_exported(
         arguments.out,
         params,

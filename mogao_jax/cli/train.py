@@ -7,91 +7,50 @@ Everything that can be known to fail is checked before time is spent.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import signal
+import pathlib
 import sys
-from typing import Any
 
-from mogao_jax.assembly import RunSetup, train
-from mogao_jax.compile_cache import keep_compiled_programs
 from mogao_jax.config.files import parse_config_args
-from mogao_jax.console.output import configure_logging
-from mogao_jax.data.pipeline import make_validation_batches
-from mogao_jax.sharding import multihost
-from mogao_jax.sharding.mesh import row_reader, split_cpu
-from mogao_jax.tools.report.data_sample import save_data_sample
+from mogao_jax.console.flags import Parser
+from mogao_jax.errors import RequestError
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line and runs; returns the exit status."""
-    config, rest = parse_config_args(argv)
-    parser = argparse.ArgumentParser(
-        prog="mogao train --config=FILE [--config.FIELD=VALUE ...]", description=__doc__
+    arguments, rest = _parser().parse_known_args(argv)
+    config, unknown = parse_config_args(rest, default=_own_recipe(arguments, rest))
+    if unknown:
+        raise RequestError(f"unknown: {' '.join(unknown)}; see `mogao train --help`.")
+    from mogao_jax.cli.run_training import run  # JAX, which --help does without
+
+    return run(config, arguments)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="mogao train (--config=FILE | --data PLACE) [--config.FIELD=VALUE ...]",
+        description=__doc__,
+        allow_abbrev=False,
     )
-    parser.add_argument("--workdir", required=True, help="the run's folder; made if it is absent")
-    parser.add_argument(
-        "--restart-data", action="store_true", help="on resuming, start the data again"
-    )
-    arguments = parser.parse_args(rest)
-    configure_logging()
-    split_cpu(config.mesh.cpu_devices)
-    multihost.initialize()
-    keep_compiled_programs()  # a run that resumes starts at once
-    stop = StopOnSignals()
-
-    def on_start(setup: RunSetup) -> None:
-        save_sample(setup)
-        stop.install()
-
-    train(
-        config,
-        arguments.workdir,
-        on_start=on_start,
-        should_stop=stop,
-        restart_data=arguments.restart_data,
-    )
-    return 0
+    add = parser.add_argument
+    add("--workdir", required=True, help="the run's folder; made if it is absent")
+    add("--data", metavar="PLACE", help="your own: a JSONL file, a folder of documents or of "
+        "images with captions, a tfds data set; a recipe for it is chosen")  # fmt: skip
+    add("--init", metavar="NAME", default="", help="with --data: the checkpoint to start from")
+    add("--restart-data", action="store_true", help="on resuming, start the data again")
+    return parser
 
 
-def save_sample(setup: RunSetup) -> None:
-    """Saves a packed row for the report, in the first process."""
-    config, mesh = setup.assembly.config, setup.assembly.mesh
-    if not setup.validation or not multihost.is_main():
-        return
-    batches = setup.validation
-    if config.data.encoded:  # the report shows images, which encoded batches do not hold
-        plain = dataclasses.replace(config, data=dataclasses.replace(config.data, encoded=""))
-        share = row_reader(mesh)._asdict()
-        batches = make_validation_batches(plain, setup.tokenizer, **share)
-    save_data_sample(
-        batches[0],
-        setup.tokenizer,
-        setup.workdir,
-        sources=setup.assembly.modules.sources,
-        text_reads_vae=config.layout.understanding_encoder == "vae",
-    )
+def _own_recipe(arguments: argparse.Namespace, rest: list[str]) -> str | None:
+    """The recipe for --data, if it is given."""
+    if arguments.data is None:
+        if arguments.init:
+            raise RequestError("--init needs --data; with --config it is --config.train.init_from.")
+        return None
+    if any(a == "--config" or a.startswith("--config=") for a in rest):
+        raise RequestError("--data chooses a recipe, and --config names one; leave one out.")
+    from mogao_jax.own_data import recipe_file
 
-
-class StopOnSignals:
-    """SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
-
-    A second SIGINT interrupts at once, as usual. Of several processes jax takes care itself
-    (`Checkpointer.reached_preemption`): they must agree on the step.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self) -> bool:
-        return self._asked
-
-    def install(self) -> None:
-        if multihost.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        del number, frame
-        self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr)
+    file, notes = recipe_file(arguments.data, pathlib.Path(arguments.workdir), arguments.init)
+    print("\n".join(f"  {note}" for note in ("Recipe for your data:", *notes)), file=sys.stderr)
+    return str(file)

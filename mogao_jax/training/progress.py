@@ -94,7 +94,10 @@ class Progress:
 
     def text(self, step: int, progress: float) -> str:
         """The numbers, the same on a bar and on a line."""
-        parts = [f"step {step}/{self._num_steps}"]
+        # Where the clock ends the run, the last step is estimated from the time so far.
+        last = round(step / progress) if progress > 0 else self._num_steps
+        is_guess = last < 0.99 * self._num_steps
+        parts = [f"step {step}/{f'~{last}' if is_guess else self._num_steps}"]
         for metric, label, form in _SHOWN:
             if metric in self._values:
                 parts.append(f"{label} {form(self._values[metric])}")

@@ -98,3 +98,14 @@ def test_help_does_not_import_jax():
     subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, timeout=60
     )
+
+
+@pytest.mark.parametrize("command", ["train", "export", "profile", "recipes", "eval"])
+def test_help_is_quick(command):
+    """It imports no JAX, which takes seconds."""
+    code = (
+        "import sys\nfrom mogao_jax.cli.main import main\n"
+        f"try:\n    main([{command!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'jax', 'matplotlib', 'grain'} & set(sys.modules), 'slow'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -68,3 +68,10 @@ def test_time_left_counts_from_where_this_process_began():
 )
 def test_durations(seconds, text):
     assert progress_lib.duration(seconds) == text
+
+
+def test_the_last_step_is_estimated_where_the_clock_ends_the_run():
+    progress, _, _ = _progress(terminal=False)
+    assert progress.text(31, 0.25).startswith("step 31/~124 ")
+    assert progress.text(50, 0.25).startswith("step 50/200 ")
+    assert progress.text(0, 0.0).startswith("step 0/200 ")

@@ -9,14 +9,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-import jax
-
 from mogao_jax.config.files import parse_config_args
 from mogao_jax.console.output import configure_logging, progress, require_writable_json, write_json
-from mogao_jax.sharding.mesh import split_cpu
-from mogao_jax.tools.profile.measure import measure
-from mogao_jax.tools.profile.printing import as_json, as_text
-from mogao_jax.training.workdir import machine_facts
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +25,13 @@ def main(argv: list[str]) -> int:
     if arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
     require_writable_json(arguments.json)
+    import jax  # only now: --help does without
+
+    from mogao_jax.sharding.mesh import split_cpu
+    from mogao_jax.tools.profile.measure import measure
+    from mogao_jax.tools.profile.printing import as_json, as_text
+    from mogao_jax.training.workdir import machine_facts
+
     configure_logging()
     split_cpu(config.mesh.cpu_devices)
     profile = measure(config, arguments.steps, say=progress)

@@ -48,6 +48,7 @@ RANK = {
     "training": 8,
     "sampling": 8,
     "assembly": 9,
+    "own_data": 9,
     "compile_cache": 0,
     "gallery": 9,
     "console": 10,

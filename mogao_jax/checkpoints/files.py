@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mogao_jax import registry
 from mogao_jax.checkpoints import CHECKPOINTS
 from mogao_jax.checkpoints.fingerprint import fingerprint, path_name
 from mogao_jax.errors import CheckpointError
@@ -34,6 +35,29 @@ T = TypeVar("T")
 
 class Damaged(Exception):
     """This checkpoint cannot be used; an older one may be."""
+
+
+def locate(name: str | os.PathLike) -> pathlib.Path:
+    """The file or folder that is meant by the name of a checkpoint: "demo", or a path.
+
+    Raises:
+      CheckpointError: there is nothing.
+    """
+    if str(name) in registry.CHECKPOINTS.names():
+        file = registry.CHECKPOINTS.get(str(name))
+        if not file.is_file():
+            raise CheckpointError(
+                f"the {name} checkpoint is not in this installation. Train it with `bash "
+                f"launch/{name}.sh` and give runs/{name}.safetensors, or another checkpoint."
+            )
+        return file
+    place = expanded(name).absolute()
+    if not place.exists():
+        raise CheckpointError(
+            f"there is no checkpoint {str(name)!r}: give 'demo', a file written by `mogao export`, "
+            "a run's folder, one checkpoint in it, or what `mogao port from-hf` made."
+        )
+    return place
 
 
 def find_checkpoints(path: str | os.PathLike) -> list[pathlib.Path]:

@@ -88,7 +88,7 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
       CheckpointError: an exported file that cannot be read.
       EnvironmentProblem: it cannot be written.
     """
-    place = expanded(start).absolute()
+    place = files.locate(start)
     companions: list[pathlib.Path | None] = []
     if place.is_file():
         record = dict(read_header(place).porting)

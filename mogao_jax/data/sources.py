@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -113,8 +114,9 @@ class DocumentsSource:
         total = int(self._ends[-1]) if self._parts else 0
         if not total and split == "train":
             raise DataError(
-                f"{str(root)!r} holds no documents: a .jsonl file with one document per line, "
-                ".json files, or images with captions in .txt files of the same name."
+                f"{str(root)!r} holds no documents (found: {_found(root)}): a .jsonl file with one "
+                "document per line, .json files, or images with captions in .txt files of the same "
+                "name."
             )
         self._selected = select_split(total, split, own_split)
         self._length = total if self._selected is None else len(self._selected)
@@ -132,6 +134,15 @@ class DocumentsSource:
         record = index if self._selected is None else int(self._selected[index])
         part = int(np.searchsorted(self._ends, record, side="right"))
         return self._parts[part].read(record - (int(self._ends[part - 1]) if part else 0))
+
+
+def _found(root: pathlib.Path) -> str:
+    """What a place without documents holds: "30 .png, 2 .csv"."""
+    if root.is_file():
+        return "no line"
+    files = (p for p in root.rglob("*") if p.is_file())
+    suffixes = Counter(p.suffix.lower() or "files without an ending" for p in files)
+    return ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5)) or "nothing"
 
 
 class _Part(Protocol):

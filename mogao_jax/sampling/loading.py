@@ -17,8 +17,6 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import file_digests
 from mogao_jax.models.modules import EncoderParams, Modules, load_modules, param_shapes
-from mogao_jax.paths import expanded
-from mogao_jax.registry import CHECKPOINTS
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 Weights = Literal["best", "ema", "raw"]
@@ -104,7 +102,7 @@ def open_checkpoint(
     """
     if weights not in ("best", "ema", "raw"):
         raise ConfigError(f"weights is {weights!r}; choose one of best, ema, raw.")
-    place = _find(path)
+    place = files.locate(path)
     if place.is_file():
         header = exported.read_header(place)
         if weights not in ("best", header.weights):
@@ -159,24 +157,6 @@ def _check_encoders(
                 "it, or give the file that it was trained with: --vae or --vit (in Python: vae=, "
                 "vit=)."
             )
-
-
-def _find(path: str | os.PathLike) -> pathlib.Path:
-    if str(path) == DEMO:
-        file = CHECKPOINTS.get(DEMO)
-        if not file.is_file():
-            raise CheckpointError(
-                "the demo checkpoint is not in this installation. Train it with `bash "
-                "launch/demo.sh` and give runs/demo.safetensors instead, or another checkpoint."
-            )
-        return file
-    place = expanded(path).absolute()
-    if not place.exists():
-        raise CheckpointError(
-            f"there is no checkpoint {str(path)!r}: give 'demo', a file written by `mogao export`, "
-            "a run's folder, or one checkpoint in it."
-        )
-    return place
 
 
 def _tokenizer(place: pathlib.Path, config: MogaoConfig) -> Tokenizer:

@@ -15,7 +15,6 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.models.encoder_weights import file_digests
-from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer
 from mogao_jax.training import compatibility
 
@@ -44,12 +43,10 @@ def load_initial_params(
       CheckpointError: nothing there that can be read; of another model, with the fields or
         arrays that differ; or made with another tokenizer.
     """
-    place = expanded(config.train.init_from).absolute()
-    if not place.exists():
-        raise CheckpointError(
-            f"train.init_from: there is no checkpoint {config.train.init_from!r}; give one that "
-            "`mogao port from-hf` made, a file of `mogao export`, or a run's folder."
-        )
+    try:
+        place = files.locate(config.train.init_from)
+    except CheckpointError as e:
+        raise CheckpointError(f"train.init_from: {e}") from None
     if place.is_file():
         header = exported.read_header(place)
         if exported.tokenizer_digest(tokenizer) != header.tokenizer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 import pathlib
 import stat
 import warnings
@@ -18,6 +19,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from mogao_jax.atomic import write_file
 from mogao_jax.config.geometry import VAE_GRID, VIT_MERGE, VIT_PATCH
 from mogao_jax.config.schema import ImageConfig, VitConfig
 from mogao_jax.errors import DocumentError
@@ -27,6 +29,7 @@ MAX_ENCODED_BYTES = 256 * 2**20
 # Pillow can open formats that run other programs (EPS) or that nobody trains on.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ROWS = 64  # converted at a time
+_SHOWN_SIDE = 192  # pixels, of images in a notebook
 VIT_MIN_PIXELS = 56 * 56  # Qwen2-VL's image processor, default
 
 Role = Literal["system", "user", "assistant"]
@@ -37,7 +40,7 @@ class Image:
     """An image of a document: a file (`path`), an encoded file in memory (`data`), or pixels.
 
     Exactly one of the three is set; pixels are uint8[H, W, 3]. `role` and `loss` are those of a
-    document's items (sequence/document.py).
+    document's items (sequence/document.py). A notebook shows the image.
     """
 
     path: pathlib.Path | None = None
@@ -45,6 +48,40 @@ class Image:
     pixels: np.ndarray | None = None
     role: Role | None = None
     loss: bool = True
+
+    def to_pil(self) -> PIL.Image.Image:
+        """As a Pillow image in RGB; raises DocumentError if it cannot be decoded."""
+        return PIL.Image.fromarray(load_pixels(self))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an image file, in the format that its ending names.
+
+        Raises:
+          DocumentError: the image cannot be decoded, or no format has that ending.
+          EnvironmentProblem: the file cannot be written.
+        """
+        kind = PIL.Image.registered_extensions().get(pathlib.Path(path).suffix.lower())
+        if kind not in FORMATS:
+            raise DocumentError(f"{os.fspath(path)!r}: name a file such as image.png or image.jpg.")
+        encoded = io.BytesIO()
+        self.to_pil().save(encoded, kind)
+        write_file(path, encoded.getvalue())
+
+    def __repr__(self) -> str:
+        if self.pixels is None:
+            shown = f"{len(self.data)} bytes" if self.data is not None else repr(str(self.path))
+        else:
+            shown = "{}x{} pixels".format(*self.pixels.shape[:2])
+        return f"Image({shown}{f', role={self.role!r}' if self.role else ''})"
+
+    def _repr_png_(self) -> bytes:
+        image = self.to_pil()
+        times = max(1, _SHOWN_SIDE // max(image.size))  # tiny ones enlarged
+        encoded = io.BytesIO()
+        image.resize(
+            (image.width * times, image.height * times), PIL.Image.Resampling.NEAREST
+        ).save(encoded, "PNG")
+        return encoded.getvalue()
 
 
 class VitInput(NamedTuple):

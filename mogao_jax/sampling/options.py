@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.config.schema import ImageConfig, MogaoConfig
@@ -66,6 +66,25 @@ class SamplingOptions:
     def may_draw(self) -> bool:
         """Whether an image may be generated."""
         return self.allow_images and self.max_images > 0
+
+
+class OptionFields(TypedDict, total=False):
+    """`SamplingOptions` as keyword arguments; a test holds the two together."""
+
+    num_steps: int
+    solver: Literal["euler", "heun"]
+    guidance_scale: float
+    image_guidance_scale: float
+    guidance_interval: tuple[float, float]
+    timestep_shift: float | None
+    temperature: float
+    top_p: float
+    top_k: int
+    size: tuple[int, int] | None
+    max_images: int
+    max_tokens: int
+    draw_first: bool
+    allow_images: bool
 
 
 def make_options(fields: Mapping[str, Any], config: MogaoConfig) -> SamplingOptions:

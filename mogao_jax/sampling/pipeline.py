@@ -13,11 +13,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.sampling.loading import Model
-from mogao_jax.sampling.options import make_options
+from mogao_jax.sampling.options import OptionFields, make_options
 from mogao_jax.sampling.requests import (
     Event,
     GeneratedImage,
@@ -65,7 +65,9 @@ class Pipeline:
         """Programs compiled so far."""
         return self._sampler.num_compilations
 
-    def generate(self, prompt: Document | str, *, seed: int = 0, **options: Any) -> Stream:
+    def generate(
+        self, prompt: Document | str, *, seed: int = 0, **options: Unpack[OptionFields]
+    ) -> Stream:
         """Goes on with a document, or answers a text.
 
         Args:

@@ -8,8 +8,11 @@ DocumentError that names the value and the remedy, before any heavy work.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import html
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +57,30 @@ class Result:
     items: tuple[Item, ...]  # texts and images (pixels uint8[H, W, 3]) in order
     stop: Stop  # why it ended: the model's end token, or a limit
     document: Document  # the request's document and the items, to be fed back in
+
+    @property
+    def text(self) -> str:
+        """All texts, joined."""
+        return "".join(item.text for item in self.items if isinstance(item, Text))
+
+    @property
+    def images(self) -> list[Image]:
+        return [item for item in self.items if isinstance(item, Image)]
+
+    def __repr__(self) -> str:
+        shown = [repr(i.text) if isinstance(i, Text) else repr(i) for i in self.items]
+        return f"Result({textwrap.shorten(', '.join(shown), 160)}; stop={self.stop!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: texts and images in order."""
+        parts = []
+        for item in self.items:
+            if isinstance(item, Text):
+                parts.append(f"<p>{html.escape(item.text)}</p>")
+            else:
+                encoded = base64.b64encode(item._repr_png_()).decode()
+                parts.append(f'<img src="data:image/png;base64,{encoded}">')
+        return "".join(parts)
 
 
 # ----------------------------------------------------------------------------------------- events

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -32,6 +33,9 @@ UNTRAINED = "validation_untrained"
 
 class LossNotFinite(MogaoError):
     """Training diverged: a loss or a gradient norm is NaN or infinite."""
+
+
+_TIMESTEP_BIN = re.compile(r"/t\d\.\d\d-\d\.\d\d$")
 
 
 def timestep_bin_labels(num_bins: int) -> list[str]:
@@ -126,7 +130,7 @@ class Accumulator:
             f"step {step}: not a finite number: {', '.join(bad)}.",
             _listing("In the same step", _means(values)),
             _listing("Last good step", self._last_good),
-            _suspects(bad, values),
+            suspects(bad, values),
             "Training stopped and nothing was saved since the last checkpoint, from which the "
             "same command resumes. If grad_norm in metrics.jsonl grew before this step, lower "
             "optimizer.learning_rate or optimizer.clip_norm, or lengthen optimizer.warmup_steps; "
@@ -145,10 +149,12 @@ def _listing(title: str, values: Mapping[str, float]) -> str:
     return f"{title}: {', '.join(f'{k} {v:.4g}' for k, v in shown.items())}." if shown else ""
 
 
-def _suspects(bad: list[str], values: Mapping[str, WeightedMean]) -> str:
-    sources = [k for k in bad if "/" in k and not k.split("/")[-1].startswith("t0")]
-    some = sources and len(sources) < sum("/" in k for k in values)
-    return f"Look first at the data behind {', '.join(sources)}." if some else ""
+def suspects(bad: list[str], values: Iterable[str]) -> str:
+    """Metrics of the sources that are to blame, where not all of them are."""
+    of_sources = {k for k in values if "/" in k and not _TIMESTEP_BIN.search(k)}
+    found = [k for k in bad if k in of_sources]
+    some = found and len(found) < len(of_sources)
+    return f"Look first at the data behind {', '.join(found)}." if some else ""
 
 
 class Throughput:

@@ -100,6 +100,14 @@ def test_divergence_names_the_step_and_the_source(bad):
     assert "data behind ntp_loss/qa" in message
 
 
+def test_no_source_is_blamed_where_all_are_bad():
+    names = ["ntp_loss/qa", "ntp_loss/t0_pairs", "flow_loss/t0.00-0.25", "flow_loss/t0.25-0.50"]
+    values = [*names]
+    assert metrics.suspects(names[:2], values) == ""
+    assert metrics.suspects(names, values) == ""
+    assert metrics.suspects(names[1:], values) == "Look first at the data behind ntp_loss/t0_pairs."
+
+
 def test_throughput_with_a_clock_of_ones_own():
     now = [100.0]
     throughput = metrics.Throughput(clock=lambda: now[0])

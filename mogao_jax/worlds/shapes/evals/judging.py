@@ -149,7 +149,8 @@ def _story(case: Case, items: tuple[Item, ...], stop: str, world: World) -> Judg
         steps[k] = _next_step(case, k, said[k], readings[k - 1], readings[k], world)
         repeated[k - 1] = _repeats(drawn[k - 1 : k + 1], readings[k - 1 : k + 1], world)
     count = len(drawn) == number and stop == "end"
-    idle = any(step.reason == IDLE for step in steps)
+    # A planned story's sentences are told to it, whatever its images show.
+    idle = not case.truth.planned and any(step.reason == IDLE for step in steps)
     order = count and _tells_all(case, said) and not idle
     checks = {"count": count, "order": order, "whole": order and all(s.right for s in steps)}
     reasons = []

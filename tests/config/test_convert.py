@@ -218,7 +218,7 @@ def test_flags_of_a_source(tmp_path):
     for flags, words in [
         (["options.world=grid", "kind=documents"], "pictures.options.world'; there are: task"),
         (["kind=pictures"], "choose one of 'documents', 'tfds', 'shapes'"),
-        (["options.world=gird"], "'free', 'grid', 'primer'. Did you mean 'grid'?"),
+        (["options.world=gird"], "'free', 'grid', 'primer', 'novel'. Did you mean 'grid'?"),
         (["options.task.x=1"], "single value"),
         (["options=1"], "it is a group.*task, category, world"),
     ]:

@@ -23,6 +23,9 @@ GEOMETRY: dict[str, tuple[int, int] | None] = {
     "triangle": (3, 3),
     "star": (10, 10),
     "cross": (12, 12),
+    "diamond": (4, 4),
+    "heart": (2, 2),  # two curves, which meet at the notch and at the tip
+    "arrow": (7, 7),
 }
 
 Exchange = tuple[str, str]  # what is said or asked, and what follows or is answered

@@ -21,6 +21,9 @@ NOUNS: dict[str | None, tuple[str, ...]] = {
     "cross": ("cross", "cross", "cross", "cross", "cross", "plus"),
     "star": ("star",),
     "ring": ("ring",),
+    "diamond": ("diamond",),
+    "heart": ("heart",),
+    "arrow": ("arrow",),
     None: ("object", "shape", "thing"),
 }
 SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "big", "big")}

@@ -24,10 +24,11 @@ class ShapesOptions:
     category: str = field(
         "", "t2i, qa, state and quiz: only documents of this category, for example 'position'"
     )
-    world: Literal["free", "grid", "primer"] = field(
+    world: Literal["free", "grid", "primer", "novel"] = field(
         "free",
         "free: objects anywhere; grid: each inside one VAE token, which small models learn sooner; "
-        "primer: a grid with half of the colors and shapes, which is learned in minutes",
+        "primer: a grid with half of the colors and shapes, which is learned in minutes; novel: a "
+        "grid of three other shapes",
     )
 
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Scene
+from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, Scene
 
 _LINES = 256  # per pixel
 
@@ -34,6 +34,15 @@ def _star() -> tuple[tuple[float, float], ...]:
     return tuple((x / wide, (y + 1) * 2 / (low + 1) - 1) for x, y in corners)
 
 
+def _heart() -> tuple[tuple[float, float], ...]:
+    """The curve (sin^3, cos terms) of MathWorld's "Heart Curve", filling the box."""
+    t = np.arange(96) * (2 * math.pi / 96)
+    x = np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    y = 2 * (y - y.min()) / (y.max() - y.min()) - 1
+    return tuple(zip(x.tolist(), y.tolist(), strict=True))
+
+
 _A = CROSS_ARM
 
 # Corners in the box [-1, 1] x [-1, 1], y down.
@@ -45,6 +54,9 @@ POLYGONS: dict[str, tuple[tuple[float, float], ...]] = {
         *((_A, 1), (-_A, 1), (-_A, _A), (-1, _A), (-1, -_A), (-_A, -_A)),
     ),
     "star": _star(),
+    "diamond": ((0, -1), (1, 0), (0, 1), (-1, 0)),
+    "heart": _heart(),
+    "arrow": ((0, -1), (1, 0.1), (_A, 0.1), (_A, 1), (-_A, 1), (-_A, 0.1), (-1, 0.1)),
 }
 CIRCLES: dict[str, tuple[float, ...]] = {"circle": (1.0,), "ring": (1.0, RING_HOLE)}
 
@@ -76,7 +88,7 @@ def coverage(shape: str, diameter: int) -> np.ndarray:
     Raises:
       ValueError: an unknown shape, or a diameter that is not positive and even.
     """
-    if shape not in SHAPES or diameter <= 0 or diameter % 2:
+    if shape not in (*POLYGONS, *CIRCLES) or diameter <= 0 or diameter % 2:
         raise ValueError(f"no {shape!r} of diameter {diameter}: it must be positive and even.")
     radius = diameter / 2
     y = (np.arange(diameter * _LINES) + 0.5) / _LINES / radius - 1

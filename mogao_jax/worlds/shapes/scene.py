@@ -15,6 +15,7 @@ from mogao_jax.config.geometry import VAE_GRID
 from mogao_jax.errors import ConfigError
 
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
+NOVEL_SHAPES = ("diamond", "heart", "arrow")  # for a model that knows the others to learn
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 10, 40),
@@ -64,7 +65,7 @@ class Object:
     """One object.
 
     Attributes:
-      shape, color, size: of SHAPES, COLORS, SIZES.
+      shape, color, size: of SHAPES or NOVEL_SHAPES, COLORS, SIZES.
       diameter: side of its bounding square in pixels, even (a triangle may fill less of it).
       cx, cy: centre of that square in pixels.
     """
@@ -114,7 +115,8 @@ class World:
       max_count: most objects in an image.
       slow, fast: pixels that an object of a clip moves per frame.
       pitch: centres lie in the middle of the cells of a grid of this many pixels; 1: anywhere.
-      shapes, colors: of SHAPES and COLORS, three or more of each.
+      shapes: of SHAPES and NOVEL_SHAPES, three or more.
+      colors: of COLORS, three or more.
       backgrounds: of BACKGROUNDS, two or more.
 
     Raises:
@@ -154,7 +156,7 @@ class World:
             f"pitch {self.pitch}, slow {self.slow}, fast {self.fast}",
         )
         for name, known, least in (
-            ("shapes", SHAPES, 3),
+            ("shapes", SHAPES + NOVEL_SHAPES, 3),
             ("colors", COLOR_NAMES, 3),
             ("backgrounds", BACKGROUND_NAMES, 2),
         ):
@@ -208,7 +210,8 @@ _GRID = World(small=10, large=14, margin=1, gap=2, slow=16, fast=32, pitch=16)
 
 # "free": objects lie anywhere, mostly across several VAE tokens. A small model needs long to draw
 # them. "grid": every object lies inside one token of 16 x 16 pixels, so a model has to learn what
-# to draw and not how to join its parts. "primer": a grid with few words, learned within minutes.
+# to draw and not how to join its parts. "primer": a grid with few words, learned within
+# minutes. "novel": a grid of other shapes alone, which the demo checkpoint has not seen.
 WORLDS = {
     "free": DEFAULT_WORLD,
     "grid": _GRID,
@@ -218,6 +221,7 @@ WORLDS = {
         colors=("red", "green", "blue", "yellow"),
         backgrounds=("white", "gray"),
     ),
+    "novel": dataclasses.replace(_GRID, shapes=NOVEL_SHAPES),
 }
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from mogao_jax.worlds.shapes.placement import random_scene
 from mogao_jax.worlds.shapes.render import coverage, render
-from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, SHAPES, Object, Scene
+from mogao_jax.worlds.shapes.scene import BACKGROUNDS, COLORS, NOVEL_SHAPES, SHAPES, Object, Scene
 
 
 def inside(shape, x, y):
@@ -18,6 +18,12 @@ def inside(shape, x, y):
         return (abs(x) < (y + 1) / 2) & (y < 1)
     if shape == "cross":
         return ((abs(x) < 0.36) & (abs(y) < 1)) | ((abs(y) < 0.36) & (abs(x) < 1))
+    if shape == "diamond":
+        return abs(x) + abs(y) < 1
+    if shape == "arrow":
+        return np.where(y < 0.1, abs(x) < (y + 1) / 1.1, (abs(x) < 0.36) & (y < 1))
+    if shape == "heart":
+        return _inside_heart(x, y)
     # The regular five-pointed star, then stretched to fill the box: fold to one half point.
     x = x * np.sin(2 * np.pi / 5)
     y = (y + 1) / 2 * (1 + np.cos(np.pi / 5)) - 1
@@ -29,18 +35,30 @@ def inside(shape, x, y):
     return (qx - 1) * py - qy * (px - 1) > 0
 
 
+def _inside_heart(x, y):
+    """MathWorld's curve, solved for y: its right half is one upper and one lower height per x."""
+    t = np.linspace(0, np.pi, 20001)  # from the notch over the lobe to the tip
+    height = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    down = 1 - 2 * (height - height.min()) / (height.max() - height.min())
+    upper, lower = t <= np.pi / 2, t >= np.pi / 2
+    top = np.interp(abs(x), np.sin(t[upper]) ** 3, down[upper])
+    bottom = np.interp(abs(x), (np.sin(t[lower]) ** 3)[::-1], down[lower][::-1])
+    return (top < y) & (y < bottom)
+
+
 def brute_force(shape, diameter, samples=101):
     axis = (np.arange(diameter * samples) + 0.5) / samples / diameter * 2 - 1
     hit = inside(shape, axis[None, :], axis[:, None]).astype(np.float32)
     return hit.reshape(diameter, samples, diameter, samples).mean((1, 3))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES + NOVEL_SHAPES)
 def test_coverage_is_the_area_inside_each_pixel(shape):
     for diameter in (14, 22):
         got, want = coverage(shape, diameter), brute_force(shape, diameter)
         # 101 x 101 samples are themselves off by up to half a sample where an edge is vertical.
-        assert np.abs(got - want).max() < 1.8 / 255
+        # The heart is drawn as a polygon of 96 corners.
+        assert np.abs(got - want).max() < (3.5 if shape == "heart" else 1.8) / 255
         assert abs(got.mean() - want.mean()) < 2e-3
 
 
@@ -52,7 +70,7 @@ def test_areas_in_closed_form():
 
 
 def test_mirror_images():
-    for shape in SHAPES:
+    for shape in SHAPES + NOVEL_SHAPES:
         np.testing.assert_allclose(coverage(shape, 22), coverage(shape, 22)[:, ::-1], atol=1e-6)
 
 

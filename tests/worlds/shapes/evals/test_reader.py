@@ -16,6 +16,7 @@ from mogao_jax.worlds.shapes.scene import (
     COLORS,
     DEFAULT_WORLD,
     SHAPES,
+    WORLDS,
     Object,
     Scene,
 )
@@ -46,6 +47,15 @@ def test_every_kind_of_object_on_every_background():
             scene = Scene(48, 64, background, (Object(shape, color, size, diameter, 21, 25),))
             reading = read_image(render(scene))
             assert reading.clear and reading.scene == scene
+
+
+def test_shapes_of_another_world():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        scene = random_scene(rng, WORLDS["novel"])
+        reading = read_image(render(scene), WORLDS["novel"])
+        assert reading.clear and known(reading.scene) == known(scene)
+        assert not read_image(render(scene), WORLDS["grid"]).clear
 
 
 def test_a_larger_world():

@@ -14,6 +14,7 @@ from mogao_jax.sequence.document import Image
 from mogao_jax.worlds.shapes.evals import validation
 from mogao_jax.worlds.shapes.evals.judging import judge
 from mogao_jax.worlds.shapes.render import render
+from mogao_jax.worlds.shapes.scene import WORLDS
 from mogao_jax.worlds.shapes.truth import satisfies
 
 VIOLATIONS = {
@@ -53,6 +54,14 @@ def test_right_and_wrong_ones_are_told_apart(trials, task, name):
     assert found.accepted.value >= 0.99, found
     assert found.refused.value >= 0.99, found
     assert found.accepted.total + found.refused.total == len(made)
+
+
+def test_images_of_another_world():
+    world = WORLDS["novel"]
+    made = [t for task in ("t2i", "edit") for t in validation.trials(task, 2, world=world)]
+    found = validation.validate("t2i", made, "", validation.as_rendered, world)
+    assert found.accepted.value >= 0.99 and found.refused.value >= 0.99, found
+    assert found.accepted.total > 20
 
 
 def test_through_the_autoencoder_and_everything(trials):

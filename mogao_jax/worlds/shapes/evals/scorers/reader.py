@@ -34,6 +34,7 @@ from mogao_jax.worlds.shapes.scene import (
     COLOR_NAMES,
     COLORS,
     DEFAULT_WORLD,
+    SHAPES,
     Object,
     Scene,
     World,
@@ -187,9 +188,10 @@ def _fitted(mask: np.ndarray, name: str, world: World) -> tuple[list[tuple[Objec
     cy, cx = int(rows[0] + rows[-1] + 1) // 2, int(columns[0] + columns[-1] + 1) // 2
     extent = int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1
     fits = templates.fit(mask, extent, cx, cy, world)
-    if not fits or fits[0].score < MIN_FIT or fits[0].shape in templates.OTHERS:
+    known = {*SHAPES, *world.shapes}
+    if not fits or fits[0].score < MIN_FIT or fits[0].shape not in known:
         return [], f"something {name} that is no shape of ours"
-    best, second = fits[0], next(f for f in fits[1:] if f.shape not in templates.OTHERS)
+    best, second = fits[0], next(f for f in fits[1:] if f.shape in known)
     if best.score - second.score < MIN_LEAD:
         return [], f"something {name} between {best.shape} and {second.shape}"
     size = templates.size_name(best.diameter, world)

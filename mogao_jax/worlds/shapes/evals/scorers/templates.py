@@ -48,27 +48,27 @@ class _Bank:
 
 
 def fit(mask: np.ndarray, extent: int, cx: int, cy: int, world: World) -> list[Fit]:
-    """The best fit of each shape (of SHAPES and OTHERS) to a mask, best first.
+    """The best fit of each shape (of the world, SHAPES and OTHERS) to a mask, best first.
 
     Args:
       mask: float32[H, W] in [0, 1], zero wherever the object is not.
       extent: the longer side in pixels of its bounding box, faint edges included.
       cx, cy: about the centre of that box, a corner between pixels.
-      world: whose sizes are allowed; [] if none of them comes near the extent.
+      world: whose shapes and sizes are allowed; [] if no size comes near the extent.
     """
     best: dict[str, Fit] = {}
     low, high = LEAST * world.small, MOST * world.large
     for diameter in range(2 * (extent // 2) - 4, extent + 4, 2):
         if not low <= diameter <= high:
             continue
-        for found in _fit_diameter(mask, diameter, cx, cy):
+        for found in _fit_diameter(mask, _bank(diameter, world.shapes), diameter, cx, cy):
             if found.shape not in best or found.score > best[found.shape].score:
                 best[found.shape] = found
     return sorted(best.values(), key=lambda f: -f.score)
 
 
-def _fit_diameter(mask: np.ndarray, diameter: int, cx: int, cy: int) -> list[Fit]:
-    bank, side = _bank(diameter), _side(diameter)
+def _fit_diameter(mask: np.ndarray, bank: _Bank, diameter: int, cx: int, cy: int) -> list[Fit]:
+    side = _side(diameter)
     steps = 2 * REACH + 1
     # The window around a corner (x, y) starts at (x, y) - side // 2.
     top, left = cy - side // 2 - REACH, cx - side // 2 - REACH
@@ -122,17 +122,18 @@ OTHERS = {
 
 
 @functools.lru_cache(maxsize=64)
-def _bank(diameter: int) -> _Bank:
+def _bank(diameter: int, shapes: tuple[str, ...]) -> _Bank:
     side = _side(diameter)
     start = (side - diameter) // 2
     masks, labels = [], []
-    for shape in (*SHAPES, *OTHERS):
-        if shape in OTHERS:
+    known = dict.fromkeys((*SHAPES, *shapes))
+    for shape in (*known, *(other for other in OTHERS if other not in known)):
+        if shape not in known:
             sharp = _drawn(shape, diameter, side)
         else:
             sharp = np.zeros((side, side), np.float32)
             sharp[start : start + diameter, start : start + diameter] = coverage(shape, diameter)
-        for sigma in BLURS[1:2] if shape in OTHERS else BLURS:
+        for sigma in BLURS if shape in known else BLURS[1:2]:
             soft = blurred(sharp, sigma)
             for dy in (0.0, 0.5):
                 for dx in (0.0, 0.5):

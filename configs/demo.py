@@ -100,6 +100,7 @@ def get_config(stage: str = "1"):
     names = ["demo", *(f"demo_stage{n}" for n in range(2, len(STAGES) + 1))]
     c = quickstart()
     c.name = names[number - 1]
+    c.about = ""
     c.data.sources = mixture(chosen.sources, world="grid", ntp_weights=NTP_WEIGHTS)
     # From stage 4 on, it learns to end by itself after an image that was asked for.
     c.layout.end_after_image = "sometimes" if number >= 4 else "interleaved"

@@ -27,4 +27,5 @@ def get_config():
 
     c.vae.weights = "weights/flux/ae.safetensors"
     c.vit.weights = "weights/qwen2-vl-vit"
+    c.sampling.top_p = 0.8  # with 0.7, Qwen2.5-Instruct's own (generation_config.json)
     return c

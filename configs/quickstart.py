@@ -7,12 +7,13 @@ Run:   mogao train --config=configs/quickstart.py --workdir runs/quickstart
 """
 
 from mogao_jax.config import default_config
-from mogao_jax.worlds.shapes.recipes import mixture, tiny_vae, tiny_vit
+from mogao_jax.worlds.shapes.recipes import about, mixture, tiny_vae, tiny_vit
 
 
 def get_config():
     c = default_config()
     c.name = "quickstart"
+    c.about = about("primer")
     c.tokenizer.kind = "shapes"  # a BPE of 768 tokens made for this world
 
     # Images of up to 64 x 48 pixels: at most 12 VAE tokens each.

@@ -63,6 +63,8 @@ def get_config(data: str = "all"):
     c.optimizer.warmup_steps = 50
     c.optimizer.weight_decay = 0.0
 
+    c.sampling.temperature = 0.0  # a small LLM's likeliest answer is its best
+
     c.train.max_minutes = 0.0
     c.train.num_steps = 20_000
     return _few(c) if data == "few" else c

@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
         vae=arguments.vae,
         vit=arguments.vit,
     )
+    if opened.config.about:
+        print(f"{arguments.checkpoint} knows {opened.config.about}.", file=sys.stderr)
     prompts, more, notes = prompts_lib.prepare_all(
         found, arguments, opened.config, opened.tokenizer
     )
@@ -235,8 +237,9 @@ def _parser() -> argparse.ArgumentParser:
         help="the times (0 noise, 1 image) in which guidance applies (0 1)")  # fmt: skip
 
     add = parser.add_argument_group("text").add_argument
-    add("--temperature", type=float, metavar="X", help="0: the likeliest token (default)")
-    add("--top-p", type=float, metavar="X")
+    add("--temperature", type=float, metavar="X",
+        help="0: the likeliest token (the model's own; with qa and clip 0)")  # fmt: skip
+    add("--top-p", type=float, metavar="X", help="(the model's own)")
     add("--top-k", type=int, metavar="N")
     add("--max-tokens", type=int, metavar="N", help="tokens of text per document (512)")
 

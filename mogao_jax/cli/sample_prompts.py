@@ -34,8 +34,8 @@ from mogao_jax.sequence.document import Document, Image, Item, Role, Text, from_
 TASKS: dict[str, dict[str, Any]] = {
     "t2i": {"draw_first": True, "max_images": 1},
     "edit": {"draw_first": True, "max_images": 1},
-    "qa": {"allow_images": False},
-    "clip": {"draw_first": True, "max_images": 4},
+    "qa": {"allow_images": False, "temperature": 0.0},  # the likeliest answer
+    "clip": {"draw_first": True, "max_images": 4, "temperature": 0.0},
     "chat": {},
 }
 _FLAGS = {

@@ -398,11 +398,18 @@ class SamplingConfig:
     num_steps: int = field(50, "of the ODE solver, per image", minimum=1)
     guidance_scale: float = field(7.5, "gamma", minimum=0.0, maximum=1000.0)
     image_guidance_scale: float = field(1.5, "gamma_img", minimum=0.0, maximum=1000.0)
+    temperature: float = field(
+        0.7, "[choice] of text; 0: the likeliest token, with which stories repeat", minimum=0.0
+    )
+    top_p: float = field(
+        0.9, "[choice] share of the probability that text is drawn from", above=0.0, maximum=1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class MogaoConfig:
     name: str = "default"
+    about: str = field("", "what the model knows, in a sentence: said when it is sampled")
     seed: int = 0
     tokenizer: TokenizerConfig = field(TokenizerConfig())
     images: ImageConfig = field(ImageConfig())

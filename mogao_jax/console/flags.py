@@ -27,6 +27,8 @@ def sampling_options(arguments: argparse.Namespace, config: Any) -> options_lib.
         "solver": getattr(arguments, "solver", None),
         "guidance_scale": arguments.guidance,
         "image_guidance_scale": arguments.image_guidance,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     options = options_lib.make_options(fields, config)
@@ -41,6 +43,8 @@ def add_image_flags(add: Any, *, solver: bool = True) -> None:
         add("--solver", choices=("euler", "heun"))
     add("--guidance", type=float, metavar="X", help="(the model's own)")
     add("--image-guidance", type=float, metavar="X", help="(the model's own)")
+    add("--temperature", type=float, metavar="X", help="of text (the model's own)")
+    add("--top-p", type=float, metavar="X", help="of text (the model's own)")
 
 
 def check_seed(seed: Any, num: int = 1, flag: str = "--seed") -> None:

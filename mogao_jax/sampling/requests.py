@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import html
 import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -46,7 +47,7 @@ class PreparedRequest(Request):
     """
 
     elements: tuple[Element, ...] = ()  # of the document, by the chat template
-    # Remarks for people: images that were made smaller, control tokens spelled in texts.
+    # Remarks for people: images that were made smaller, words that the model has not met, ...
     notes: tuple[str, ...] = ()
 
 
@@ -149,6 +150,7 @@ def prepare(
     if not is_whole(request.seed) or request.seed < 0:
         raise RequestError(f"seed is {request.seed!r}; it must be a whole number, 0 or more.")
     document, notes = load_images(request.document, config)
+    notes += _unknown_words(document, config, tokenizer)
     elements = apply_chat_template(document, tokenizer, add_generation_prompt=True)
     counts = count_tokens(document, elements, config)
     check_length(document.id, counts, config, limits, may_draw=request.options.may_draw)
@@ -193,6 +195,36 @@ def _spelled_tokens(document: Document) -> list[str]:
         "images and speakers as items of a JSON document (with a role each) instead."
     )
     return [remark] if spelled else []
+
+
+def _unknown_words(document: Document, config: MogaoConfig, tokenizer: Tokenizer) -> list[str]:
+    """Says so where the model has not met most words of the last text.
+
+    Only of models that say what they know. Their tokenizers were learned from what they were
+    trained on, so a word that takes several tokens was not there, but for those that
+    `config.about` names.
+    """
+    texts = [item.text for item in document.items if isinstance(item, Text)]
+    if not config.about or not texts:
+        return []
+    named = set(_words(config.about))
+    words = dict.fromkeys(_words(texts[-1]))
+    unknown = [
+        word
+        for word in words
+        if not named & {word, word.removesuffix("s")}
+        and all(len(tokenizer.encode(form)) > 1 for form in (word, f" {word}"))
+    ]
+    if len(unknown) <= len(words) / 2:
+        return []
+    return [
+        f"most of these words are new to the model ({', '.join(unknown[:6])}). It knows "
+        f"{config.about}."
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.lower())
 
 
 # ----------------------------------------------------------------------------------------- length

@@ -36,10 +36,10 @@ def test_the_file_holds_what_was_asked_for(run, tmp_path, capsys, weights, seed)
 
 def test_what_the_file_is_to_be_sampled_with(run, tmp_path):
     out = tmp_path / "model.safetensors"
-    flags = ["--steps", "20", "--guidance", "3", "--image-guidance", "2"]
+    flags = ["--steps", "20", "--guidance", "3", "--image-guidance", "2", "--top-p", "0.5"]
     assert main(["export", str(run), "--out", str(out), *flags]) == 0
     config = exported.read_header(out).config
-    assert dataclasses.astuple(config.sampling) == (20, 3.0, 2.0)
+    assert dataclasses.astuple(config.sampling) == (20, 3.0, 2.0, 0.7, 0.5)
     assert dataclasses.replace(config, sampling=checkpoint.config().sampling) == checkpoint.config()
     options = options_lib.make_options({"num_steps": 7, "top_k": 5}, config)
     assert (options.num_steps, options.guidance_scale, options.top_k) == (7, 3.0, 5)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tiny_system as tiny
 
-from mogao_jax.config.schema import ImageConfig
+from mogao_jax.config.schema import ImageConfig, TokenizerConfig
 from mogao_jax.errors import DocumentError, RequestError
 from mogao_jax.sampling import guided_flow, requests
 from mogao_jax.sampling import options as options_lib
 from mogao_jax.sequence.document import Document, Image, Text
 from mogao_jax.sequence.elements import apply_chat_template
+from mogao_jax.tokenizer import load_tokenizer
 
 IMAGES = ImageConfig(max_pixels=64 * 64, max_side=80)
 CONFIG = dataclasses.replace(tiny.CONFIG, images=IMAGES)
@@ -165,3 +166,27 @@ def test_control_tokens_in_a_text_are_letters_and_it_is_said():
     turn = len("user\n") + len("\n") + len("assistant\n") + 3  # 3 control tokens, all ours
     assert und == len(said) + turn  # of a byte each
     assert requests.load_images(Document([Text("plain <|words|>")]), CONFIG)[1] == []
+
+
+def test_words_that_the_model_has_not_met_are_named():
+    tokenizer = load_tokenizer(TokenizerConfig(kind="shapes"))
+    config = dataclasses.replace(CONFIG, about="colored shapes, and hearts")
+
+    def notes(text, config=config):
+        request = requests.Request(requests.as_document(text))
+        limits = requests.token_limits(config, 2048)
+        return requests.prepare(request, config, tokenizer, limits).notes
+
+    (note,) = notes("an astronaut rides a horse at sunset")
+    assert "astronaut, rides, horse" in note and "knows colored shapes, and hearts." in note
+    for text in ("a red circle left of a heart", "two hearts", "a gorgeous red circle", "3 + 4 ="):
+        assert not notes(text)
+    assert not notes("an astronaut rides a horse", CONFIG)  # says nothing of what it knows
+
+
+def test_text_is_sampled_as_the_config_has_it():
+    sampling = dataclasses.replace(CONFIG.sampling, temperature=0.6, top_p=0.8)
+    config = dataclasses.replace(CONFIG, sampling=sampling)
+    options = options_lib.make_options({}, config)
+    assert (options.temperature, options.top_p) == (0.6, 0.8)
+    assert options_lib.make_options({"temperature": 0.0}, config).temperature == 0

@@ -18,6 +18,7 @@ from mogao_jax.console.flags import Parser, sampling_options
 from mogao_jax.console.output import configure_logging, progress
 from mogao_jax.errors import DataError
 from mogao_jax.worlds.shapes.evals.cases import TASKS
+from mogao_jax.worlds.shapes.scene import WORLDS
 
 _EXAMPLES = """examples:
   mogao eval shapes
@@ -33,7 +34,8 @@ _BAR = 0.99  # that the scorer must reach both ways
 _USELESS = {
     "guidance_table": ("validate", "tasks", "guidance", "image_guidance", "beside"),
     "validate": ("tasks", "beside", "checkpoint", "weights", "untrained", "steps", "solver",
-                 "guidance", "image_guidance", "draw_first", "seed", "batch_size"),
+                 "guidance", "image_guidance", "temperature", "top_p", "draw_first", "seed",
+                 "batch_size", "world"),
 }  # fmt: skip
 
 
@@ -146,7 +148,6 @@ def _guidance_table(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     """Every trial under every distortion; fails under the bar of 0.99 both ways."""
     from mogao_jax.worlds.shapes.evals import validation
-    from mogao_jax.worlds.shapes.scene import WORLDS
 
     passed, records = True, []
     distortions = validation.distortions()
@@ -201,7 +202,8 @@ def _model(arguments: argparse.Namespace) -> _Scored:
     if arguments.untrained:
         params, role, facts = _initial(model, arguments.seed), "untrained", "initial parameters"
     images = model.config.images
-    world = fitting_world(world_name(model.config), images.max_pixels, images.max_side)
+    name = arguments.world or world_name(model.config)
+    world = fitting_world(name, images.max_pixels, images.max_side)
     benchmark = Benchmark(
         tasks=arguments.tasks,
         per_category=arguments.per_category,
@@ -248,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         help="check the scorer itself on true and wrong images; needs no model")  # fmt: skip
     add("--per-category", type=int, default=100, metavar="N",
         help="cases of every category (100); of a validation, documents")  # fmt: skip
+    add("--world", choices=[*WORLDS], help="what is asked for (the model's own)")
     add("--data-seed", type=int, default=0, help="of the held-out documents")
     add("--out", type=pathlib.Path, metavar="DIR",
         help="writes scores.json, grid.png and grid.html")  # fmt: skip

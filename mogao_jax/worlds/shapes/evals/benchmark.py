@@ -47,13 +47,14 @@ _METRICS = {
     "story": ("count", "order", "whole", "steps", "repeated"),
     "clip": ("done", "kept", "right", "objects"),
 }
-# What a task may take: enough for any right output, and an end for wrong ones.
+# What a task may take: enough for any right output, and an end for wrong ones. Text is the
+# likeliest, but for stories, which are sampled as the model's config has it.
 _LIMITS: dict[str, dict[str, Any]] = {
-    "t2i": {"max_images": 1, "max_tokens": 64},
-    "qa": {"allow_images": False, "max_tokens": 32},
-    "edit": {"max_images": 1, "max_tokens": 64},
+    "t2i": {"max_images": 1, "max_tokens": 64, "temperature": 0.0},
+    "qa": {"allow_images": False, "max_tokens": 32, "temperature": 0.0},
+    "edit": {"max_images": 1, "max_tokens": 64, "temperature": 0.0},
     "story": {"max_images": 6, "max_tokens": 320},
-    "clip": {"max_images": 1, "max_tokens": 64},
+    "clip": {"max_images": 1, "max_tokens": 64, "temperature": 0.0},
 }
 _DRAWS_FIRST = {True: "at once (t2i, edit, clip)", False: "as the model decides"}
 INCOMPLETE = "incomplete"
@@ -112,6 +113,8 @@ class Benchmark:
             "solver": self.options.solver,
             "guidance": self.options.guidance_scale,
             "image guidance": self.options.image_guidance_scale,
+            "temperature of stories": self.options.temperature,
+            "top p of stories": self.options.top_p,
             "draws first": _DRAWS_FIRST[self.draw_first],
             "seed": self.seed,
             "data seed": self.data_seed,

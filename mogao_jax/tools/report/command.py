@@ -20,7 +20,7 @@ from mogao_jax.gallery.folder import fill_template
 from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.data_section import data_section
-from mogao_jax.tools.report.results_section import samples_section, scores_section
+from mogao_jax.tools.report.results_section import compare, samples_section, scores_section
 from mogao_jax.tools.report.run_folder import Run, load_run
 
 
@@ -68,6 +68,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 def render(run: Run) -> str:
     """The page as HTML."""
+    scores = scores_section(run)
+    own = next((model for model in scores if model["role"] == "own"), None)
     values: dict[str, Any] = {
         "name": run.config.get("name", run.workdir.name),
         "version": mogao_jax.__version__,
@@ -82,8 +84,29 @@ def render(run: Run) -> str:
         "charts": charts(run),
         "validation": summary.validation_table(run),
         "data": data_section(run),
-        "scores": scores_section(run),
+        "scores": scores,
+        "compared": compare(scores),
+        "verdicts": own and own["grid"],
         "samples": samples_section(run),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
-    return fill_template("mogao_jax.tools.report", **values)
+    shown = {"scores": "compared", "score-details": "scores", "losses": "validation"}
+    contents = [(id, title) for id, title in _CONTENTS if _has(values.get(shown.get(id, id)))]
+    return fill_template("mogao_jax.tools.report", contents=contents, **values)
+
+
+_CONTENTS = (
+    ("verdicts", "Judged images"),
+    ("scores", "Scores"),
+    ("samples", "Samples"),
+    ("charts", "Curves"),
+    ("score-details", "Scores in full"),
+    ("config", "What was run"),
+    ("data", "The data"),
+    ("losses", "Losses"),
+)
+
+
+def _has(part: Any) -> bool:
+    """Whether the page has something to show of a part."""
+    return bool(part["rows"] if isinstance(part, dict) and "rows" in part else part)

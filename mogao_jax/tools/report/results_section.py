@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from mogao_jax import images
@@ -31,6 +32,8 @@ _HEADINGS = {
     "untrained": "The same model untrained",
     "demo": "The demo checkpoint of the package (not trained in this run)",
 }
+_COLUMNS = {"own": "trained", "untrained": "untrained", "demo": "demo"}  # of the table of all
+_OVERALL = "overall"
 _MAX_GRID_BYTES = 16 * 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
 # What reading a file of another make may raise.
@@ -106,6 +109,7 @@ def _scores(path: pathlib.Path) -> dict[str, Any] | None:
         ]
         settings = {str(k): str(v) for k, v in record["settings"].items()}
         name, grid = str(record["name"]), str(record["grid"])
+        figures = [_figure(row) for row in record["rows"]]
     except _BROKEN:
         return None
     return {
@@ -113,10 +117,57 @@ def _scores(path: pathlib.Path) -> dict[str, Any] | None:
         "heading": _HEADINGS.get(role, role),
         "name": name,
         "tables": tables,
+        "figures": {figure["key"]: figure for figure in figures},
         "settings": settings,
         "grid": _grid(path.parent, grid),
         "page": _beside(path.parent, grid.removesuffix(".png") + ".html"),
     }
+
+
+def _figure(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a scores file: what of, (percent, interval), chance."""
+
+    def percent(value: Any, form: str = "{:.0f}") -> str:
+        return "" if value is None else form.format(100 * float(value))
+
+    task, group, metric = (str(row[name]) for name in ("task", "group", "metric"))
+    return {
+        "key": (task, group, metric),
+        "title": str(row.get("title", task)),
+        "label": str(row.get("label", metric)),
+        "cell": (percent(row["value"]), f"{percent(row['low'])}, {percent(row['high'])}"),
+        "chance": (percent(row["chance"], "{:.1f}"), ""),
+    }
+
+
+def compare(scored: list[dict[str, Any]]) -> dict[str, Any]:
+    """One table of the scored models: {'columns', 'rows': [{'name', 'is_heading', 'cells'}]}.
+
+    A cell is (percent, interval). A task that is judged in one way has a line for each of its
+    categories, others a line for each way. The first model says in which world; models that were
+    scored in another one cannot be compared, and are left out.
+    """
+    models = [m for m in scored if m["role"] in _COLUMNS]
+    models = [m for m in models if m["settings"].get("world") == models[0]["settings"].get("world")]
+    if not models:
+        return {"columns": [], "rows": []}
+    figures = models[0]["figures"]
+    metrics = {(task, metric) for task, _, metric in figures}
+    rows: list[dict[str, Any]] = []
+    titles = set()
+    for (task, group, metric), figure in figures.items():
+        several = len([m for t, m in metrics if t == task]) > 1
+        if several and group != _OVERALL:
+            continue
+        if task not in titles:
+            titles.add(task)
+            rows.append({"name": figure["title"], "is_heading": True, "cells": []})
+        found = [m["figures"].get((task, group, metric)) for m in models]
+        cells = [f["cell"] if f else ("", "") for f in found]
+        name = figure["label"] if several else group.replace("_", " ")
+        rows.append({"name": name, "is_heading": False, "cells": [*cells, figure["chance"]]})
+    columns = [_COLUMNS[m["role"]] for m in models]
+    return {"columns": [*columns, "chance"], "rows": rows}
 
 
 def _grid(folder: pathlib.Path, name: str) -> str | None:

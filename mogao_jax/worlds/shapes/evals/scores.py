@@ -111,6 +111,7 @@ def to_json(scores: Scores) -> dict[str, Any]:
         rows.append(
             {
                 **{"task": row.task, "group": row.group, "metric": row.metric},
+                **{"title": TITLES[row.task], "label": METRICS[row.metric]},
                 **{"value": None if math.isnan(value) else value, "low": low, "high": high},
                 **{"right": row.proportion.right, "total": row.proportion.total},
                 "chance": row.chance,

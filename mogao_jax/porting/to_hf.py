@@ -25,7 +25,6 @@ from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
 from mogao_jax.porting.export_job import ExportJob
 from mogao_jax.porting.formats import autoencoders, mogao, qwen2, qwen2_vl_vision
-from mogao_jax.porting.model_card import model_card
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.safetensors_reader import SafetensorsFolder
 from mogao_jax.porting.safetensors_writer import SHARD_BYTES
@@ -160,7 +159,7 @@ class _Exporter:
         counts: Counter[str] = Counter()
         for name, shape in model.shapes.items():
             counts[part_of(name.split("."))] += math.prod(shape)
-        card = model_card(
+        card = mogao.model_card(
             self.config,
             parameters=counts,
             dtype=_common(dtypes),

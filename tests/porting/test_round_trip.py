@@ -19,7 +19,6 @@ from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import load_vae, load_vit
 from mogao_jax.porting import from_hf, inspecting
 from mogao_jax.porting.formats import mogao, qwen2
-from mogao_jax.porting.model_card import model_card
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.streaming import stream_checkpoint
 from mogao_jax.porting.tensor_sources import InMemory
@@ -260,9 +259,9 @@ def test_a_whole_model_of_other_features_is_refused():
 
 def test_a_card_names_what_is_there():
     about = {"parameters": {}, "dtype": "float32", "step": 1, "weights": "raw", "porting": {}}
-    assert "vit/" in model_card(files.CONFIG, **about)
+    assert "vit/" in mogao.model_card(files.CONFIG, **about)
     layout = dataclasses.replace(files.CONFIG.layout, understanding_encoder="vae")
-    card = model_card(dataclasses.replace(files.CONFIG, layout=layout), **about)
+    card = mogao.model_card(dataclasses.replace(files.CONFIG, layout=layout), **about)
     assert "vit" not in card and "FOLDER/vae" in card
 
 

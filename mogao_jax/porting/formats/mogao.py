@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import mogao_jax
@@ -42,6 +43,40 @@ _MEANING = (
 _LAYOUT = ("text_positions", "understanding_encoder")
 # Fields of the encoders that say how weights are used or where they lie, not what they are.
 _FREE = ("weights", "sample_posterior")
+
+_PARTS = {"llm": "language model", "vit": "vision tower", "vae": "autoencoder"}
+_CARD = """---
+library_name: mogao_jax
+pipeline_tag: any-to-any
+tags: [mogao, interleaved, text-to-image, image-to-text]
+---
+
+# {config.name}
+
+A Mogao model (arXiv 2505.05472): one deep-fusion transformer that reads and writes interleaved \
+text and images.
+
+- state: {state}{average}
+- {model.num_layers} layers of width {model.embed_dim}, FFN {model.mlp_dim}, \
+{model.num_heads} heads of {model.head_dim}, {model.num_kv_heads} of keys and values; \
+fusion {model.fusion}, rotary embedding {model.rope}
+- tensors in {dtype}, written by mogao_jax {version}
+{origins}
+| part | parameters |
+|---|---:|
+{counts}
+
+The frozen {encoders}; the whole config is in `config.json`.
+
+To run it, make it a checkpoint of mogao_jax again:
+
+```
+mogao port from-hf --llm FOLDER {vit}--vae FOLDER/vae --out CKPT
+mogao sample --checkpoint CKPT "a red circle"
+```
+
+Its licence follows from the parts it was made of and the data it was trained on.
+"""
 
 
 def is_mogao(source: TensorSource) -> bool:
@@ -103,3 +138,44 @@ def _without_places(value: Any) -> Any:
         value.startswith("~") or any(kind(value).is_absolute() for kind in kinds)
     )
     return "" if is_place else value
+
+
+def model_card(
+    config: MogaoConfig,
+    *,
+    parameters: Mapping[str, int],
+    dtype: str,
+    step: int,
+    weights: str,
+    porting: Mapping[str, Any],
+) -> str:
+    """The README.md, with the header that Hugging Face's hub reads."""
+    model = config.model
+    has_vit = config.layout.understanding_encoder == "vit"
+    counts = [*parameters.items(), ("all", sum(parameters.values()))]
+    return _CARD.format(
+        config=config,
+        model=model,
+        state=f"{step:,} steps of training" if step else "not trained: a model at its start",
+        average=" (moving average of the weights)" if weights == "ema" else "",
+        dtype=dtype,
+        version=mogao_jax.__version__,
+        origins="".join(f"- {origin}\n" for origin in _origins(porting)),
+        counts="\n".join(f"| {part} | {count:,} |" for part, count in counts),
+        encoders="encoders are in `vae/` and `vit/`, in their own layouts"
+        if has_vit
+        else "autoencoder is in `vae/`, in its own layout",
+        vit="--vit FOLDER/vit " if has_vit else "",
+    )
+
+
+def _origins(porting: Mapping[str, Any]) -> list[str]:
+    """What it was built from; names of folders alone, no one's paths."""
+    lines = [
+        f"{name}: {pathlib.Path(porting[part]['place']).name}"
+        for part, name in _PARTS.items()
+        if porting.get(part)
+    ]
+    if porting.get("missing"):
+        lines.append(f"initialised though expected: {', '.join(porting['missing'])}")
+    return lines

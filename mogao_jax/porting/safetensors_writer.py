@@ -10,13 +10,16 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mogao_jax.key_tables import Shape
-from mogao_jax.safetensors_files import DTYPES, FLOATS
+from mogao_jax.key_tables import SAME, Pair, Shape
+from mogao_jax.porting.tensor_sources import TensorSource, read_in_parts
+from mogao_jax.safetensors_files import DTYPES, FLOATS, rounded
 
 SHARD_BYTES = 5 * 10**9  # transformers' own
 _FORMATS = {dtype.name: name for name, dtype in FLOATS.items()}
@@ -102,6 +105,90 @@ class ShardWriter:
             f.truncate(8 + len(header) + start)
         for key in keys:
             self._place[key] = file, 8 + len(header) + fields[key]["data_offsets"][0]
+
+
+class ExportJob(NamedTuple):
+    """Tensors that are read, turned and written one at a time, into one folder.
+
+    Attributes:
+      folder: below the output; "" for the output itself.
+      stem: of the files' names.
+      source: that they are read from.
+      pairs: key <- name.
+      dtype: to be written in; None: each in its own.
+      files: name -> text, or a file to be copied.
+      metadata: strings for the files' headers.
+    """
+
+    folder: str
+    stem: str
+    source: TensorSource
+    pairs: list[Pair]
+    dtype: str | None = None
+    files: Mapping[str, str | pathlib.Path] = {}
+    metadata: Mapping[str, str] = {}
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Key -> dtype to be written."""
+        return {p.key: self.dtype or self.source.dtypes[p.name] for p in self.pairs}
+
+    @property
+    def common_dtype(self) -> str:
+        """That of most tensors, for a config.json."""
+        return Counter(self.dtypes.values()).most_common(1)[0][0]
+
+    @property
+    def num_bytes(self) -> int:
+        """What will be written, without headers."""
+        dtypes, shapes = self.dtypes, self.source.shapes
+        return sum(DTYPES[dtypes[p.key]].itemsize * math.prod(shapes[p.name]) for p in self.pairs)
+
+    def write(
+        self,
+        out: pathlib.Path,
+        *,
+        advance: Callable[[int], Any],
+        shard_bytes: int = 2**62,
+        allow_non_finite: bool = False,
+    ) -> list[str]:
+        """Writes the tensors as shards, and the files beside them.
+
+        Args:
+          out: the output; `folder` is made below it.
+          advance: called with the number of bytes after each piece.
+        Returns:
+          The files, relative to `out`.
+        Raises:
+          CheckpointError: values that are too large for their dtype, or not finite.
+        """
+        folder, source, dtypes = out / self.folder, self.source, self.dtypes
+        folder.mkdir(exist_ok=True)
+        shapes = {p.key: p.transform.theirs(tuple(source.shapes[p.name])) for p in self.pairs}
+        tensors = {key: (shape, dtypes[key]) for key, shape in shapes.items()}
+        writer = ShardWriter(
+            folder, tensors, stem=self.stem, shard_bytes=shard_bytes, metadata=self.metadata
+        )
+        # As they lie in a checkpoint: all layers of a stacked array one after another.
+        leaf = getattr(source, "leaf_of", lambda name: name)
+        for key, name, transform in sorted(self.pairs, key=lambda pair: leaf(pair.name)):  # stable
+            parts = read_in_parts(source, name) if transform.by_rows else [(0, source.read(name))]
+            for start, value in parts:
+                turned = transform.backward(value)
+                part = rounded(key, turned, dtypes[key], allow_non_finite=allow_non_finite)
+                writer.write(key, part, start)
+                advance(part.nbytes)
+        for name, content in self.files.items():
+            if isinstance(content, pathlib.Path):
+                shutil.copyfile(content, folder / name)
+            else:
+                (folder / name).write_text(content, encoding="utf-8")
+        return [os.path.join(self.folder, name) for name in (*writer.finish(), *self.files)]
+
+
+def unchanged(keys: Iterable[str]) -> list[Pair]:
+    """Tensors that keep their names and shapes."""
+    return [Pair(key, key, SAME) for key in keys]
 
 
 def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:

@@ -31,14 +31,13 @@ from mogao_jax.config.checks import check_architecture
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
 from mogao_jax.errors import ConfigError
-from mogao_jax.key_tables import SAME, Pair
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.modules import count_parameters
 from mogao_jax.porting import from_hf
-from mogao_jax.porting.export_job import ExportJob
 from mogao_jax.porting.from_hf import EncoderPlan, ModelPlan
 from mogao_jax.porting.llm_files import copy_files, settle_tokenizer
 from mogao_jax.porting.params import Initialiser, leaf_shapes
+from mogao_jax.porting.safetensors_writer import ExportJob, unchanged
 from mogao_jax.porting.tensor_sources import Place, TensorSource
 
 LEFT = "vit_left.safetensors"
@@ -115,13 +114,15 @@ def stream_checkpoint(
     }
     jobs = [job for encoder in encoders for job in _copies(encoder)]
     total = sum(job.num_bytes for job in jobs) + _num_bytes(plan)
-    with atomic_directory(out, needed_bytes=total, say=say) as folder:
-        with tqdm.tqdm(
-            total=total, unit="B", unit_scale=True, disable=say is None, mininterval=1.0
-        ) as bar:
-            for job in jobs:
-                job.write(folder, advance=bar.update, allow_non_finite=allow_non_finite)
-            fingerprint = _write_params(folder, plan, config, bar.update)
+    with (
+        atomic_directory(out, needed_bytes=total, say=say) as folder,
+        tqdm.tqdm(
+            total=total, unit="B", unit_scale=True, disable=say is None, mininterval=1
+        ) as bar,
+    ):
+        for job in jobs:
+            job.write(folder, advance=bar.update, **options)
+        fingerprint = _write_params(folder, plan, config, bar.update)
         if (folder / LEFT).is_file():
             record["vit"]["left"] = left_digest(folder)
         copy_files(folder, config, llm)
@@ -177,15 +178,13 @@ def _write_params(
 
 def _copies(encoder: EncoderPlan) -> list[ExportJob]:
     """An encoder in our own layout, bit by bit as it was; and what of its file has no place."""
+    view = encoder.view()
     config = json.dumps(dataclasses.asdict(encoder.config))
-    view, source = encoder.view(), encoder.source
-    pairs = [Pair(name, name, SAME) for name in view.shapes]
     metadata = {"format": "mogao_jax", "config": config}
-    jobs = [ExportJob("", encoder.part, view, pairs, view.dtypes, metadata=metadata)]
-    if encoder.plan.left:
-        left = [Pair(key, key, SAME) for key in encoder.plan.left]
+    jobs = [ExportJob("", encoder.part, view, unchanged(view.shapes), metadata=metadata)]
+    if left := encoder.plan.left:
         stem = LEFT.removesuffix(".safetensors")
-        jobs.append(ExportJob("", stem, source, left, source.dtypes))
+        jobs.append(ExportJob("", stem, encoder.source, unchanged(left)))
     return jobs
 
 

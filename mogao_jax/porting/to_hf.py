@@ -18,16 +18,15 @@ from mogao_jax.atomic import atomic_directory
 from mogao_jax.checkpoints import sidecar_files
 from mogao_jax.checkpoints.files import Weights
 from mogao_jax.errors import CheckpointError, ConfigError
-from mogao_jax.key_tables import SAME, Pair, identity, invert, match
+from mogao_jax.key_tables import identity, invert, match
 from mogao_jax.models import encoder_weights, taef1
 from mogao_jax.models.modules import part_of
 from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
-from mogao_jax.porting.export_job import ExportJob
 from mogao_jax.porting.formats import autoencoders, mogao, qwen2, qwen2_vl_vision
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.safetensors_reader import SafetensorsFolder
-from mogao_jax.porting.safetensors_writer import SHARD_BYTES
+from mogao_jax.porting.safetensors_writer import SHARD_BYTES, ExportJob, unchanged
 from mogao_jax.porting.streaming import LEFT, left_digest
 from mogao_jax.porting.tensor_sources import InMemory, Place, TensorSource, chained
 from mogao_jax.tokenizer import load_tokenizer
@@ -81,17 +80,15 @@ def export(
         raise ConfigError(f"{str(checkpoint)!r} has no {part}.")
     written: list[str] = []
     total = sum(job.num_bytes for job in jobs)
-    with atomic_directory(out, needed_bytes=total, say=say) as folder:
-        with tqdm.tqdm(
+    options = {"shard_bytes": shard_bytes, "allow_non_finite": allow_non_finite}
+    with (
+        atomic_directory(out, needed_bytes=total, say=say) as folder,
+        tqdm.tqdm(
             total=total, unit="B", unit_scale=True, disable=say is None, mininterval=1
-        ) as bar:
-            for job in jobs:
-                written += job.write(
-                    folder,
-                    advance=bar.update,
-                    shard_bytes=shard_bytes,
-                    allow_non_finite=allow_non_finite,
-                )
+        ) as bar,
+    ):
+        for job in jobs:
+            written += job.write(folder, advance=bar.update, **options)
         model.verify()
     return [expanded(out).absolute() / name for name in written]
 
@@ -133,7 +130,7 @@ class _Exporter:
         dtype, came_in = self.dtype, list(record.get("dtypes", {}))
         if not model.step and len(came_in) == 1:  # trained values are not of that dtype any more
             dtype = dtype or came_in[0]
-        dtypes = {pair.key: dtype or model.dtypes[pair.name] for pair in pairs}
+        job = ExportJob("", "model", model, pairs, dtype)
         theirs = dict(record.get("config", {}))
         came_with = theirs.get("model_type") == "qwen2"
         special = {}
@@ -141,44 +138,35 @@ class _Exporter:
             tokenizer = load_tokenizer(config.tokenizer)
             special = {"bos_token_id": tokenizer.endoftext, "eos_token_id": tokenizer.im_end}
         rows = model.shapes["token_embedding"][0]
-        made = qwen2.to_config(config.model, rows=rows, dtype=_common(dtypes), special=special)
+        made = qwen2.to_config(config.model, rows=rows, dtype=job.common_dtype, special=special)
         if came_with:
             # What it came with, which may know more (a window, dropout); ours where it matters.
             same = ("torch_dtype", "vocab_size", "tie_word_embeddings", "architectures")
             made = theirs | {name: made[name] for name in same}
             if "dtype" in theirs:  # transformers 5's name
                 made["dtype"] = made["torch_dtype"]
-        files: _Files = {"config.json": _json(made), **_companions(model)}
-        return ExportJob("", "model", model, pairs, dtypes, files)
+        return job._replace(files={"config.json": _json(made), **_companions(model)})
 
     def _whole(self) -> ExportJob:
         model = self.model
-        dtypes = {name: self.dtype or model.dtypes[name] for name in model.shapes}
-        made = mogao.to_config(self.config, dtype=_common(dtypes))
-        made |= {"step": model.step, "weights": model.weights}
+        job = ExportJob("", "model", model, unchanged(model.shapes), self.dtype)
+        about = {"step": model.step, "weights": model.weights}
+        made = mogao.to_config(self.config, dtype=job.common_dtype) | about
         counts: Counter[str] = Counter()
         for name, shape in model.shapes.items():
             counts[part_of(name.split("."))] += math.prod(shape)
         card = mogao.model_card(
-            self.config,
-            parameters=counts,
-            dtype=_common(dtypes),
-            step=model.step,
-            weights=model.weights,
-            porting=model.porting,
+            self.config, parameters=counts, dtype=job.common_dtype, porting=model.porting, **about
         )
-        files: _Files = {"config.json": _json(made), "README.md": card, **_companions(model)}
-        pairs = [Pair(name, name, SAME) for name in model.shapes]
-        return ExportJob("", "model", model, pairs, dtypes, files)
+        files = {"config.json": _json(made), "README.md": card, **_companions(model)}
+        return job._replace(files=files)
 
     def _vit(self, folder: str) -> ExportJob:
         vit = self.config.vit
         source = self._encoder("vit")
         left = self._left(source)
-        pairs = invert(qwen2_vl_vision.table(vit), source.shapes)
-        pairs += [Pair(key, key, SAME) for key in left.shapes]
-        both = chained(source.place, source, left)
-        dtypes = {pair.key: self.dtype or both.dtypes[pair.name] for pair in pairs}
+        pairs = invert(qwen2_vl_vision.table(vit), source.shapes) + unchanged(left.shapes)
+        job = ExportJob(folder, "model", chained(source.place, source, left), pairs, self.dtype)
         width = left.shapes.get("merger.mlp.2.bias", (vit.merger_dim,))[0]
         if not width and self.say is not None:
             self.say(
@@ -186,8 +174,8 @@ class _Exporter:
                 "it): its files have none either, and transformers would begin one with random "
                 "numbers. `mogao port from-hf` reads them as they are."
             )
-        made = qwen2_vl_vision.to_config(vit, hidden_size=width, dtype=_common(dtypes))
-        return ExportJob(folder, "model", both, pairs, dtypes, {"config.json": _json(made)})
+        made = qwen2_vl_vision.to_config(vit, hidden_size=width, dtype=job.common_dtype)
+        return job._replace(files={"config.json": _json(made)})
 
     def _vae(self, layout: str | None, folder: str) -> list[ExportJob]:
         vae = self.config.vae
@@ -200,17 +188,13 @@ class _Exporter:
                 f"{', '.join(layouts)}."
             )
         pairs = invert(autoencoders.table(vae, layout), source.shapes)
-        dtypes = {pair.key: self.dtype or source.dtypes[pair.name] for pair in pairs}
+        job = ExportJob(folder, "ae", source, pairs, self.dtype)
         if layout == "original":  # a file for each half, which the keys do not name
-            both = ExportJob(folder, "", source, pairs, dtypes)
-            return [
-                _half(both, half, file.removesuffix(".safetensors"))
-                for half, file in taef1.FILES.items()
-            ]
+            return [_half(job, f"{half}.", file) for half, file in taef1.FILES.items()]
         if layout == "bfl":
-            return [ExportJob(folder, "ae", source, pairs, dtypes)]
-        files: _Files = {"config.json": _json(autoencoders.to_config(vae))}
-        return [ExportJob(folder, "diffusion_pytorch_model", source, pairs, dtypes, files)]
+            return [job]
+        files = {"config.json": _json(autoencoders.to_config(vae))}
+        return [job._replace(stem="diffusion_pytorch_model", files=files)]
 
     def _check_encoders(self, parts: list[str]) -> None:
         """Raises CheckpointError if these encoders are not those that the model was made with."""
@@ -251,18 +235,11 @@ class _Exporter:
 # ---------------------------------------------------------------------------------------- helpers
 
 
-def _half(job: ExportJob, half: str, stem: str) -> ExportJob:
+def _half(job: ExportJob, prefix: str, file: str) -> ExportJob:
     """The tensors of one half, without its name in their keys."""
-    prefix = f"{half}."
-    pairs = [p for p in job.pairs if p.key.startswith(prefix)]
-    dtypes = {p.key.removeprefix(prefix): job.dtypes[p.key] for p in pairs}
-    bare = [p._replace(key=p.key.removeprefix(prefix)) for p in pairs]
-    return job._replace(stem=stem, pairs=bare, dtypes=dtypes)
-
-
-def _common(dtypes: Mapping[str, str]) -> str:
-    """The dtype of most tensors, for a config.json."""
-    return Counter(dtypes.values()).most_common(1)[0][0]
+    mine = [pair for pair in job.pairs if pair.key.startswith(prefix)]
+    bare = [pair._replace(key=pair.key.removeprefix(prefix)) for pair in mine]
+    return job._replace(stem=file.removesuffix(".safetensors"), pairs=bare)
 
 
 def _companions(model: MogaoCheckpoint) -> _Files:

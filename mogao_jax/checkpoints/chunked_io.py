@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorstore
 
@@ -37,12 +37,7 @@ class PartWriter:
     """
 
     def __init__(self, folder: pathlib.Path, arrays: Mapping[str, tuple[Shape, Any]]):
-        """
-        Args:
-          folder: the item's folder, made here.
-          arrays: name with slashes, as in a fingerprint ("params/layers/block/...") -> shape,
-            dtype.
-        """
+        """Makes the item's folder; `arrays`: name as in a fingerprint -> (shape, dtype)."""
         self._folder = folder
         self._arrays = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in arrays.items()}
         self._open: dict[str, Any] = {}
@@ -71,17 +66,17 @@ class PartWriter:
         gaps = [name for name, rows in self._rows.items() if rows != self._arrays[name][0][0]]
         if gaps:
             raise ValueError(f"not every row was written exactly once of {', '.join(gaps)}")
-        entries = {}
-        for name, (shape, _) in self._arrays.items():
-            keys = name.split("/")
-            entries[str(tuple(keys))] = {
-                "key_metadata": [{"key": key, "key_type": 2} for key in keys],
+        entries = {
+            str(tuple(name.split("/"))): {
+                "key_metadata": [{"key": key, "key_type": 2} for key in name.split("/")],
                 "value_metadata": {
                     "value_type": "jax.Array",
                     "skip_deserialize": False,
                     "write_shape": list(shape),
                 },
             }
+            for name, (shape, _) in self._arrays.items()
+        }
         metadata = {
             "tree_metadata": entries,
             "use_ocdbt": False,
@@ -93,16 +88,15 @@ class PartWriter:
         return {name: total.hexdigest() for name, total in self._sums.items()}
 
     def _create(self, name: str, shape: Shape, dtype: np.dtype) -> Any:
-        spec = {
-            "driver": "zarr",
-            "kvstore": _file(self._folder / name.replace("/", ".")),
-            "metadata": {"compressor": _COMPRESSOR, "dimension_separator": "."},
-        }
         chunk = (min(rows_of(shape, dtype), shape[0]), *shape[1:])
         return tensorstore.open(
-            spec,
+            {
+                "driver": "zarr",
+                "kvstore": _file(self._folder / name.replace("/", ".")),
+                "metadata": {"compressor": _COMPRESSOR, "dimension_separator": "."},
+            },
             create=True,
-            dtype=tensorstore.dtype(jnp.dtype(dtype).name),
+            dtype=tensorstore.dtype(dtype.name),
             shape=shape,
             chunk_layout=tensorstore.ChunkLayout(chunk_shape=chunk),
         ).result()
@@ -112,12 +106,7 @@ class PartReader:
     """Reads rows of a checkpoint's parameters. Cheapest in the order in which they lie."""
 
     def __init__(self, folder: pathlib.Path, meta: Mapping[str, Any], part: str):
-        """
-        Args:
-          folder: the checkpoint's.
-          meta: its meta item.
-          part: "params" or "ema_params".
-        """
+        """Opens "params" or "ema_params" (`part`) of a checkpoint's folder, with its meta item."""
         self._state = folder / "state"
         self._meta, self._part = meta, part
         shapes = files.saved_shapes(folder)[part]
@@ -127,8 +116,8 @@ class PartReader:
         }
         self._stores: dict[str, Any] = {}
         self._kept: tuple[str, int, np.ndarray] | None = None  # the part read last
-        self._sums: dict[str, RunningFingerprint] = {}
-        self._seen: dict[str, set[int]] = {}
+        self._sums: defaultdict[str, RunningFingerprint] = defaultdict(RunningFingerprint)
+        self._seen: defaultdict[str, set[int]] = defaultdict(set)  # first rows
 
     def rows(self, leaf: str, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (exclusive) of an array."""
@@ -149,18 +138,12 @@ class PartReader:
 
     def verify(self) -> None:
         """Raises files.Damaged if an array that has been read whole is not what was saved."""
-        bad = []
-        for leaf, seen in self._seen.items():
-            rows, step = self.arrays[leaf].shape[0], self._step(leaf)
-            name = f"{self._part}/{leaf.replace('.', '/')}"
-            if len(seen) == -(-rows // step):
-                same = self._sums[leaf].hexdigest() == self._meta["fingerprint"].get(name)
-                bad += [] if same else [name]
-        if bad:
-            raise files.Damaged(
-                f"{len(bad)} of {len(self._seen)} arrays differ from their checksums, such as "
-                f"{bad[0]}"
-            )
+        whole = {
+            f"{self._part}/{leaf.replace('.', '/')}": self._sums[leaf].hexdigest()
+            for leaf, seen in self._seen.items()
+            if len(seen) == -(-self.arrays[leaf].shape[0] // self._step(leaf))
+        }
+        files.compare_checksums(whole, self._meta["fingerprint"])
 
     def _read(self, leaf: str, first: int) -> np.ndarray:
         if self._kept is None or self._kept[:2] != (leaf, first):
@@ -168,10 +151,9 @@ class PartReader:
             shape = self.arrays[leaf].shape
             stop = min(shape[0], first + self._step(leaf))
             part = np.asarray(self._store(leaf)[first:stop].read().result())
-            if first not in self._seen.setdefault(leaf, set()):
+            if first not in self._seen[leaf]:
                 self._seen[leaf].add(first)
-                total = self._sums.setdefault(leaf, RunningFingerprint())
-                total.add(part, first * math.prod(shape[1:]))
+                self._sums[leaf].add(part, first * math.prod(shape[1:]))
             self._kept = (leaf, first, part)
         return self._kept[2]
 

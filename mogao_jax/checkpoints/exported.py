@@ -54,7 +54,6 @@ class Header:
     """What an exported file says of itself.
 
     Attributes:
-      path: the file.
       config: of the model.
       step: optimizer steps done.
       weights: "ema" (the moving average) or "raw".
@@ -64,7 +63,6 @@ class Header:
       shapes: of each tensor, by its name in the file.
     """
 
-    path: pathlib.Path
     config: MogaoConfig
     step: int
     weights: str
@@ -166,7 +164,6 @@ def read_header(path: str | os.PathLike) -> Header:
         raise _damaged(path, f"its metadata lacks {', '.join(missing)}")
     try:
         return Header(
-            path,
             config=from_dict(json.loads(metadata["config"])),
             step=int(metadata["step"]),
             weights=metadata["weights"],

@@ -175,7 +175,11 @@ def saved_shapes(folder: pathlib.Path) -> Any:
 
 def verify(tree: Any, expected: Mapping[str, str]) -> None:
     """Raises Damaged unless all arrays have the checksums of `fingerprint.fingerprint`."""
-    found = fingerprint(tree)
+    compare_checksums(fingerprint(tree), expected)
+
+
+def compare_checksums(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Raises Damaged naming the first array whose checksum is another than expected."""
     bad = sorted(name for name, value in found.items() if expected.get(name) != value)
     if bad:
         raise Damaged(

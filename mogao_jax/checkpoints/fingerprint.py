@@ -69,7 +69,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 @jax.jit
 def _array_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = x.astype(unsigned) if x.dtype == jnp.bool_ else _bitcast(x, unsigned)
+    bits = x.astype(unsigned) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
     bits = bits.astype(jnp.uint32)
     # The position is put together from one iota per axis: a reshape would gather a sharded array.
     position = jnp.zeros(x.shape, jnp.uint32)
@@ -91,10 +91,6 @@ def _flat_sums(xp: Any, bits: Any, start: Any) -> tuple[Any, Any]:
 
 _device_sums = jax.jit(functools.partial(_flat_sums, jnp))
 _host_sums = functools.partial(_flat_sums, np)
-
-
-def _bitcast(x: jax.Array, dtype: Any) -> jax.Array:
-    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
 
 
 def _odd(position: Any, multiplier: int) -> Any:

@@ -38,14 +38,25 @@ def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
       place: a checkpoint's folder, or the folder of the run.
     """
     folder = pathlib.Path(place)
-    file = beside(folder, TOKENIZER)
-    if config.tokenizer.kind == "file" and file is not None:
-        config = dataclasses.replace(config, tokenizer=TokenizerConfig("file", str(file)))
-    for part, name in (("vae", VAE), ("vit", VIT)):
-        if (folder / name).is_file():
-            here = dataclasses.replace(getattr(config, part), weights=str(folder / name))
-            config = dataclasses.replace(config, **{part: here})
-    return config
+    files_of = {"vae": folder / VAE, "vit": folder / VIT}
+    encoders = {part: file for part, file in files_of.items() if file.is_file()}
+    tokenizer = beside(folder, TOKENIZER) if config.tokenizer.kind == "file" else None
+    return naming(config, encoders, tokenizer)
+
+
+def naming(
+    config: MogaoConfig,
+    encoders: Mapping[str, pathlib.Path],
+    tokenizer: pathlib.Path | None = None,
+) -> MogaoConfig:
+    """The config with these files in place of its own: of "vae", "vit", and the tokenizer."""
+    changed: dict[str, Any] = {
+        part: dataclasses.replace(getattr(config, part), weights=str(file))
+        for part, file in encoders.items()
+    }
+    if tokenizer is not None:
+        changed["tokenizer"] = TokenizerConfig("file", str(tokenizer))
+    return dataclasses.replace(config, **changed)
 
 
 def beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:

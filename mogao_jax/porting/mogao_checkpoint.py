@@ -7,7 +7,6 @@ is checked first.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ import numpy as np
 
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.chunked_io import PartReader
-from mogao_jax.checkpoints.sidecar_files import origin, with_carried
+from mogao_jax.checkpoints.sidecar_files import naming, origin, with_carried
 from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
@@ -145,11 +144,8 @@ class MogaoCheckpoint:
         self.folder, self.step = path, step
         self.weights = str(source.config.get("weights", "raw"))
         config = with_carried(config_of_folder(path, source.config), path)
-        for part in mogao.ENCODERS:
-            if (path / part).is_dir():
-                lies_here = dataclasses.replace(getattr(config, part), weights=str(path / part))
-                config = dataclasses.replace(config, **{part: lies_here})
-        self.model_config = config
+        folders = {part: path / part for part in mogao.ENCODERS if (path / part).is_dir()}
+        self.model_config = naming(config, folders)
         self._specs = _specs_of(source)
 
     def _open_checkpoint(self, path: pathlib.Path, weights: files.Weights) -> None:

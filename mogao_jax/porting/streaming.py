@@ -29,7 +29,7 @@ from mogao_jax.checkpoints import files, sidecar_files
 from mogao_jax.checkpoints.chunked_io import PartWriter
 from mogao_jax.config.checks import check_architecture
 from mogao_jax.config.convert import to_dict
-from mogao_jax.config.schema import MogaoConfig, TokenizerConfig
+from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import ConfigError
 from mogao_jax.models import encoder_weights
 from mogao_jax.models.modules import count_parameters
@@ -166,9 +166,8 @@ def _write_params(
 ) -> dict[str, str]:
     """Writes the state item; returns the fingerprint."""
     leaves = leaf_shapes(plan.specs).items()
-    writer = PartWriter(
-        folder / "state", {f"params/{leaf.replace('.', '/')}": x for leaf, x in leaves}
-    )
+    arrays = {f"params/{leaf.replace('.', '/')}": x for leaf, x in leaves}
+    writer = PartWriter(folder / "state", arrays)
     initialiser = Initialiser(config, plan.shapes, jax.random.key(config.seed))
     for leaf, start, value in from_hf.pieces(plan, initialiser):
         writer.write(f"params/{leaf.replace('.', '/')}", start, value)
@@ -206,13 +205,9 @@ def _plan_encoders(
 
 def _with_files(config: MogaoConfig, out: pathlib.Path, encoders: list[EncoderPlan]) -> MogaoConfig:
     """The config as stored: it names the files of the finished checkpoint."""
-    changed: dict[str, Any] = {}
-    for encoder in encoders:
-        weights = str(out / f"{encoder.part}.safetensors")
-        changed[encoder.part] = dataclasses.replace(encoder.config, weights=weights)
-    if config.tokenizer.kind == "file":
-        changed["tokenizer"] = TokenizerConfig("file", str(out / sidecar_files.TOKENIZER))
-    return dataclasses.replace(config, **changed)
+    tokenizer = out / sidecar_files.TOKENIZER if config.tokenizer.kind == "file" else None
+    parts = {encoder.part: out / f"{encoder.part}.safetensors" for encoder in encoders}
+    return sidecar_files.naming(config, parts, tokenizer)
 
 
 def _about(source: TensorSource, keys: Iterable[str], layout: str = "") -> dict[str, Any]:

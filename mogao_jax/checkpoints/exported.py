@@ -51,25 +51,15 @@ _REMEDY = "Copy it again, or export it again."
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an exported file says of itself.
+    """What an exported file says of itself."""
 
-    Attributes:
-      config: of the model.
-      step: optimizer steps done.
-      weights: "ema" (the moving average) or "raw".
-      tokenizer: `tokenizer_digest` of the tokenizer it was trained with.
-      encoders: `models.encoder_weights.file_digests` of those it was trained with.
-      porting: `sidecar_files.origin` of its checkpoint; {}: not ported, or not recorded.
-      shapes: of each tensor, by its name in the file.
-    """
-
-    config: MogaoConfig
-    step: int
-    weights: str
-    tokenizer: str
-    encoders: Mapping[str, str]
-    porting: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
+    config: MogaoConfig  # of the model
+    step: int  # optimizer steps done
+    weights: str  # "ema" (the moving average) or "raw"
+    tokenizer: str  # `tokenizer_digest` of the tokenizer it was trained with
+    encoders: Mapping[str, str]  # `models.encoder_weights.file_digests` it was trained with
+    porting: Mapping[str, Any]  # `sidecar_files.origin` of its checkpoint; {}: none recorded
+    shapes: Mapping[str, tuple[int, ...]]  # of each tensor, by its name in the file
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -36,57 +36,33 @@ from mogao_jax.porting.tensor_sources import (
 
 
 class Chunk(NamedTuple):
-    """A part of a leaf, ready to be put in its place.
+    """A part of a leaf, ready to be put in its place."""
 
-    Attributes:
-      leaf: the dotted path.
-      start: where on the leaf's first axis it begins.
-      value: [n, ...] with the leaf's other axes, in the leaf's dtype; [] for a scalar leaf.
-    """
-
-    leaf: str
-    start: int
-    value: np.ndarray
+    leaf: str  # the dotted path
+    start: int  # where on the leaf's first axis it begins
+    value: np.ndarray  # [n, ...] with the leaf's other axes, in its dtype; [] for a scalar leaf
 
 
 class ModelPlan(NamedTuple):
-    """How a whole model comes about.
+    """How a whole model comes about."""
 
-    Attributes:
-      shapes: of the parameter tree (`models.modules.param_shapes`).
-      specs: all parameters, by name.
-      source: of the file's tensors; None: everything is initialised.
-      pairs: tensor -> our names (two for a branch that is copied).
-      fresh: leaves that are initialised -> those layers of them that no tensor fills; None: all.
-      missing: names that no tensor fills although it should, as `allow_missing` says.
-      grown: names whose tensor has fewer rows, and how many it has.
-    """
-
-    shapes: Any
-    specs: dict[str, ParamSpec]
-    source: TensorSource | None
-    pairs: list[tuple[Pair, list[str]]]
-    fresh: dict[str, list[int] | None]
-    missing: list[str]
-    grown: dict[str, int]
+    shapes: Any  # of the parameter tree (`models.modules.param_shapes`)
+    specs: dict[str, ParamSpec]  # of all parameters, by name
+    source: TensorSource | None  # of the file's tensors; None: everything is initialised
+    pairs: list[tuple[Pair, list[str]]]  # tensor -> our names (two for a branch that is copied)
+    fresh: dict[str, list[int] | None]  # leaf -> those layers that no tensor fills; None: all
+    missing: list[str]  # names that no tensor fills although it should, as `allow_missing` says
+    grown: dict[str, int]  # names whose tensor has fewer rows, and how many it has
 
 
 class EncoderPlan(NamedTuple):
-    """Where a frozen encoder's tensors come from.
+    """Where a frozen encoder's tensors come from."""
 
-    Attributes:
-      part: "vae" or "vit".
-      source: of the file's tensors.
-      plan: tensor -> our names; nothing may be missing.
-      config: the part's section of the config.
-      layout: of the file.
-    """
-
-    part: str
-    source: TensorSource
-    plan: Plan
-    config: VaeConfig | VitConfig
-    layout: str
+    part: str  # "vae" or "vit"
+    source: TensorSource  # of the file's tensors
+    plan: Plan  # tensor -> our names; nothing may be missing
+    config: VaeConfig | VitConfig  # the part's section of the config
+    layout: str  # of the file
 
     def view(self) -> TensorView:
         """The tensors by our names, shaped as ours."""
@@ -172,7 +148,7 @@ def open_vae(place: Place | TensorSource, **options: Any) -> TensorSource:
         halves = {half: folder / file for half, file in taef1.FILES.items()}
         if folder.is_dir() and any(file.is_file() for file in halves.values()):
             parts = [
-                prefixed(SafetensorsFolder(file, **options), prefix=f"{half}.", config={})
+                prefixed(SafetensorsFolder(file, **options), {}, prefix=f"{half}.")
                 for half, file in halves.items()
             ]
             return chained(str(folder), *parts)
@@ -323,9 +299,9 @@ def _match_llm(
 
 def _model_shapes(config: MogaoConfig, source: TensorSource | None) -> Any:
     """Shapes of the parameter tree; a config may leave the vocabulary's size to the source."""
-    shapes = source.shapes if source is not None else {}
-    keys = [k for k in ("model.embed_tokens.weight", "token_embedding") if k in shapes]
-    rows = config.model.vocab_size or (shapes[keys[0]][0] if keys else 1)
+    shapes = {} if source is None else source.shapes
+    tables = [shapes[k] for k in ("model.embed_tokens.weight", "token_embedding") if k in shapes]
+    rows = config.model.vocab_size or (tables[0][0] if tables else 1)
     return param_shapes(config, make_model(config, rows))
 
 

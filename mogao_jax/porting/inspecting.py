@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,21 +47,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a checkpoint or a folder holds.
+    """What a checkpoint or a folder holds."""
 
-    Attributes:
-      title: what kind of thing it is, in words.
-      parts: part -> its lines.
-      fingerprint: 16 hexadecimal digits that say whether two are alike, value by value.
-      facts: what else is known of it, name -> value.
-      fingerprint_is: whether it was computed from the values, or is the one saved with them.
-    """
-
-    title: str
+    title: str  # what kind of thing it is, in words
     parts: dict[str, list[Line]]
-    fingerprint: str
-    facts: dict[str, str]
-    fingerprint_is: str = "computed"
+    fingerprint: str  # 16 hexadecimal digits that say whether two are alike, value by value
+    facts: dict[str, str]  # what else is known of it, name -> value
+    fingerprint_is: str = "computed"  # from the values, or saved with them
 
     @property
     def parameters(self) -> int:
@@ -76,11 +68,8 @@ class Inspection:
                 rows.append((part, x.name, f"{x.count:,}", shape, x.dtype, f"{x.parameters:,}"))
             rows.append((part, "all", "", "", "", f"{sum(x.parameters for x in lines):,}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = [
-            f"{part:<{p}}  {name:<{n}}  {count:>{c}}  {shape:<{s}}  {dtype:<{d}}  {total:>{t}}"
-            for (p, n, c, s, d, t) in [widths]
-            for part, name, count, shape, dtype, total in rows
-        ]
+        line = "  ".join(f"{{:{side}{n}}}" for side, n in zip("<<><<>", widths, strict=True))
+        table = [line.format(*row) for row in rows]
         facts = [f"{name:<12} {value}" for name, value in self.facts.items()]
         fingerprint = f"fingerprint {self.fingerprint} ({self.fingerprint_is})"
         last = f"{self.parameters:,} parameters, {fingerprint}"
@@ -125,15 +114,15 @@ def inspect(place: Place, *, verify: bool = False) -> Inspection:
 
 def _lines_by_part(source: TensorSource) -> dict[str, list[Line]]:
     own = isinstance(source, MogaoCheckpoint)
-    groups: dict[tuple[str, str, Shape, str], list[str]] = {}
+    groups: defaultdict[tuple[str, str, Shape, str], list[str]] = defaultdict(list)
     for name, shape in source.shapes.items():
         part = part_of(name.split(".")) if own else _their_part(name)
         key = re.sub(r"(?<=\.)[0-9]+(?=\.)", "#", name, count=1)
-        groups.setdefault((part, key, shape, source.dtypes[name]), []).append(name)
-    lines: dict[str, list[Line]] = {}
+        groups[part, key, shape, source.dtypes[name]].append(name)
+    lines: defaultdict[str, list[Line]] = defaultdict(list)
     for (part, _, shape, dtype), names in groups.items():
-        lines.setdefault(part, []).append(Line(compress(names)[0], len(names), shape, dtype))
-    return lines
+        lines[part].append(Line(compress(names)[0], len(names), shape, dtype))
+    return dict(lines)
 
 
 def _their_part(name: str) -> str:
@@ -145,8 +134,7 @@ def _their_part(name: str) -> str:
 def _origins(porting: Mapping[str, Any]) -> dict[str, str]:
     facts = {}
     for part in ("llm", "vit", "vae"):
-        record = porting.get(part)
-        if record:
+        if record := porting.get(part):
             dtypes = ", ".join(f"{n} in {d}" for d, n in record["dtypes"].items())
             facts[f"from {part}"] = f"{record['place']} ({dtypes})"
     if porting.get("allow_missing"):
@@ -175,38 +163,24 @@ def _digest(sums: Mapping[str, str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Two tensors of one name and shape with other values.
-
-    Attributes:
-      largest: of the absolute differences.
-      relative: norm of the difference over the norm of A's.
-    """
+    """Two tensors of one name and shape with other values."""
 
     name: str
-    largest: float
-    relative: float
+    largest: float  # of the absolute differences
+    relative: float  # norm of the difference over the norm of A's
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How two checkpoints differ; names are sorted as in A.
+    """How two checkpoints differ; names are sorted as in A."""
 
-    Attributes:
-      same: number of tensors with equal values.
-      only_a, only_b: names that the other one lacks.
-      shapes: name -> both shapes, where they differ.
-      dtypes: (dtype of A, dtype of B) -> number of tensors.
-      values: tensors with other values, the farthest first.
-      note: what was compared, where that needs saying.
-    """
-
-    same: int
-    only_a: list[str]
+    same: int  # number of tensors with equal values
+    only_a: list[str]  # names that B lacks
     only_b: list[str]
-    shapes: dict[str, tuple[Shape, Shape]]
-    dtypes: Mapping[tuple[str, str], int]
-    values: list[Difference]
-    note: str = ""
+    shapes: dict[str, tuple[Shape, Shape]]  # name -> both, where they differ
+    dtypes: Mapping[tuple[str, str], int]  # (dtype of A, dtype of B) -> number of tensors
+    values: list[Difference]  # the farthest first
+    note: str = ""  # what was compared, where that needs saying
 
     @property
     def equal(self) -> bool:
@@ -270,8 +244,7 @@ def _difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference | None:
     a, b = a.astype(np.float64), b.astype(np.float64)
     if np.array_equal(a, b, equal_nan=True):
         return None
-    difference = np.abs(a - b)
-    norm = float(np.linalg.norm(a))
+    difference, norm = np.abs(a - b), float(np.linalg.norm(a))
     relative = float(np.linalg.norm(difference)) / norm if norm else float("inf")
     return Difference(name, float(difference.max()), relative)
 

@@ -21,17 +21,11 @@ from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 
 class Settled(NamedTuple):
-    """Which tokenizer goes along.
+    """Which tokenizer goes along."""
 
-    Attributes:
-      config: with it.
-      facts: what meta says of it (`sidecar_files.describe_tokenizer`).
-      notes: what could not be checked, for people.
-    """
-
-    config: MogaoConfig
-    facts: dict[str, Any]
-    notes: list[str]
+    config: MogaoConfig  # with it
+    facts: dict[str, Any]  # what meta says of it (`sidecar_files.describe_tokenizer`)
+    notes: list[str]  # what could not be checked, for people
 
 
 def settle_tokenizer(
@@ -47,12 +41,12 @@ def settle_tokenizer(
       CheckpointError: the tokenizer belongs to another model.
     """
     own = None if llm is None else folder_of(llm) / sidecar_files.TOKENIZER
-    own = own if own is not None and own.is_file() else None
+    theirs = TokenizerConfig("file", str(own)) if own is not None and own.is_file() else None
     wanted = config.tokenizer
     if given is not None:
         wanted = TokenizerConfig("file", str(expanded(given)))
-    elif own is not None and wanted.kind == "file" and not _exists(wanted.path):
-        wanted = TokenizerConfig("file", str(own))
+    elif theirs and wanted.kind == "file" and not (wanted.path and expanded(wanted.path).exists()):
+        wanted = theirs
     text = load_tokenizer(wanted)
     rows = config.model.vocab_size
     if text.vocab_size > rows:
@@ -63,7 +57,7 @@ def settle_tokenizer(
         )
     facts = sidecar_files.describe_tokenizer(wanted, text)
     notes: list[str] = []
-    theirs = TokenizerConfig("file", str(own)) if own is not None else _without_file(source)
+    theirs = theirs or _without_file(source)
     if theirs is not None:
         _require_same(theirs, wanted, text, facts)
     elif source is not None:
@@ -145,18 +139,14 @@ def _without_file(source: TensorSource | None) -> TokenizerConfig | None:
 
 def _strange_ids(config: Mapping[str, Any], text: Tokenizer) -> str:
     """Ids that a config.json has for control tokens and the tokenizer has not, in words; or ""."""
-    strange = []
-    for name in ("bos_token_id", "eos_token_id"):
-        found = config.get(name)
-        for i in found if isinstance(found, list) else [found]:
-            if type(i) is int and i not in text.control_ids:  # bool is no id
-                strange.append(f"{name} {i}")
-    return ", ".join(strange)
+    ids = {name: config.get(name) for name in ("bos_token_id", "eos_token_id")}
+    return ", ".join(
+        f"{name} {i}"
+        for name, found in ids.items()
+        for i in (found if isinstance(found, list) else [found])
+        if type(i) is int and i not in text.control_ids  # bool is no id
+    )
 
 
 def _name(config: TokenizerConfig) -> str:
     return repr(config.path or config.kind)
-
-
-def _exists(path: str) -> bool:
-    return bool(path) and expanded(path).exists()

@@ -74,16 +74,16 @@ class MogaoCheckpoint:
     def read(self, key: str) -> np.ndarray:
         """A whole tensor, in its own dtype."""
         spec = self._specs[key]
-        if spec.layer is not None:
-            return self._rows(spec.leaf, spec.layer, spec.layer + 1)[0]
-        return self._rows(spec.leaf, 0, spec.shape[0])
+        if spec.layer is None:
+            return self._rows(spec.leaf, 0, spec.shape[0])
+        return self._rows(spec.leaf, spec.layer, spec.layer + 1)[0]
 
     def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows start to stop (exclusive) of its first axis."""
         spec = self._specs[key]
-        if spec.layer is not None:
-            return self.read(key)[start:stop]
-        return self._rows(spec.leaf, start, stop)
+        if spec.layer is None:
+            return self._rows(spec.leaf, start, stop)
+        return self.read(key)[start:stop]
 
     def leaf_of(self, key: str) -> str:
         """The array that holds a tensor: reading those of one array in turn is cheapest."""

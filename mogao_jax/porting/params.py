@@ -23,24 +23,16 @@ from mogao_jax.models.modules import init_params, make_model
 from mogao_jax.sharding import rules
 
 _STACK = "layers.block."
-_LAYER = re.compile(r"layers_([0-9]+)\.(.+)")
 LARGE_BYTES = 256 * 2**20  # leaves of this size are initialised alone
 
 
 class ParamSpec(NamedTuple):
-    """Where a parameter of one layer lies.
+    """Where a parameter of one layer lies."""
 
-    Attributes:
-      leaf: the dotted path of the array that holds it.
-      layer: its place on that array's first axis; None: it is the whole array.
-      shape: of the parameter itself.
-      dtype: by numpy's name.
-    """
-
-    leaf: str
-    layer: int | None
-    shape: Shape
-    dtype: str
+    leaf: str  # the dotted path of the array that holds it
+    layer: int | None  # its place on that array's first axis; None: it is the whole array
+    shape: Shape  # of the parameter itself
+    dtype: str  # by numpy's name
 
 
 def param_specs(shapes: Any) -> dict[str, ParamSpec]:
@@ -53,15 +45,13 @@ def param_specs(shapes: Any) -> dict[str, ParamSpec]:
     specs: dict[str, ParamSpec] = {}
     for leaf, x in traverse_util.flatten_dict(shapes, sep=".").items():
         shape, dtype = tuple(x.shape), str(x.dtype)
-        layer = _LAYER.fullmatch(leaf)
-        if _is_stacked(leaf):
+        if leaf.startswith(_STACK):
             rest = leaf.removeprefix(_STACK)
             for i in range(shape[0]):
                 specs[f"layers.{i}.{rest}"] = ParamSpec(leaf, i, shape[1:], dtype)
-        elif layer:
-            specs[f"layers.{int(layer[1])}.{layer[2]}"] = ParamSpec(leaf, None, shape, dtype)
         else:
-            specs[leaf] = ParamSpec(leaf, None, shape, dtype)
+            name = re.sub(r"^layers_([0-9]+)\.", r"layers.\1.", leaf)
+            specs[name] = ParamSpec(leaf, None, shape, dtype)
     return specs
 
 
@@ -79,11 +69,6 @@ def leaf_shapes(specs: Mapping[str, ParamSpec]) -> dict[str, tuple[Shape, np.dty
     return leaves
 
 
-def _is_stacked(leaf: str) -> bool:
-    """Whether a leaf holds a parameter of all layers."""
-    return leaf.startswith(_STACK)
-
-
 class Initialiser:
     """Initial values of leaves that no file fills: the connectors, AdaLN and the heads.
 
@@ -93,11 +78,7 @@ class Initialiser:
     """
 
     def __init__(self, config: MogaoConfig, shapes: Any, key: jax.Array):
-        """
-        Args:
-          shapes: of the parameter tree (`models.modules.param_shapes`).
-          key: of the model's initialiser; training uses `jax.random.key(config.seed)`.
-        """
+        """`shapes`: of the parameter tree; `key`: in training, `jax.random.key(config.seed)`."""
         self._config, self._key = config, key
         self._shapes = traverse_util.flatten_dict(shapes, sep=".")
 
@@ -113,9 +94,9 @@ class Initialiser:
                 together.append(name)
             else:
                 yield name, self._varied(name, self._large(name, x))
-        made = self._made(self._config, together) if together else {}
-        for name, value in made.items():
-            yield name, self._varied(name, value)
+        if together:
+            for name, value in self._made(self._config, together).items():
+                yield name, self._varied(name, value)
 
     def rows(self, spec: ParamSpec, start: int, stop: int, spread: float) -> np.ndarray:
         """Rows of a table that is longer than the file's: normal, of the given deviation."""
@@ -136,7 +117,7 @@ class Initialiser:
 
     def _large(self, name: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         """A stack whose first layer is one constant (AdaLN's zeros) takes no memory at all."""
-        if _is_stacked(name):
+        if name.startswith(_STACK):
             one = dataclasses.replace(self._config.model, num_layers=1)
             first = self._made(dataclasses.replace(self._config, model=one), [name])[name]
             if (first == first.flat[0]).all():

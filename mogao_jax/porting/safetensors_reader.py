@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,33 +50,23 @@ class SafetensorsFolder:
         """
         path = expanded(path)
         _refuse_pickles(path)
-        self.place = str(path)
-        self.allow_non_finite = allow_non_finite
+        self.place, self.allow_non_finite = str(path), allow_non_finite
         self.metadata: dict[str, str] = {}
         self._files: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         found = _find(path)
-        if found.name.endswith(INDEX_SUFFIX):
-            self._open_shards(found)
-        else:
-            self._open_file(found)
+        open_it = self._open_shards if found.name.endswith(INDEX_SUFFIX) else self._open_file
+        open_it(found)
         file = found.parent / "config.json"
         self.config = read_json(file) if with_config and file.is_file() else {}
 
-    def read(self, key: str) -> np.ndarray:
-        """A whole tensor in its own dtype.
+    def read(self, key: str, rows: slice | None = None) -> np.ndarray:
+        """A whole tensor in its own dtype, or rows of its first axis.
 
         Raises:
           CheckpointError: its values are not finite, or no floats; or the file has changed.
         """
-        return self._read(key)
-
-    def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop (exclusive) of a tensor's first axis; as `read`."""
-        return self._read(key, slice(start, stop))
-
-    def _read(self, key: str, rows: slice | None = None) -> np.ndarray:
         require_floats(self, [key])
         array = self._raw(key, rows)
         if not self.allow_non_finite and not is_finite(array):
@@ -88,6 +79,10 @@ class SafetensorsFolder:
                 "file anew. To take them as they are, say --allow-nan."
             )
         return array
+
+    def read_rows(self, key: str, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop (exclusive) of a tensor's first axis; as `read`."""
+        return self.read(key, slice(start, stop))
 
     def _raw(self, key: str, rows: slice | None = None) -> np.ndarray:
         with opened(self._files[key]) as f:
@@ -107,9 +102,9 @@ class SafetensorsFolder:
         return here
 
     def _open_shards(self, index: pathlib.Path) -> None:
-        shards: dict[str, set[str]] = {}
+        shards: defaultdict[str, set[str]] = defaultdict(set)
         for key, name in _weight_map(index).items():
-            shards.setdefault(name, set()).add(key)
+            shards[name].add(key)
         problems: list[str] = []
         for name, wanted in shards.items():
             try:
@@ -119,8 +114,8 @@ class SafetensorsFolder:
                 problems.append(str(e))
                 continue
             problems += [f"{k} is not in {name}" for k in compress(sorted(wanted - here))]
-            for key in compress(sorted(here - wanted)):
-                problems.append(f"{key} is in {name}, where the index does not have it")
+            more = compress(sorted(here - wanted))
+            problems += [f"{k} is in {name}, where the index does not have it" for k in more]
         if problems:
             raise CheckpointError(
                 f"the index {str(index)!r} does not fit its shards, {len(problems)} problem(s): "
@@ -130,10 +125,10 @@ class SafetensorsFolder:
 
 def require_floats(source: TensorSource, keys: Iterable[str]) -> None:
     """Raises CheckpointError naming every one of these tensors that holds no plain floats."""
-    wrong: dict[str, list[str]] = {}
+    wrong: defaultdict[str, list[str]] = defaultdict(list)
     for key in keys:
         if source.dtypes[key] not in DTYPES:
-            wrong.setdefault(source.dtypes[key], []).append(key)
+            wrong[source.dtypes[key]].append(key)
     if wrong:
         listing = "; ".join(f"{d}: {', '.join(compress(keys))}" for d, keys in wrong.items())
         raise CheckpointError(
@@ -177,10 +172,6 @@ def _find(path: pathlib.Path) -> pathlib.Path:
         )
     if not path.is_dir():
         raise CheckpointError(f"there is no file or folder {str(path)!r}.")
-    return _find_in(path)
-
-
-def _find_in(path: pathlib.Path) -> pathlib.Path:
     files = [p.name for p in sorted(path.iterdir()) if p.name.endswith((SUFFIX, INDEX_SUFFIX))]
     indices = [name for name in files if name.endswith(INDEX_SUFFIX)]
     usual = [{f"{stem}{SUFFIX}", f"{stem}{INDEX_SUFFIX}"} & set(files) for stem in _STEMS]

@@ -108,25 +108,15 @@ class ShardWriter:
 
 
 class ExportJob(NamedTuple):
-    """Tensors that are read, turned and written one at a time, into one folder.
+    """Tensors that are read, turned and written one at a time, into one folder."""
 
-    Attributes:
-      folder: below the output; "" for the output itself.
-      stem: of the files' names.
-      source: that they are read from.
-      pairs: key <- name.
-      dtype: to be written in; None: each in its own.
-      files: name -> text, or a file to be copied.
-      metadata: strings for the files' headers.
-    """
-
-    folder: str
-    stem: str
+    folder: str  # below the output; "" for the output itself
+    stem: str  # of the files' names
     source: TensorSource
-    pairs: list[Pair]
-    dtype: str | None = None
-    files: Mapping[str, str | pathlib.Path] = {}
-    metadata: Mapping[str, str] = {}
+    pairs: list[Pair]  # key <- name
+    dtype: str | None = None  # to be written in; None: each in its own
+    files: Mapping[str, str | pathlib.Path] = {}  # name -> text, or a file to be copied
+    metadata: Mapping[str, str] = {}  # strings for the files' headers
 
     @property
     def dtypes(self) -> dict[str, str]:

@@ -44,21 +44,13 @@ LEFT = "vit_left.safetensors"
 
 
 class Ported(NamedTuple):
-    """What `stream_checkpoint` wrote.
-
-    Attributes:
-      path: the checkpoint.
-      parameters: number of parameters per part, those of the frozen encoders included.
-      num_bytes: on disk.
-      seconds: that it took.
-      notes: what a person should know (missing keys that were allowed, rounding).
-    """
+    """What `stream_checkpoint` wrote."""
 
     path: pathlib.Path
-    parameters: dict[str, int]
-    num_bytes: int
+    parameters: dict[str, int]  # number per part, those of the frozen encoders included
+    num_bytes: int  # on disk
     seconds: float
-    notes: list[str]
+    notes: list[str]  # what a person should know (missing keys that were allowed, rounding)
 
 
 def stream_checkpoint(
@@ -113,7 +105,9 @@ def stream_checkpoint(
         "notes": notes,
     }
     jobs = [job for encoder in encoders for job in _copies(encoder)]
-    total = sum(job.num_bytes for job in jobs) + _num_bytes(plan)
+    leaves = leaf_shapes(plan.specs)
+    total = sum(job.num_bytes for job in jobs)
+    total += sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves.values())
     with (
         atomic_directory(out, needed_bytes=total, say=say) as folder,
         tqdm.tqdm(
@@ -153,12 +147,6 @@ def left_digest(folder: pathlib.Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------- helpers
-
-
-def _num_bytes(plan: ModelPlan) -> int:
-    """Of the parameters, before compression."""
-    leaves = leaf_shapes(plan.specs).values()
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves)
 
 
 def _write_params(

@@ -103,23 +103,15 @@ class TensorView:
 
 
 def prefixed(
-    source: TensorSource,
-    *,
-    strip: str = "",
-    prefix: str = "",
-    config: Mapping[str, Any] | None = None,
+    source: TensorSource, config: Mapping[str, Any], *, strip: str = "", prefix: str = ""
 ) -> TensorView:
-    """The tensors whose keys begin with `strip`, which `prefix` replaces.
-
-    Args:
-      config: in place of the source's own.
-    """
+    """The tensors whose keys begin with `strip`, which `prefix` replaces; with another config."""
     found = {
         prefix + key.removeprefix(strip): Origin(source, key, shape)
         for key, shape in source.shapes.items()
         if key.startswith(strip)
     }
-    return TensorView(source.place, source.config if config is None else config, found)
+    return TensorView(source.place, config, found)
 
 
 def chained(place: str, *sources: TensorSource) -> TensorView:

@@ -12,19 +12,12 @@ ANY = object()  # a field that is not in the file and need not be
 
 
 class Field(NamedTuple):
-    """One field of a config.json.
+    """One field of a config.json."""
 
-    Attributes:
-      theirs: its name there, dotted where it is nested; other names that it may have, after "|".
-      ours: the field of our config, for the message; "" where it is fixed.
-      wanted: the value that it must have.
-      default: what it means when it is absent; ANY: anything.
-    """
-
-    theirs: str
-    ours: str
-    wanted: Any
-    default: Any = ANY
+    theirs: str  # its name there, dotted where it is nested; other names it may have, after "|"
+    ours: str  # the field of our config, for the message; "" where it is fixed
+    wanted: Any  # the value that it must have
+    default: Any = ANY  # what it means when it is absent; ANY: anything
 
 
 def compare(config: Mapping[str, Any], fields: Sequence[Field], *, place: str, what: str) -> None:

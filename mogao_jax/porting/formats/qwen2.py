@@ -61,10 +61,9 @@ def is_of_llm(name: str) -> bool:
 def check_config(source: TensorSource, model: ModelConfig) -> None:
     """Raises CheckpointError with every field of its config.json that does not fit ours."""
     config = source.config
-    architectures = config.get("architectures")
     fields = [
         Field("model_type", "", "qwen2"),
-        *([Field("architectures", "", (ARCHITECTURE,))] if architectures else []),
+        *([Field("architectures", "", (ARCHITECTURE,))] if config.get("architectures") else []),
         Field("hidden_act", "", "silu", "silu"),
         Field("num_hidden_layers", "model.num_layers", model.num_layers),
         Field("hidden_size", "model.embed_dim", model.embed_dim),
@@ -103,7 +102,7 @@ def of_the_model_alone(source: TensorSource) -> TensorSource:
     config = dict(source.config)
     if config.get("architectures") == [HEADLESS]:
         config["architectures"] = [ARCHITECTURE]
-    return prefixed(source, prefix="model.", config=config)
+    return prefixed(source, config, prefix="model.")
 
 
 def check_tied_head(source: TensorSource, model: ModelConfig) -> None:
@@ -137,7 +136,6 @@ def to_config(model: ModelConfig, *, rows: int, dtype: str, special: Mapping[str
 
     Args:
       rows: of the embedding.
-      dtype: of the tensors.
       special: "bos_token_id", "eos_token_id": the tokenizer's.
     """
     usual = model.head_dim * model.num_heads == model.embed_dim

@@ -40,7 +40,7 @@ def tower(source: TensorSource) -> TensorSource:
     for prefix in PREFIXES:
         if prefix + _KEY in source.shapes:
             inner = source.config.get("vision_config", {})
-            return prefixed(source, strip=prefix, config=inner if isinstance(inner, dict) else {})
+            return prefixed(source, inner if isinstance(inner, dict) else {}, strip=prefix)
     return source  # matching says what is missing
 
 
@@ -48,8 +48,7 @@ def check_config(source: TensorSource, vit: VitConfig) -> None:
     """Raises CheckpointError with every field of its config.json that does not fit ours."""
     config = source.config
     kind = str(config.get("model_type", ""))
-    ratio = config.get("mlp_ratio", 4)
-    width = config.get("embed_dim", 1280)
+    ratio, width = config.get("mlp_ratio", 4), config.get("embed_dim", 1280)
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (ratio, width))
     fields = [
         Field("model_type", "", "qwen2_vl_vision" if "vision" in kind else "qwen2_vl"),
@@ -76,7 +75,6 @@ def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:
 
     Args:
       hidden_size: the merger's output width; 0: it has none, and the field is left out.
-      dtype: of the tensors.
     """
     ratio = vit.mlp_dim / vit.embed_dim  # transformers takes whole numbers, as released ones are
     return {

@@ -131,8 +131,7 @@ def write_exported(
 def read_header(path: str | os.PathLike) -> Header:
     """What the file says of itself, without its parameters.
 
-    Raises:
-      CheckpointError: missing, cut short, not an exported model, or of another version.
+    Raises CheckpointError: missing, cut short, not an exported model, or of another version.
     """
     path = pathlib.Path(path)
     with opened(path, _REMEDY) as f:
@@ -205,11 +204,7 @@ def read_params(path: str | os.PathLike, abstract: Any) -> Any:
 
 
 def check_digest(path: str | os.PathLike) -> None:
-    """Compares an exported file with its checksum, one tensor in memory at a time.
-
-    Raises:
-      CheckpointError: it is damaged.
-    """
+    """Raises CheckpointError if the checksum is wrong; one tensor in memory at a time."""
     path = pathlib.Path(path)
     with opened(path, _REMEDY) as f:
         metadata = f.metadata() or {}

@@ -38,10 +38,9 @@ class Damaged(Exception):
 
 
 def locate(name: str | os.PathLike) -> pathlib.Path:
-    """The file or folder that is meant by the name of a checkpoint: "demo", or a path.
+    """The file or folder that a checkpoint's name ("demo", or a path) means.
 
-    Raises:
-      CheckpointError: there is nothing.
+    Raises CheckpointError if there is nothing.
     """
     if str(name) in registry.CHECKPOINTS.names():
         file = registry.CHECKPOINTS.get(str(name))
@@ -248,8 +247,7 @@ def best_weights(
 ) -> Literal["ema", "raw"]:
     """Which parameters of a checkpoint `weights` asks for.
 
-    Raises:
-      CheckpointError: a moving average is asked for where none was kept; only with `folder`.
+    With `folder`, raises CheckpointError where a moving average is asked for and none was kept.
     """
     has_ema = any(name.startswith("ema_params/") for name in meta["fingerprint"])
     if folder is not None and weights == "ema" and not has_ema:

@@ -21,13 +21,10 @@ PIECE = 2**20  # elements that a running fingerprint takes at a time
 
 
 def fingerprint(tree: Any) -> dict[str, str]:
-    """Checksums of a tree of arrays.
+    """Checksums of a tree of arrays of 1, 2 or 4 bytes an element, sharded in any way.
 
-    Args:
-      tree: arrays of 1, 2 or 4 bytes an element, sharded in any way.
-    Returns:
-      {path: 16 hexadecimal digits}, paths as in `path_name`, so that a subtree can be checked
-      by itself and a message can say which array is damaged.
+    {path: 16 hexadecimal digits}, paths as in `path_name`, so that a subtree can be checked by
+    itself and a message can say which array is damaged.
     """
     # One small program per shape, not one large one for the tree: it compiles much sooner.
     checksums = {}

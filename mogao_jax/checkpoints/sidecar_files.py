@@ -32,11 +32,7 @@ COMPANIONS = (SETTINGS, TEMPLATE, "generation_config.json")
 
 
 def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
-    """The config of a checkpoint, naming the files that lie beside it in place of its own paths.
-
-    Args:
-      place: a checkpoint's folder, or the folder of the run.
-    """
+    """The config of a checkpoint, or of a run's folder, naming the files that lie beside it."""
     folder = pathlib.Path(place)
     files_of = {"vae": folder / VAE, "vit": folder / VIT}
     encoders = {part: file for part, file in files_of.items() if file.is_file()}
@@ -68,8 +64,7 @@ def beside(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 def origin(meta: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """What `mogao port from-hf` recorded of the files that a model began with; {}: it did not.
 
-    Args:
-      meta, folder: of a checkpoint, ported or of a run that started from one (`keep_origin`).
+    Of a checkpoint, ported or of a run that started from one (`keep_origin`).
     """
     if "porting" in meta:
         return meta["porting"]
@@ -90,14 +85,9 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
     """Notes in a run's folder what the checkpoint that it starts from was built around.
 
     So that the way back out (`mogao port to-hf`) knows after training what it knew before: the
-    LLM's own config.json, where its files came from, and its small files.
-
-    Args:
-      run: the folder of the new run.
-      start: `train.init_from`; of an exported file, what it says itself.
-    Raises:
-      CheckpointError: an exported file that cannot be read.
-      EnvironmentProblem: it cannot be written.
+    LLM's own config.json, where its files came from, and its small files; of an exported file, what
+    it says itself. `start` is `train.init_from`. Raises CheckpointError for an exported file that
+    cannot be read, EnvironmentProblem where the folder cannot be written.
     """
     place = files.locate(start)
     companions: list[pathlib.Path | None] = []
@@ -129,8 +119,7 @@ def check_tokenizer(
 ) -> None:
     """Raises CheckpointError if a checkpoint was made with another tokenizer than this one.
 
-    The file's own checksum comes first: comparing vocabularies takes seconds where they are
-    large.
+    The file's own checksum comes first: comparing vocabularies takes seconds where they are large.
     """
     saved = meta.get("tokenizer")
     if not saved or (saved["file"] and saved["file"] == file_digest(config)):
@@ -147,8 +136,7 @@ def check_tokenizer(
 def changed_encoders(saved: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
     """Names the encoders whose file digests differ from the checkpoint's, in words; or "".
 
-    Args:
-      saved, now: `models.encoder_weights.file_digests`; None of a checkpoint that does not say.
+    Both are `models.encoder_weights.file_digests`; None of a checkpoint that does not say.
     """
     names = {"vae": "VAE", "vit": "vision tower"}
     return " and ".join(
@@ -161,9 +149,7 @@ def changed_encoders(saved: Mapping[str, str] | None, now: Mapping[str, str]) ->
 def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
     """Copies the tokenizer's file into a folder, unless it is there; its chat template with it.
 
-    Raises:
-      CheckpointError: another tokenizer is there.
-      EnvironmentProblem: it cannot be written.
+    Raises CheckpointError if another is there, EnvironmentProblem if it cannot be written.
     """
     if config.kind != "file":
         return

@@ -75,16 +75,12 @@ class EncoderPlan(NamedTuple):
 def load_llm(
     place: Place | TensorSource, config: MogaoConfig, *, allow_missing: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The und branch of a Qwen2 checkpoint.
+    """The und branch of a Qwen2 checkpoint, of files or of tensors in memory with Qwen2's keys.
 
-    Args:
-      place: a folder or file of safetensors, or tensors in memory with Qwen2's keys.
-      config: its `model` section must describe the language model.
-    Returns:
-      The part of the model's parameter tree that comes from it, in `model.param_dtype`, laid out
-      as `model.scan_layers` says: token_embedding, layers.../und, final_norm, lm_head (untied).
-    Raises:
-      CheckpointError: listing every key or field that does not fit.
+    The part of the model's parameter tree that comes from it, in `model.param_dtype`, laid out as
+    `model.scan_layers` says: token_embedding, layers.../und, final_norm, lm_head (untied). The
+    config's `model` section must describe the language model; a CheckpointError lists every key or
+    field that does not fit.
     """
     source = open_llm(place)
     shapes = _model_shapes(config, source)
@@ -121,12 +117,8 @@ def build_mogao(
 ) -> dict[str, Any]:
     """A whole model at its start, in memory: the und branch from an LLM, the rest initialised.
 
-    Args:
-      llm: see `load_llm`; None: everything is initialised as in training.
-      config: `config.porting` says how the gen branch, AdaLN and the head begin.
-      key: of what is initialised.
-    Returns:
-      The parameter tree (unboxed), in `model.param_dtype`.
+    The parameter tree (unboxed), in `model.param_dtype`. `config.porting` says how the gen branch,
+    AdaLN and the head begin; without an LLM everything is initialised as in training, from `key`.
     """
     source = None if llm is None else open_llm(llm)
     model = plan_model(source, config, allow_missing=allow_missing)
@@ -158,10 +150,9 @@ def open_vae(place: Place | TensorSource, **options: Any) -> TensorSource:
 def plan_model(
     source: TensorSource | None, config: MogaoConfig, *, allow_missing: Sequence[str] = ()
 ) -> ModelPlan:
-    """What fills every parameter of the model that a config describes.
+    """What fills every parameter of a config's model.
 
-    Args:
-      source: a Qwen2 LLM, or a whole model in our own format (`formats/mogao.py`); None: none.
+    The source is a Qwen2 LLM, or a whole model in our own format (`formats/mogao.py`); None: none.
     """
     shapes = _model_shapes(config, source)
     specs = param_specs(shapes)

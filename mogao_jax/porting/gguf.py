@@ -139,11 +139,7 @@ class GgufFile:
         return entries
 
     def tensor(self, name: str) -> np.ndarray:
-        """A tensor as float32 in its own shape; fresh memory.
-
-        Raises:
-          CheckpointError: there is no such tensor.
-        """
+        """A tensor as float32, in fresh memory; raises CheckpointError if it is not there."""
         if name not in self.entries:
             raise CheckpointError(f"{self.path} holds no tensor {name!r}.")
         entry = self.entries[name]

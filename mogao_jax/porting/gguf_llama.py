@@ -71,8 +71,7 @@ _FIELDS = {
 def qwen2_config(file: GgufFile) -> dict[str, Any]:
     """The config.json of the Qwen2 model that the file's tensors make.
 
-    Raises:
-      CheckpointError: another architecture, a field missing, or a rope that Qwen2 has not.
+    Raises CheckpointError for another architecture, a missing field, or a rope that Qwen2 has not.
     """
     found = file.metadata.get("general.architecture")
     if found != "llama":
@@ -151,9 +150,8 @@ def _contradictions(file: GgufFile, config: Mapping[str, Any]) -> list[str]:
 def qwen2_tensors(file: GgufFile) -> Iterator[tuple[str, np.ndarray]]:
     """(Hugging Face's name, float32 tensor) of a Qwen2 model, one after another.
 
-    Raises:
-      CheckpointError: before the first, listing every tensor that is missing, left over or of a
-        shape that does not fit the metadata.
+    Before the first, a CheckpointError lists every tensor that is missing, left over or of a shape
+    that does not fit the metadata.
     """
     config = qwen2_config(file)
     plan = match(
@@ -266,11 +264,8 @@ def _list(file: GgufFile, name: str, of: type) -> list[Any]:
 def write_qwen2_folder(gguf: str | pathlib.Path, folder: str | pathlib.Path) -> pathlib.Path:
     """Writes config.json, tokenizer.json and model.safetensors (float32); returns the folder.
 
-    All tensors are in memory once: this is for small models. The weights come last and under
-    their final name only when whole.
-
-    Raises:
-      CheckpointError: as the functions above.
+    All tensors are in memory once: this is for small models. The weights come last and under their
+    final name only when whole. Raises CheckpointError as the functions above.
     """
     folder = pathlib.Path(folder)
     with GgufFile(gguf) as file:

@@ -83,10 +83,8 @@ class Inspection:
 def inspect(place: Place, *, verify: bool = False) -> Inspection:
     """Lists the tensors, with their fingerprint: a checkpoint's as saved, else computed.
 
-    Args:
-      verify: read a checkpoint's arrays and compare them with their saved checksums.
-    Raises:
-      CheckpointError: nothing there that can be read; or, with `verify`, it is damaged.
+    With `verify`, a checkpoint's arrays are read and compared with their saved checksums. Raises
+    CheckpointError for what cannot be read, or is found to be damaged.
     """
     source = open_any(place)
     lines = _lines_by_part(source)
@@ -210,13 +208,10 @@ class Comparison:
 
 
 def compare(a: Place, b: Place) -> Comparison:
-    """Compares two checkpoints, folders or files.
+    """Compares two checkpoints, folders or files; raises CheckpointError if one cannot be read.
 
     Models of ours are compared by names that do not depend on whether layers are stacked; a Qwen2
     checkpoint beside one of ours is compared with its und branch.
-
-    Raises:
-      CheckpointError: one of them cannot be read.
     """
     first, second, note = _alike(open_any(a), open_any(b))
     common = [name for name in first.shapes if name in second.shapes]

@@ -101,9 +101,8 @@ def _unsure(
 ) -> list[str]:
     """Notes about a tokenizer that the language model brings nothing to compare with.
 
-    Raises:
-      CheckpointError: its config.json has control ids that are none of the tokenizer's, and the
-        tokenizer was not given by a person.
+    Raises CheckpointError if its config.json has control ids that are none of the tokenizer's, and
+    the tokenizer was not given by a person.
     """
     name = _name(wanted)
     strange = _strange_ids(source.config, text)

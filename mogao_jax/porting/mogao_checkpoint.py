@@ -90,11 +90,7 @@ class MogaoCheckpoint:
         return self._specs[key].leaf
 
     def verify(self, *, all_of_it: bool = False) -> None:
-        """Raises CheckpointError if what has been read whole is not what was saved.
-
-        Args:
-          all_of_it: read everything first.
-        """
+        """Raises CheckpointError if what was read whole (`all_of_it`: all, now) is not as saved."""
         if self._checkpoint is not None:
             with self._errors_of("a part"):
                 if all_of_it:
@@ -188,8 +184,7 @@ def is_mogao_folder(path: pathlib.Path) -> bool:
 def config_of_folder(path: pathlib.Path, fields: Mapping[str, Any]) -> MogaoConfig:
     """Our config in the config.json of a folder that `mogao port to-hf` wrote.
 
-    Raises:
-      CheckpointError: it has none, or one that this release does not understand.
+    Raises CheckpointError if it has none, or one that this release does not understand.
     """
     file = str(path / "config.json")
     if not isinstance(fields.get("config"), dict):

@@ -36,11 +36,9 @@ class ParamSpec(NamedTuple):
 
 
 def param_specs(shapes: Any) -> dict[str, ParamSpec]:
-    """Name -> spec of every parameter of a tree.
+    """Name -> spec of every parameter of a tree, in nested dicts or by dotted paths.
 
-    Args:
-      shapes: whatever has .shape and .dtype (`models.modules.param_shapes`), in nested dicts, or
-        by its dotted path.
+    Its leaves are whatever has .shape and .dtype (`models.modules.param_shapes`).
     """
     specs: dict[str, ParamSpec] = {}
     for leaf, x in traverse_util.flatten_dict(shapes, sep=".").items():

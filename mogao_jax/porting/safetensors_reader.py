@@ -64,8 +64,7 @@ class SafetensorsFolder:
     def read(self, key: str, rows: slice | None = None) -> np.ndarray:
         """A whole tensor in its own dtype, or rows of its first axis.
 
-        Raises:
-          CheckpointError: its values are not finite, or no floats; or the file has changed.
+        Raises CheckpointError if values are not finite, or no floats; or if the file has changed.
         """
         require_floats(self, [key])
         array = self._raw(key, rows)

@@ -142,15 +142,10 @@ class ExportJob(NamedTuple):
         shard_bytes: int = 2**62,
         allow_non_finite: bool = False,
     ) -> list[str]:
-        """Writes the tensors as shards, and the files beside them.
+        """Writes the tensors as shards, and the files beside them; returns the files below `out`.
 
-        Args:
-          out: the output; `folder` is made below it.
-          advance: called with the number of bytes after each piece.
-        Returns:
-          The files, relative to `out`.
-        Raises:
-          CheckpointError: values that are too large for their dtype, or not finite.
+        `advance` is called with the number of bytes after each piece. Raises CheckpointError for
+        values that are too large for their dtype, or not finite.
         """
         folder, source, dtypes = out / self.folder, self.source, self.dtypes
         folder.mkdir(exist_ok=True)

@@ -23,9 +23,8 @@ class Field(NamedTuple):
 def compare(config: Mapping[str, Any], fields: Sequence[Field], *, place: str, what: str) -> None:
     """Raises CheckpointError listing every field of a config.json with another value.
 
-    Args:
-      config: what the file says; {}: there is no file, and nothing to compare.
-      what: the kind of model, for the message.
+    An empty config means that there is no file, and nothing to compare; `what` is the kind of
+    model, for the message.
     """
     if not config:
         return

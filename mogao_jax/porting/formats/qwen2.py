@@ -132,12 +132,7 @@ def _same_values(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def to_config(model: ModelConfig, *, rows: int, dtype: str, special: Mapping[str, int]) -> dict:
-    """A config.json that transformers reads.
-
-    Args:
-      rows: of the embedding.
-      special: "bos_token_id", "eos_token_id": the tokenizer's.
-    """
+    """A config.json that transformers reads; `special`: the tokenizer's bos and eos token ids."""
     usual = model.head_dim * model.num_heads == model.embed_dim
     return {
         "architectures": [ARCHITECTURE],

@@ -73,8 +73,7 @@ def check_config(source: TensorSource, vit: VitConfig) -> None:
 def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:
     """A config.json that transformers reads.
 
-    Args:
-      hidden_size: the merger's output width; 0: it has none, and the field is left out.
+    `hidden_size` is the merger's output width; 0: it has none, and the field is left out.
     """
     ratio = vit.mlp_dim / vit.embed_dim  # transformers takes whole numbers, as released ones are
     return {

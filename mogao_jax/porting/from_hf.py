@@ -86,8 +86,7 @@ def load_llm(
     shapes = _model_shapes(config, source)
     specs = _of_llm(param_specs(shapes))
     plan = _match_llm(source, config, specs, allow_missing)
-    grown = _grown(plan, source, specs)
-    if grown:
+    if grown := _grown(plan, source, specs):
         raise ConfigError(
             f"config.model.vocab_size has {config.model.vocab_size} rows, {source.place!r} has "
             f"{max(grown.values())}, and load_llm makes no new ones: build_mogao does, or set "

@@ -34,26 +34,24 @@ VISION_TOKENS = {
 }
 _CONTROL = 3  # token type in "tokenizer.ggml.token_type"
 
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+# llama.cpp's name -> Hugging Face's, and the axes: d the width, f the FFN's, k all keys of a
+# position, v the vocabulary.
+_TENSORS = {
+    "token_embd": ("model.embed_tokens", "vd"),
+    "output_norm": ("model.norm", "d"),
+    "output": ("lm_head", "vd"),
+    "blk.{i}.attn_norm": ("model.layers.{i}.input_layernorm", "d"),
+    "blk.{i}.attn_q": ("model.layers.{i}.self_attn.q_proj", "dd"),
+    "blk.{i}.attn_k": ("model.layers.{i}.self_attn.k_proj", "kd"),
+    "blk.{i}.attn_v": ("model.layers.{i}.self_attn.v_proj", "kd"),
+    "blk.{i}.attn_output": ("model.layers.{i}.self_attn.o_proj", "dd"),
+    "blk.{i}.ffn_norm": ("model.layers.{i}.post_attention_layernorm", "d"),
+    "blk.{i}.ffn_gate": ("model.layers.{i}.mlp.gate_proj", "fd"),
+    "blk.{i}.ffn_up": ("model.layers.{i}.mlp.up_proj", "fd"),
+    "blk.{i}.ffn_down": ("model.layers.{i}.mlp.down_proj", "df"),
 }
-_TABLE = (
-    Rule("token_embd.weight", "model.embed_tokens.weight"),
-    Rule("output_norm.weight", "model.norm.weight"),
-    Rule("output.weight", "lm_head.weight"),
-    *(
-        Rule(f"blk.{{i}}.{theirs}.weight", f"model.layers.{{i}}.{ours}.weight")
-        for theirs, ours in _LAYER.items()
-    ),
-)
+_TABLE = tuple(Rule(f"{key}.weight", f"{name}.weight") for key, (name, _) in _TENSORS.items())
+_PER_LAYER = 9
 _REAL = ("rms_norm_eps", "rope_theta")
 # Field of a Qwen2 config.json -> of the metadata, after "llama.".
 _FIELDS = {
@@ -135,11 +133,9 @@ def _unsound_numbers(config: Mapping[str, Any]) -> list[str]:
 def _contradictions(file: GgufFile, config: Mapping[str, Any]) -> list[str]:
     wrong = []
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    if config["num_hidden_layers"] * len(_LAYER) > len(file.entries):
-        wrong.append(
-            f"llama.block_count = {config['num_hidden_layers']} with {len(file.entries)} tensors "
-            "in all"
-        )
+    if config["num_hidden_layers"] * _PER_LAYER > len(file.entries):
+        layers, tensors = config["num_hidden_layers"], len(file.entries)
+        wrong.append(f"llama.block_count = {layers} with {tensors} tensors in all")
     if heads % config["num_key_value_heads"] or width % heads or width // heads % 2:
         wrong.append(f"{width} numbers in {heads} heads with {config['num_key_value_heads']} keys")
     if len(file.entries["token_embd.weight"].shape) != 2:
@@ -154,13 +150,9 @@ def qwen2_tensors(file: GgufFile) -> Iterator[tuple[str, np.ndarray]]:
     that does not fit the metadata.
     """
     config = qwen2_config(file)
-    plan = match(
-        _TABLE,
-        {key: entry.shape for key, entry in file.entries.items()},
-        _shapes(config),
-        place=str(file.path),
-        remedy="It is not the llama that its metadata describes.",
-    )
+    shapes = {key: entry.shape for key, entry in file.entries.items()}
+    remedy = "It is not the llama that its metadata describes."
+    plan = match(_TABLE, shapes, _shapes(config), place=str(file.path), remedy=remedy)
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
     for key, name, _ in plan.pairs:
         tensor, part = file.tensor(key), name.split(".")[-2]
@@ -178,21 +170,16 @@ def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Hugging Face's name -> shape of all tensors but the biases."""
-    d, f, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
-    layer: dict[str, Shape] = {
-        "attn_norm": (d,), "ffn_norm": (d,),
-        "attn_q": (d, d), "attn_k": (kv, d), "attn_v": (kv, d), "attn_output": (d, d),
-        "ffn_gate": (f, d), "ffn_up": (f, d), "ffn_down": (d, f),
-    }  # fmt: skip
-    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (rows, d), "model.norm.weight": (d,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (rows, d)
-    return shapes | {
-        f"model.layers.{i}.{ours}.weight": layer[theirs]
-        for i in range(config["num_hidden_layers"])
-        for theirs, ours in _LAYER.items()
-    }
+    d, heads = config["hidden_size"], config["num_attention_heads"]
+    sizes = {"d": d, "f": config["intermediate_size"], "v": config["vocab_size"]}
+    sizes["k"] = d // heads * config["num_key_value_heads"]
+    shapes: dict[str, Shape] = {}
+    for name, axes in _TENSORS.values():
+        for i in range(config["num_hidden_layers"] if "{i}" in name else 1):
+            shapes[f"{name}.weight".replace("{i}", str(i))] = tuple(sizes[axis] for axis in axes)
+    if config["tie_word_embeddings"]:
+        del shapes["lm_head.weight"]
+    return shapes
 
 
 def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -218,12 +205,9 @@ def tokenizer_spec(file: GgufFile, renamed: Mapping[str, str] | None = None) -> 
         made = tokenizers.Tokenizer(models.BPE(vocab, pairs))
     except Exception as e:  # noqa: BLE001  (the library raises no narrower one)
         raise CheckpointError(f"{file.path}: its merges do not fit its tokens ({e}).") from None
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([digits, in_bytes])
     made.decoder = decoders.ByteLevel()
     special = [AddedToken(renamed.get(t, t), normalized=False, special=True) for t in control]
     made.add_special_tokens(special)
@@ -238,10 +222,8 @@ def _tokens(file: GgufFile) -> tuple[list[str], list[str], list[str]]:
             f"{file.path} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') is read. Use "
             "the tokenizer.json of the model's own release."
         )
-    tokens, types, merges = (
-        _list(file, name, of)
-        for name, of in (("tokens", str), ("token_type", int), ("merges", str))
-    )
+    tokens, merges = _list(file, "tokens", str), _list(file, "merges", str)
+    types = _list(file, "token_type", int)
     if not tokens or len(types) != len(tokens) or not merges:
         raise CheckpointError(
             f"{file.path}: its tokenizer has {len(tokens)} tokens, {len(types)} types and "

@@ -24,7 +24,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
-from mogao_jax.porting.params import ParamSpec, param_specs, shapes_of
+from mogao_jax.porting.params import param_specs, shapes_of
 from mogao_jax.porting.safetensors_reader import SafetensorsFolder
 
 
@@ -56,7 +56,6 @@ class MogaoCheckpoint:
         self.fingerprint: dict[str, str] = {}
         self.encoders: Mapping[str, str] = {}
         self._checkpoint: PartReader | None = None
-        self._file: SafetensorsFolder | None = None
         if path.is_file():
             self._open_exported(path)
         elif is_mogao_folder(path):
@@ -99,7 +98,6 @@ class MogaoCheckpoint:
 
     def _rows(self, leaf: str, start: int, stop: int) -> np.ndarray:
         if self._checkpoint is None:
-            assert self._file is not None
             return self._file.read_rows(leaf, start, stop)
         with self._errors_of(f"array {leaf}"):
             return self._checkpoint.rows(leaf, start, stop)
@@ -125,12 +123,10 @@ class MogaoCheckpoint:
         self.encoders, self.porting = header.encoders, dict(header.porting)
         self.folder, self.model_config = path.parent, header.config
         self.step, self.weights = header.step, header.weights
-        self._file = SafetensorsFolder(path, allow_non_finite=True, with_config=False)
-        self._specs = _specs_of(self._file)
+        self._use(SafetensorsFolder(path, allow_non_finite=True, with_config=False))
 
     def _open_folder(self, path: pathlib.Path) -> None:
         source = SafetensorsFolder(path, allow_non_finite=True)
-        self._file = source
         step = source.config.get("step", 0)
         if not isinstance(step, int) or isinstance(step, bool):
             raise CheckpointError(
@@ -142,7 +138,13 @@ class MogaoCheckpoint:
         config = with_carried(config_of_folder(path, source.config), path)
         folders = {part: path / part for part in mogao.ENCODERS if (path / part).is_dir()}
         self.model_config = naming(config, folders)
-        self._specs = _specs_of(source)
+        self._use(source)
+
+    def _use(self, file: SafetensorsFolder) -> None:
+        self._file = file
+        leaf = types.SimpleNamespace
+        leaves = {k: leaf(shape=shape, dtype=file.dtypes[k]) for k, shape in file.shapes.items()}
+        self._specs = param_specs(leaves)
 
     def _open_checkpoint(self, path: pathlib.Path, weights: files.Weights) -> None:
         def use(folder: pathlib.Path, meta: dict[str, Any]) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -199,11 +201,3 @@ def config_of_folder(path: pathlib.Path, fields: Mapping[str, Any]) -> MogaoConf
             f"{file!r}, written by mogao_jax {fields.get('mogao_jax_version')}, has a config that "
             f"this release does not understand: {e}"
         ) from e
-
-
-def _specs_of(file: SafetensorsFolder) -> dict[str, ParamSpec]:
-    leaves = {
-        leaf: types.SimpleNamespace(shape=shape, dtype=file.dtypes[leaf])
-        for leaf, shape in file.shapes.items()
-    }
-    return param_specs(leaves)

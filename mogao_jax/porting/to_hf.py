@@ -80,7 +80,7 @@ def export(
         raise ConfigError(f"{str(checkpoint)!r} has no {part}.")
     written: list[str] = []
     total = sum(job.num_bytes for job in jobs)
-    options = {"shard_bytes": shard_bytes, "allow_non_finite": allow_non_finite}
+    options: dict[str, Any] = {"shard_bytes": shard_bytes, "allow_non_finite": allow_non_finite}
     with (
         atomic_directory(out, needed_bytes=total, say=say) as folder,
         tqdm.tqdm(
@@ -150,7 +150,7 @@ class _Exporter:
     def _whole(self) -> ExportJob:
         model = self.model
         job = ExportJob("", "model", model, unchanged(model.shapes), self.dtype)
-        about = {"step": model.step, "weights": model.weights}
+        about: dict[str, Any] = {"step": model.step, "weights": model.weights}
         made = mogao.to_config(self.config, dtype=job.common_dtype) | about
         counts: Counter[str] = Counter()
         for name, shape in model.shapes.items():

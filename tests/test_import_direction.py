@@ -45,18 +45,18 @@ RANK = {
     "models": 7,
     "porting": 8,
     "precompute": 8,
-    "training": 8,
-    "sampling": 8,
-    "assembly": 9,
-    "own_data": 9,
+    "training": 9,
+    "sampling": 9,
+    "assembly": 10,
+    "own_data": 10,
     "compile_cache": 0,
-    "gallery": 9,
-    "console": 10,
+    "gallery": 10,
+    "console": 11,
     # what stands beside it
-    "evals": 11,
-    "worlds": 12,
-    "tools": 13,
-    "cli": 14,
+    "evals": 12,
+    "worlds": 13,
+    "tools": 14,
+    "cli": 15,
 }
 # Lower in rank, and still not to be imported: the loop is handed its data and its evaluators.
 FORBIDDEN = {

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mogao_jax import registry
-from mogao_jax.checkpoints import CHECKPOINTS
+from mogao_jax.checkpoints import CHECKPOINTS, hub
 from mogao_jax.checkpoints.fingerprint import fingerprint, path_name
 from mogao_jax.errors import CheckpointError
 from mogao_jax.paths import expanded
@@ -38,8 +38,9 @@ class Damaged(Exception):
 
 
 def locate(name: str | os.PathLike) -> pathlib.Path:
-    """The file or folder that a checkpoint's name ("demo", or a path) means.
+    """The file or folder that a checkpoint's name means.
 
+    `name`: "demo", a path, or ORG/NAME of a model on Hugging Face's Hub, which is fetched.
     Raises CheckpointError if there is nothing.
     """
     if str(name) in registry.CHECKPOINTS.names():
@@ -51,10 +52,13 @@ def locate(name: str | os.PathLike) -> pathlib.Path:
             )
         return file
     place = expanded(name).absolute()
+    if not place.exists() and hub.is_name(str(name)):
+        return hub.fetch(str(name))
     if not place.exists():
         raise CheckpointError(
             f"there is no checkpoint {str(name)!r}: give 'demo', a file written by `mogao export`, "
-            "a run's folder, one checkpoint in it, or what `mogao port from-hf` made."
+            "a run's folder, one checkpoint in it, what `mogao port from-hf` or `to-hf` made, or "
+            "ORG/NAME of a model on the Hub."
         )
     return place
 

@@ -94,7 +94,10 @@ def keep_origin(run: pathlib.Path, start: str | os.PathLike) -> None:
     if place.is_file():
         record = dict(read_header(place).porting)
     else:
-        folder = files.find_checkpoints(place)[0]
+        try:
+            folder = files.find_checkpoints(place)[0]
+        except CheckpointError:
+            return  # a folder of `mogao port to-hf`, which does not say
         record = origin(files.read_meta(place), folder)
         companions = [beside(folder, name) for name in COMPANIONS]
     if not record:

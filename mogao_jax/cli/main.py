@@ -28,6 +28,7 @@ _OWN = {
     "sample": "write and draw: text to image, questions, edits, stories, clips",
     "eval": "exact scores on the embedded world, or on images of your own",
     "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",
+    "push": "a folder of `port to-hf` onto Hugging Face's Hub",
     "export": "a trained model as one file, to sample from or to pass on",
     "data": "look at, check and convert data",
 }

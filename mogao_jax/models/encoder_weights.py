@@ -155,6 +155,8 @@ def own_file(part: Literal["vae", "vit"], weights: str) -> pathlib.Path | None:
             return ported
         if {p.name for p in files} >= set(taef1.FILES.values()):
             return None
+        if any(path.glob("*.safetensors.index.json")):  # shards, which ours never are
+            return None
         if len(files) != 1:
             raise CheckpointError(
                 f"{part}.weights: {path} holds {len(files)} .safetensors files; name the file."

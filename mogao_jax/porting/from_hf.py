@@ -16,10 +16,11 @@ import numpy as np
 from flax import traverse_util
 
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
-from mogao_jax.errors import ConfigError
+from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.key_tables import Pair, Plan, Rule, Shape, identity, match
 from mogao_jax.models import encoder_weights, taef1
-from mogao_jax.models.modules import make_model, param_shapes
+from mogao_jax.models.modules import EncoderParams, Modules, make_model, param_shapes
+from mogao_jax.models.vit import stacked
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import autoencoders, mogao, qwen2, qwen2_vl_vision
 from mogao_jax.porting.params import Initialiser, ParamSpec, leaf_shapes, param_specs, shapes_of
@@ -105,6 +106,39 @@ def load_vision_tower(place: Place | TensorSource, vit: VitConfig) -> dict[str, 
 def load_autoencoder(place: Place | TensorSource, vae: VaeConfig) -> dict[str, Any]:
     """Parameters of `models.vae.FluxVae` or `models.taef1.Taef1`, float32, of either layout."""
     return _load_encoder(plan_autoencoder(place, vae))
+
+
+def load_encoders(modules: Modules) -> EncoderParams:
+    """As `models.modules.load_encoders`, of others' layouts as well as ours."""
+    config = modules.config
+    if encoder_weights.own_file("vae", config.vae.weights) is None:
+        vae = load_autoencoder(config.vae.weights, config.vae)
+    else:
+        vae = encoder_weights.load_vae(config.vae).params
+    if modules.vit is None:
+        return EncoderParams(vae, None)
+    if encoder_weights.own_file("vit", config.vit.weights) is None:
+        vit = load_vision_tower(config.vit.weights, config.vit)
+    else:
+        vit = encoder_weights.load_vit(config.vit).params
+    return EncoderParams(vae, stacked(vit) if config.model.scan_layers else vit)
+
+
+def load_mogao(place: Place | TensorSource, config: MogaoConfig) -> dict[str, Any]:
+    """A whole model out of a folder of `mogao port to-hf`, in `model.param_dtype`.
+
+    Raises:
+      CheckpointError: a tensor that is missing, of another shape, or not expected.
+    """
+    source = open_llm(place)
+    model = plan_model(source, config)
+    if model.fresh or model.grown:
+        lacking = ", ".join([*model.fresh, *model.grown][:5])
+        raise CheckpointError(
+            f"{source.place!r} does not hold all of the model that its config.json describes: "
+            f"{lacking} would be new. Copy the folder again."
+        )
+    return _collect(model, pieces(model))
 
 
 def build_mogao(

@@ -23,6 +23,7 @@ from mogao_jax.models import encoder_weights, taef1
 from mogao_jax.models.modules import part_of
 from mogao_jax.paths import expanded
 from mogao_jax.porting import from_hf
+from mogao_jax.porting.card_results import IMAGES, results_of
 from mogao_jax.porting.formats import autoencoders, mogao, qwen2, qwen2_vl_vision
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.safetensors_reader import SafetensorsFolder
@@ -110,7 +111,7 @@ class _Exporter:
         if part == "llm":
             return [self._llm()]
         self._check_encoders([p for p in ("vit", "vae") if part in (p, "all")])
-        jobs = [self._whole()] if part == "all" else []
+        jobs = self._whole() if part == "all" else []
         if part in ("vit", "all") and self.config.layout.understanding_encoder == "vit":
             jobs.append(self._vit("vit" if part == "all" else ""))
         if part in ("vae", "all"):
@@ -147,8 +148,9 @@ class _Exporter:
                 made["dtype"] = made["torch_dtype"]
         return job._replace(files={"config.json": _json(made), **_companions(model)})
 
-    def _whole(self) -> ExportJob:
+    def _whole(self) -> list[ExportJob]:
         model = self.model
+        results = results_of(model.folder, self.config.name)
         job = ExportJob("", "model", model, unchanged(model.shapes), self.dtype)
         about: dict[str, Any] = {"step": model.step, "weights": model.weights}
         made = mogao.to_config(self.config, dtype=job.common_dtype) | about
@@ -156,10 +158,18 @@ class _Exporter:
         for name, shape in model.shapes.items():
             counts[part_of(name.split("."))] += math.prod(shape)
         card = mogao.model_card(
-            self.config, parameters=counts, dtype=job.common_dtype, porting=model.porting, **about
+            self.config,
+            parameters=counts,
+            dtype=job.common_dtype,
+            porting=model.porting,
+            results=results,
+            **about,
         )
         files = {"config.json": _json(made), "README.md": card, **_companions(model)}
-        return job._replace(files=files)
+        jobs = [job._replace(files=files)]
+        if results.images:
+            jobs.append(ExportJob(IMAGES, "", model, [], files=results.images))
+        return jobs
 
     def _vit(self, folder: str) -> ExportJob:
         vit = self.config.vit

@@ -6,8 +6,8 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from mogao_jax.checkpoints import exported, files
 from mogao_jax.checkpoints.files import best_weights, load_params
@@ -16,7 +16,9 @@ from mogao_jax.config.convert import from_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.models.encoder_weights import file_digests
-from mogao_jax.models.modules import EncoderParams, Modules, load_modules, param_shapes
+from mogao_jax.models.modules import EncoderParams, Modules, make_modules, param_shapes
+from mogao_jax.porting import from_hf
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, is_mogao_folder
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
 Weights = Literal["best", "ema", "raw"]
@@ -40,35 +42,37 @@ class Model:
         return self.modules.config
 
 
+class _Source(NamedTuple):
+    """What a checkpoint of any form says of itself, and how its parameters are read."""
+
+    config: MogaoConfig
+    rows: int | None  # of the token embedding; None: not known
+    encoders: Mapping[str, str] | None  # digests; None: not known
+    check_tokenizer: Callable[[MogaoConfig, Tokenizer], None]
+    read: Callable[[Any], tuple[Any, int, str]]  # shapes -> (params, step, weights)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Opened:
     """A checkpoint whose config and tokenizer are known, and whose parameters are still unread."""
 
-    place: pathlib.Path
     name: str
     config: MogaoConfig
     tokenizer: Tokenizer
-    weights: Weights
-    header: exported.Header | None  # of an exported file
+    read: Callable[[Any], tuple[Any, int, str]]
 
     def load(self) -> Model:
         """Builds the modules and reads all parameters; raises as `load_model`."""
+        modules = make_modules(self.config, self.tokenizer.vocab_size)
         try:
-            modules, encoders = load_modules(self.config, self.tokenizer.vocab_size)
+            encoders = from_hf.load_encoders(modules)
         except CheckpointError as e:
             raise CheckpointError(
                 f"an encoder of {self.name!r} cannot be loaded: {e} Where its file is now say "
                 "--vae and --vit (in Python: vae=, vit=)."
             ) from e
-        shapes = param_shapes(self.config, modules.model)
-        which: str
-        if self.header is not None:
-            params = exported.read_params(self.place, shapes)
-            step, which = self.header.step, self.header.weights
-        else:
-            params, meta = load_params(self.place, weights=self.weights, abstract=shapes)
-            step, which = meta["step"], best_weights(meta, self.weights)
-        return Model(modules, params, encoders, self.tokenizer, self.name, step, which)
+        params, step, weights = self.read(param_shapes(self.config, modules.model))
+        return Model(modules, params, encoders, self.tokenizer, self.name, step, weights)
 
 
 def load_model(path: str | os.PathLike = DEMO, **arguments: Any) -> Model:
@@ -94,7 +98,8 @@ def open_checkpoint(
 
     Args:
       path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
-        a run's folder (its newest whole checkpoint), or one checkpoint's folder.
+        a run's folder (its newest whole checkpoint), one checkpoint's folder, a folder of `mogao
+        port to-hf`, or ORG/NAME of one on Hugging Face's Hub.
       weights: ema (the moving average), raw, or best: ema where there is one.
       tokenizer, vae, vit: where these files are now, if not where the config says.
     Raises:
@@ -104,36 +109,70 @@ def open_checkpoint(
         raise ConfigError(f"weights is {weights!r}; choose one of best, ema, raw.")
     place = files.locate(path)
     if place.is_file():
-        header = exported.read_header(place)
-        if weights not in ("best", header.weights):
-            raise CheckpointError(
-                f"{str(place)!r} holds {header.weights} parameters only; export {weights} ones "
-                f"from its run with `mogao export WORKDIR --weights {weights}`."
-            )
-        config, rows = header.config, header.shapes.get("token_embedding", (None,))[0]
+        source = _exported_file(place, weights)
+    elif is_mogao_folder(place):
+        source = _folder_of_to_hf(place, weights)
     else:
-        header = None
-        meta = files.read_meta(place)
-        config, rows = _config(place, meta), _embedding_rows(place)
-    config = _moved(config, tokenizer, vae, vit)
+        source = _checkpoint(place, weights)
+    config = _moved(source.config, tokenizer, vae, vit)
     text = _tokenizer(place, config)
-    if header is not None and exported.tokenizer_digest(text) != header.tokenizer:
+    source.check_tokenizer(config, text)
+    _check_encoders(source.encoders, config, place, given={"vae": vae, "vit": vit})
+    if source.rows not in (None, config.model.vocab_size or text.vocab_size):
         raise CheckpointError(
-            f"{str(place)!r} was trained with another tokenizer than {_tokenizer_name(config)} "
-            f"({text.vocab_size} tokens): its ids would mean other words. Give the right one with "
-            "--tokenizer (in Python: tokenizer=)."
-        )
-    if header is None:
-        check_tokenizer(meta, config.tokenizer, text, place)
-    saved = meta.get("encoders") if header is None else header.encoders
-    _check_encoders(saved, config, place, given={"vae": vae, "vit": vit})
-    if rows not in (None, config.model.vocab_size or text.vocab_size):
-        raise CheckpointError(
-            f"{str(place)!r} has {rows} token embeddings, but {_tokenizer_name(config)} has "
+            f"{str(place)!r} has {source.rows} token embeddings, but {_tokenizer_name(config)} has "
             f"{text.vocab_size} tokens. Give the tokenizer that it was trained with: --tokenizer "
             "(in Python: tokenizer=)."
         )
-    return Opened(place, str(path), config, text, weights, header)
+    return Opened(str(path), config, text, source.read)
+
+
+def _exported_file(place: pathlib.Path, weights: Weights) -> _Source:
+    header = exported.read_header(place)
+    if weights not in ("best", header.weights):
+        raise CheckpointError(
+            f"{str(place)!r} holds {header.weights} parameters only; export {weights} ones "
+            f"from its run with `mogao export WORKDIR --weights {weights}`."
+        )
+
+    def check(config: MogaoConfig, text: Tokenizer) -> None:
+        if exported.tokenizer_digest(text) != header.tokenizer:
+            raise CheckpointError(
+                f"{str(place)!r} was trained with another tokenizer than {_tokenizer_name(config)} "
+                f"({text.vocab_size} tokens): its ids would mean other words. Give the right one "
+                "with --tokenizer (in Python: tokenizer=)."
+            )
+
+    def read(shapes: Any) -> tuple[Any, int, str]:
+        return exported.read_params(place, shapes), header.step, header.weights
+
+    rows = header.shapes.get("token_embedding", (None,))[0]
+    return _Source(header.config, rows, header.encoders, check, read)
+
+
+def _folder_of_to_hf(place: pathlib.Path, weights: Weights) -> _Source:
+    folder = MogaoCheckpoint(place, weights=weights)
+
+    def read(shapes: Any) -> tuple[Any, int, str]:
+        del shapes  # its config says
+        return from_hf.load_mogao(place, folder.model_config), folder.step, folder.weights
+
+    rows = folder.shapes.get("token_embedding", (None,))[0]
+    return _Source(folder.model_config, rows, None, lambda config, text: None, read)
+
+
+def _checkpoint(place: pathlib.Path, weights: Weights) -> _Source:
+    meta = files.read_meta(place)
+
+    def check(config: MogaoConfig, text: Tokenizer) -> None:
+        check_tokenizer(meta, config.tokenizer, text, place)
+
+    def read(shapes: Any) -> tuple[Any, int, str]:
+        params, meta = load_params(place, weights=weights, abstract=shapes)
+        return params, meta["step"], best_weights(meta, weights)
+
+    rows = _embedding_rows(place)
+    return _Source(_config(place, meta), rows, meta.get("encoders"), check, read)
 
 
 def _check_encoders(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.errors import CheckpointError
 from mogao_jax.models.encoder_weights import file_digests
-from mogao_jax.tokenizer import Tokenizer
+from mogao_jax.porting import from_hf
+from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, is_mogao_folder
+from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 from mogao_jax.training import compatibility
 
 # What decides an LLM's parameters beyond their shapes. For a model trained here (step > 0) that is
@@ -47,13 +50,12 @@ def load_initial_params(
         place = files.locate(config.train.init_from)
     except CheckpointError as e:
         raise CheckpointError(f"train.init_from: {e}") from None
+    if is_mogao_folder(place):
+        return _of_folder(MogaoCheckpoint(place), config, abstract, tokenizer)
     if place.is_file():
         header = exported.read_header(place)
         if exported.tokenizer_digest(tokenizer) != header.tokenizer:
-            raise CheckpointError(
-                f"train.init_from: {str(place)!r} was made with another tokenizer than "
-                f"{config.tokenizer.path or config.tokenizer.kind!r}: ids would mean other words."
-            )
+            raise _other_tokenizer(place, config)
         _check(to_dict(header.config), header.step, config)
         _report_encoders(header.encoders, config, report)
         params = exported.read_params(place, abstract)
@@ -63,6 +65,27 @@ def load_initial_params(
     _check(meta["config"], meta["step"], config)
     _report_encoders(meta.get("encoders"), config, report)
     return load_params(place, abstract=abstract, report=report)[0]
+
+
+def _of_folder(
+    folder: MogaoCheckpoint, config: MogaoConfig, abstract: Any, tokenizer: Tokenizer
+) -> Any:
+    """The parameters of a folder of `mogao port to-hf`."""
+    theirs = load_tokenizer(folder.model_config.tokenizer)
+    if exported.tokenizer_digest(theirs) != exported.tokenizer_digest(tokenizer):
+        raise _other_tokenizer(folder.folder, config)
+    _check(to_dict(folder.model_config), folder.step, config)
+    params = from_hf.load_mogao(folder.folder, config)
+    return jax.tree.map(
+        lambda x, a: jax.device_put(x.astype(a.dtype), a.sharding), params, abstract
+    )
+
+
+def _other_tokenizer(place: pathlib.Path, config: MogaoConfig) -> CheckpointError:
+    return CheckpointError(
+        f"train.init_from: {str(place)!r} was made with another tokenizer than "
+        f"{config.tokenizer.path or config.tokenizer.kind!r}: ids would mean other words."
+    )
 
 
 def _report_encoders(

@@ -15,6 +15,7 @@ import mogao_jax
 from mogao_jax.config.convert import to_dict
 from mogao_jax.config.schema import MogaoConfig, VaeConfig, VitConfig
 from mogao_jax.models.encoder_weights import EMBEDDED
+from mogao_jax.porting.card_results import NOTHING, Results
 from mogao_jax.porting.formats.fields import Field, compare
 from mogao_jax.porting.tensor_sources import TensorSource
 
@@ -49,12 +50,12 @@ _CARD = """---
 library_name: mogao_jax
 pipeline_tag: any-to-any
 tags: [mogao, interleaved, text-to-image, image-to-text]
----
+{header}---
 
 # {config.name}
 
 A Mogao model (arXiv 2505.05472): one deep-fusion transformer that reads and writes interleaved \
-text and images.
+text and images.{about}
 
 - state: {state}{average}
 - {model.num_layers} layers of width {model.embed_dim}, FFN {model.mlp_dim}, \
@@ -68,13 +69,18 @@ fusion {model.fusion}, rotary embedding {model.rope}
 
 The frozen {encoders}; the whole config is in `config.json`.
 
-To run it, make it a checkpoint of mogao_jax again:
+## Use
 
-```
-mogao port from-hf --llm FOLDER {vit}--vae FOLDER/vae --out CKPT
-mogao sample --checkpoint CKPT "a red circle"
+```python
+import mogao_jax
+
+model = mogao_jax.load("FOLDER or ORG/NAME")
+items = list(model.generate("a red circle"))  # texts and images
 ```
 
+Or `mogao sample --checkpoint FOLDER "a red circle"`. To train it further, set `train.init_from` \
+to the folder.
+{results}
 Its licence follows from the parts it was made of and the data it was trained on.
 """
 
@@ -148,6 +154,7 @@ def model_card(
     step: int,
     weights: str,
     porting: Mapping[str, Any],
+    results: Results = NOTHING,
 ) -> str:
     """The README.md, with the header that Hugging Face's hub reads."""
     model = config.model
@@ -165,7 +172,9 @@ def model_card(
         encoders="encoders are in `vae/` and `vit/`, in their own layouts"
         if has_vit
         else "autoencoder is in `vae/`, in its own layout",
-        vit="--vit FOLDER/vit " if has_vit else "",
+        about=f" It knows {config.about}." if config.about else "",
+        header="".join(f"{line}\n" for line in results.header),
+        results="".join(f"{line}\n" for line in results.lines),
     )
 
 

@@ -20,7 +20,7 @@ from mogao_jax.gallery.folder import fill_template
 from mogao_jax.tools.report import summary
 from mogao_jax.tools.report.charts import charts
 from mogao_jax.tools.report.data_section import data_section
-from mogao_jax.tools.report.results_section import compare, samples_section, scores_section
+from mogao_jax.tools.report.results_section import as_text, compare, samples_section, scores_section
 from mogao_jax.tools.report.run_folder import Run, load_run
 
 
@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--curves", help="also write each chart into this folder, as SVG")
     arguments = parser.parse_args(argv)
     path = write_report(arguments.workdir)
+    if table := as_text(compare(scores_section(load_run(arguments.workdir)))):
+        print(f"{table}\n")
     print(f"Report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
     if arguments.curves:
         for file in write_curves(arguments.workdir, pathlib.Path(arguments.curves)):

@@ -170,6 +170,17 @@ def compare(scored: list[dict[str, Any]]) -> dict[str, Any]:
     return {"columns": [*columns, "chance"], "rows": rows}
 
 
+def as_text(table: Mapping[str, Any]) -> str:
+    """What `compare` returns, for a terminal; "" if there are no scores."""
+    lines = []
+    for row in table["rows"]:
+        cells = [f"{value} [{interval}]" if interval else value for value, interval in row["cells"]]
+        name = row["name"] if row["is_heading"] else f"  {row['name']}"
+        lines.append(f"{name:<22}" + "".join(f"{cell:>16}" for cell in cells))
+    head = " " * 22 + "".join(f"{column:>16}" for column in table["columns"])
+    return "\n".join([head, *lines]) if lines else ""
+
+
 def _grid(folder: pathlib.Path, name: str) -> str | None:
     """The image grid, to stand in the page; None if there is none, or one that is too large."""
     path = _beside(folder, name)

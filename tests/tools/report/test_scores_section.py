@@ -10,7 +10,7 @@ import pytest
 
 from mogao_jax.evals.proportion import Proportion
 from mogao_jax.tools.report import command
-from mogao_jax.tools.report.results_section import scores_section
+from mogao_jax.tools.report.results_section import as_text, compare, scores_section
 from mogao_jax.tools.report.run_folder import Run, load_run
 from mogao_jax.worlds.shapes.evals import saving, scores
 from mogao_jax.worlds.shapes.evals.scores import OVERALL, Row, Scores
@@ -74,3 +74,24 @@ def test_only_pngs_of_the_folder_itself_are_shown(run: Run, tmp_path_factory):
     assert shown("grid.png").startswith("data:image/png;base64,")
     for name in ("", "missing.png", str(outside), "../outside/secret.png", "link.png", "text.png"):
         assert shown(name) is None
+
+
+def test_models_stand_beside_each_other_where_their_worlds_are_one(run: Run):
+    def save(role, right, world, suffix):
+        found = scored("m", role, right)
+        settings = {"world": world}
+        saving.save(Scores("m", role, found.rows, settings), run.workdir, suffix)
+
+    save("own", 3, "novel", "")
+    save("untrained", 0, "novel", "_untrained")
+    save("demo", 2, "novel", "_demo")
+    save("own", 4, "grid", "_old")  # another world: left out
+    table = compare(scores_section(run))
+    assert table["columns"] == ["trained", "untrained", "demo", "chance"]
+    rows = {row["name"]: row["cells"] for row in table["rows"]}
+    assert [value for value, _ in rows["counting"]] == ["75", "0", "50", "25.0"]
+    assert rows["rest kept"][0] == ("100", "34, 100") and rows[scores.TITLES["edit"]] == []
+    first, *_, last = as_text(table).splitlines()
+    assert first.split() == ["trained", "untrained", "demo", "chance"]
+    assert last.split()[:3] == ["rest", "kept", "100"]
+    assert as_text(compare([])) == ""

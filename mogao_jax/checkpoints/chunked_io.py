@@ -39,25 +39,23 @@ class PartWriter:
     def __init__(self, folder: pathlib.Path, arrays: Mapping[str, tuple[Shape, Any]]):
         """Makes the item's folder; `arrays`: name as in a fingerprint -> (shape, dtype)."""
         self._folder = folder
+        folder.mkdir(parents=True)
         self._arrays = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in arrays.items()}
-        self._open: dict[str, Any] = {}
+        self._stores = {name: self._create(name, *array) for name, array in self._arrays.items()}
         self._sums = {name: RunningFingerprint() for name in arrays}
         self._rows = dict.fromkeys(arrays, 0)
-        folder.mkdir(parents=True)
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
         """Writes rows [n, ...] of an array, from row `start` on; returns when they are on disk."""
         shape, dtype = self._arrays[name]
         if rows.dtype != dtype or rows.shape[1:] != shape[1:]:
             raise ValueError(f"{name}: {rows.dtype}{rows.shape} is no part of {dtype}{shape}")
-        if name not in self._open:
-            self._open[name] = self._create(name, shape, dtype)
         row = math.prod(shape[1:])
         step = rows_of(shape, dtype)
         # Rows are large and few: a part at a time, never a copy of all of them.
         for i in range(0, len(rows), step):
             part = np.ascontiguousarray(rows[i : i + step])
-            self._open[name][start + i : start + i + len(part)].write(part).result()
+            self._stores[name][start + i : start + i + len(part)].write(part).result()
             self._sums[name].add(part, (start + i) * row)
         self._rows[name] += len(rows)
 

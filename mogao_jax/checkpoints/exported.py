@@ -66,15 +66,11 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Names a vocabulary: equal for tokenizers that give the same ids to the same conversation."""
     tokens = [tokenizer.decode([i], keep_special=True) for i in range(tokenizer.vocab_size)]
     # Their text as ids again, which tells how words are put together from shorter ones.
-    what: list[Any] = [
-        tokens, sorted(tokenizer.special_ids), [tokenizer.encode(t) for t in tokens]
-    ]  # fmt: skip
+    ids = [tokenizer.encode(token) for token in tokens]
+    what: list[Any] = [tokens, sorted(tokenizer.special_ids), ids]
     if tokenizer.chat.source is not None:
         what += [tokenizer.chat.source, tokenizer.chat.tokens]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-
-
-# ---------------------------------------------------------------------------------------- writing
 
 
 def write_exported(
@@ -89,7 +85,7 @@ def write_exported(
     porting: Mapping[str, Any] | None = None,
     dtype: str = "float16",
 ) -> pathlib.Path:
-    """Writes a model, whole or not at all.
+    """Writes a model, whole or not at all; returns the path.
 
     Args:
       path: the file to write, named *.safetensors; replaced if it is there.
@@ -97,8 +93,6 @@ def write_exported(
       encoders: `models.encoder_weights.file_digests` of those it was trained with, if known.
       porting: `sidecar_files.origin` of the checkpoint, so that the way back knows it.
       dtype: one of DTYPES, for all tensors.
-    Returns:
-      The path.
     Raises:
       CheckpointError: values that are not finite, or too large for `dtype`.
       EnvironmentProblem: the file cannot be written.
@@ -123,9 +117,6 @@ def write_exported(
     with atomic_file(path) as partial:
         safetensors.numpy.save_file(tensors, partial, metadata)
     return path
-
-
-# ---------------------------------------------------------------------------------------- reading
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -171,14 +162,11 @@ def read_header(path: str | os.PathLike) -> Header:
 
 
 def read_params(path: str | os.PathLike, abstract: Any) -> Any:
-    """The parameters of an exported model.
+    """The parameters of an exported model, on the default device, with the dtypes of `abstract`.
 
     Args:
-      path: the file.
       abstract: nested dicts of ShapeDtypeStructs (`models.modules.param_shapes` of the header's
         config): every tensor of the file must be one of these, and each of these be there.
-    Returns:
-      Nested dicts of arrays on the default device, with the dtypes of `abstract`.
     Raises:
       CheckpointError: listing each tensor that is missing, not expected or mis-shaped; or the
         file is damaged; or it has values that are not finite.

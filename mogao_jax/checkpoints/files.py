@@ -219,9 +219,6 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-# ----------------------------------------------------------------------------------- parameters
-
-
 def load_params(
     path: str | os.PathLike,
     *,

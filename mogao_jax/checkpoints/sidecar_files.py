@@ -25,7 +25,7 @@ from mogao_jax.errors import CheckpointError
 from mogao_jax.paths import expanded
 from mogao_jax.tokenizer import Tokenizer, load_tokenizer
 
-TOKENIZER, VAE, VIT = "tokenizer.json", "vae.safetensors", "vit.safetensors"
+TOKENIZER = "tokenizer.json"
 ORIGIN = "porting.json"  # in a run's folder
 # Small files of the folder of the LLM that a model was built around, for the way back.
 COMPANIONS = (SETTINGS, TEMPLATE, "generation_config.json")
@@ -34,16 +34,14 @@ COMPANIONS = (SETTINGS, TEMPLATE, "generation_config.json")
 def with_carried(config: MogaoConfig, place: str | os.PathLike) -> MogaoConfig:
     """The config of a checkpoint, or of a run's folder, naming the files that lie beside it."""
     folder = pathlib.Path(place)
-    files_of = {"vae": folder / VAE, "vit": folder / VIT}
+    files_of = {part: folder / f"{part}.safetensors" for part in ("vae", "vit")}
     encoders = {part: file for part, file in files_of.items() if file.is_file()}
     tokenizer = beside(folder, TOKENIZER) if config.tokenizer.kind == "file" else None
     return naming(config, encoders, tokenizer)
 
 
 def naming(
-    config: MogaoConfig,
-    encoders: Mapping[str, pathlib.Path],
-    tokenizer: pathlib.Path | None = None,
+    config: MogaoConfig, encoders: Mapping[str, pathlib.Path], tokenizer: pathlib.Path | None = None
 ) -> MogaoConfig:
     """The config with these files in place of its own: of "vae", "vit", and the tokenizer."""
     changed: dict[str, Any] = {
@@ -157,21 +155,20 @@ def keep_tokenizer(folder: pathlib.Path, config: TokenizerConfig) -> None:
     if config.kind != "file":
         return
     here = TokenizerConfig("file", str(folder / TOKENIZER))
-    if (folder / TOKENIZER).is_file():
-        if file_digest(here) != file_digest(config):
-            ours, theirs = (tokenizer_digest(load_tokenizer(c)) for c in (here, config))
-            if ours != theirs:
-                raise CheckpointError(
-                    f"{str(folder)!r} was begun with another tokenizer or chat template than "
-                    f"{config.path!r} (its own is {here.path}): ids would change their meaning. "
-                    "Set tokenizer.path back."
-                )
-        return
-    file = tokenizer_file(config)
-    for name in (TEMPLATE, SETTINGS):
-        if file.with_name(name).is_file():
-            _copy(file.with_name(name), folder / name)
-    _copy(file, folder / TOKENIZER)  # last: where it is, all of it is
+    if not (folder / TOKENIZER).is_file():
+        file = tokenizer_file(config)
+        for name in (TEMPLATE, SETTINGS):
+            if file.with_name(name).is_file():
+                _copy(file.with_name(name), folder / name)
+        _copy(file, folder / TOKENIZER)  # last: where it is, all of it is
+    elif file_digest(here) != file_digest(config):
+        ours, theirs = (tokenizer_digest(load_tokenizer(c)) for c in (here, config))
+        if ours != theirs:
+            raise CheckpointError(
+                f"{str(folder)!r} was begun with another tokenizer or chat template than "
+                f"{config.path!r} (its own is {here.path}): ids would change their meaning. "
+                "Set tokenizer.path back."
+            )
 
 
 def _copy(source: pathlib.Path, to: pathlib.Path) -> None:

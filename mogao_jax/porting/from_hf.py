@@ -67,7 +67,13 @@ class EncoderPlan(NamedTuple):
 
     def view(self) -> TensorView:
         """The tensors by our names, shaped as ours."""
-        return transformed(self.source, self.plan, encoder_shapes(self.config))
+        return transformed(self.source, self.plan.pairs, encoder_shapes(self.config))
+
+    def load(self) -> dict[str, Any]:
+        """The parameters, float32."""
+        view = self.view()
+        arrays = {name: jnp.asarray(view.read(name), jnp.float32) for name in view.shapes}
+        return traverse_util.unflatten_dict(arrays, sep=".")
 
 
 # --------------------------------------------------------------------------- parts, in memory
@@ -85,7 +91,7 @@ def load_llm(
     """
     source = open_llm(place)
     shapes = _model_shapes(config, source)
-    specs = _of_llm(param_specs(shapes))
+    specs = {name: x for name, x in param_specs(shapes).items() if qwen2.is_of_llm(name)}
     plan = _match_llm(source, config, specs, allow_missing)
     if grown := _grown(plan, source, specs):
         raise ConfigError(
@@ -100,12 +106,12 @@ def load_llm(
 
 def load_vision_tower(place: Place | TensorSource, vit: VitConfig) -> dict[str, Any]:
     """Parameters of `models.vit.VisionTower`, float32, out of Qwen2-VL's files."""
-    return _load_encoder(plan_vision_tower(place, vit))
+    return plan_vision_tower(place, vit).load()
 
 
 def load_autoencoder(place: Place | TensorSource, vae: VaeConfig) -> dict[str, Any]:
     """Parameters of `models.vae.FluxVae` or `models.taef1.Taef1`, float32, of either layout."""
-    return _load_encoder(plan_autoencoder(place, vae))
+    return plan_autoencoder(place, vae).load()
 
 
 def load_encoders(modules: Modules) -> EncoderParams:
@@ -196,7 +202,7 @@ def plan_model(
         plan = _match(identity(specs), source, shapes_of(specs), allow_missing=allow_missing)
         pairs = [(pair, [pair.name]) for pair in plan.pairs]
     else:
-        plan = _match_llm(source, config, _of_llm(specs), allow_missing)
+        plan = _match_llm(source, config, specs, allow_missing)
         pairs = [(pair, _copies(pair.name, config, specs)) for pair in plan.pairs]
     fresh = _fresh(specs, {name for _, names in pairs for name in names})
     grown = _grown(plan, source, specs)
@@ -245,7 +251,7 @@ def pieces(model: ModelPlan, initialiser: Initialiser | None = None) -> Iterator
         raise ValueError("a plan with fresh leaves or rows needs an initialiser")
     for pair, names in model.pairs:
         assert model.source is not None
-        yield from _of_tensor(model, model.source, pair, names)
+        yield from _of_tensor(model.source, pair, [model.specs[name] for name in names])
         if initialiser is not None and pair.name in model.grown:
             # Rows of new tokens: of the spread that the file's own rows have.
             have = model.grown[pair.name]
@@ -256,10 +262,8 @@ def pieces(model: ModelPlan, initialiser: Initialiser | None = None) -> Iterator
                 yield Chunk(spec.leaf, have, rows)
 
 
-def _of_tensor(
-    model: ModelPlan, source: TensorSource, pair: Pair, names: Sequence[str]
-) -> Iterator[Chunk]:
-    specs = [model.specs[name] for name in names]  # of one shape: a branch and its copy
+def _of_tensor(source: TensorSource, pair: Pair, specs: Sequence[ParamSpec]) -> Iterator[Chunk]:
+    """One tensor, for parameters of one shape: a branch and its copy."""
     shape, dtype = specs[0].shape, specs[0].dtype
     if pair.transform.by_rows and specs[0].layer is None:
         for start, rows in read_in_parts(source, pair.key):
@@ -279,15 +283,6 @@ def _collect(model: ModelPlan, parts: Iterator[Chunk]) -> dict[str, Any]:
         target = arrays.setdefault(leaf, np.empty(*shapes[leaf]))
         target[start : start + len(value)] = value
     return traverse_util.unflatten_dict({k: jnp.asarray(x) for k, x in arrays.items()}, sep=".")
-
-
-def _load_encoder(encoder: EncoderPlan) -> dict[str, Any]:
-    view = encoder.view()
-    arrays = {name: jnp.asarray(view.read(name), jnp.float32) for name in view.shapes}
-    return traverse_util.unflatten_dict(arrays, sep=".")
-
-
-# ------------------------------------------------------------------------------------- helpers
 
 
 def _open(place: Place | TensorSource, **options: Any) -> TensorSource:
@@ -315,7 +310,8 @@ def _match_llm(
     qwen2.check_config(source, config.model)
     qwen2.check_positions(config.layout)
     longer = ("token_embedding", "lm_head") if config.porting.vocabulary == "extend" else ()
-    table, wanted = qwen2.table(config.model), shapes_of(specs)
+    table = qwen2.table(config.model)
+    wanted = {name: spec.shape for name, spec in specs.items() if qwen2.is_of_llm(name)}
     plan = _match(table, source, wanted, allow_missing=allow_missing, longer=longer)
     qwen2.check_tied_head(source, config.model)
     return plan
@@ -327,10 +323,6 @@ def _model_shapes(config: MogaoConfig, source: TensorSource | None) -> Any:
     tables = [shapes[k] for k in ("model.embed_tokens.weight", "token_embedding") if k in shapes]
     rows = config.model.vocab_size or (tables[0][0] if tables else 1)
     return param_shapes(config, make_model(config, rows))
-
-
-def _of_llm(specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
-    return {name: spec for name, spec in specs.items() if qwen2.is_of_llm(name)}
 
 
 def _fresh(specs: Mapping[str, ParamSpec], filled: set[str]) -> dict[str, list[int] | None]:

@@ -22,7 +22,6 @@ import mmap
 import pathlib
 import struct
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,17 +72,14 @@ class Entry(NamedTuple):
 class GgufFile:
     """An open file: `metadata` and `entries` are read, tensors are when they are asked for.
 
-    Attributes:
-      metadata: key -> int, float, bool, str, or a list of these.
-      entries: name -> Entry.
+    A value of the metadata is an int, float, bool, str, or a list of these.
     """
 
     def __init__(self, path: str | pathlib.Path):
         """Reads header, metadata and table.
 
-        Raises:
-          CheckpointError: missing, another format or version, damaged, cut short, or with a
-            tensor of an encoding that is not read.
+        Raises CheckpointError: missing, another format or version, damaged, cut short, or with a
+        tensor of an encoding that is not read.
         """
         self.path = pathlib.Path(path)
         if not self.path.is_file():
@@ -104,9 +100,10 @@ class GgufFile:
             )
         num_tensors = cursor.count(MAX_TENSORS, "tensors")
         num_fields = cursor.count(MAX_FIELDS, "metadata fields")
-        fields = {cursor.string(): cursor.value() for _ in range(num_fields)}
-        self.metadata: Mapping[str, Any] = MappingProxyType(fields)
-        self.entries: Mapping[str, Entry] = MappingProxyType(self._table(cursor, num_tensors))
+        self.metadata: Mapping[str, Any] = {
+            cursor.string(): cursor.value() for _ in range(num_fields)
+        }
+        self.entries: Mapping[str, Entry] = self._table(cursor, num_tensors)
 
     def _table(self, cursor: _Cursor, num_tensors: int) -> dict[str, Entry]:
         rows = []

@@ -19,7 +19,7 @@ from mogao_jax.models.modules import part_of
 from mogao_jax.porting.formats import qwen2
 from mogao_jax.porting.from_hf import open_vae
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint, is_own
-from mogao_jax.porting.tensor_sources import Place, TensorSource, selected, transformed
+from mogao_jax.porting.tensor_sources import Place, TensorSource, transformed, unchanged
 from mogao_jax.safetensors_files import DTYPES
 
 
@@ -260,9 +260,10 @@ def _is_llm(source: TensorSource) -> bool:
 
 def _branch_and_llm(model: MogaoCheckpoint, llm: TensorSource) -> tuple[TensorSource, TensorSource]:
     """The und branch of a model, and a language model by our names, shaped like it."""
-    branch = selected(model, filter(qwen2.is_of_llm, model.shapes))
+    pairs = unchanged(filter(qwen2.is_of_llm, model.shapes))
+    branch = transformed(model, pairs, model.shapes)
     source = qwen2.of_the_model_alone(llm)
     qwen2.check_tied_head(source, model.model_config.model)
     table = qwen2.table(model.model_config.model)
     plan = match(table, source.shapes, branch.shapes, place=repr(llm.place))
-    return branch, transformed(source, plan, branch.shapes)
+    return branch, transformed(source, plan.pairs, branch.shapes)

@@ -51,9 +51,10 @@ def settle_tokenizer(
     rows = config.model.vocab_size
     if text.vocab_size > rows:
         raise CheckpointError(
-            f"the tokenizer {_name(wanted)} has {text.vocab_size} tokens, but the embedding has "
-            f"{rows} rows: it belongs to another model. Give the right one with --tokenizer, or "
-            "more rows with config.model.vocab_size (and config.porting.vocabulary='extend')."
+            f"the tokenizer {wanted.path or wanted.kind!r} has {text.vocab_size} tokens, but the "
+            f"embedding has {rows} rows: it belongs to another model. Give the right one with "
+            "--tokenizer, or more rows with config.model.vocab_size (and "
+            "config.porting.vocabulary='extend')."
         )
     facts = sidecar_files.describe_tokenizer(wanted, text)
     notes: list[str] = []
@@ -76,9 +77,6 @@ def copy_files(folder: pathlib.Path, config: MogaoConfig, llm: Place | None) -> 
             shutil.copyfile(file, folder / name)
 
 
-# ---------------------------------------------------------------------------------------- helpers
-
-
 def _require_same(
     theirs: TokenizerConfig, wanted: TokenizerConfig, text: Tokenizer, facts: Mapping[str, Any]
 ) -> None:
@@ -89,10 +87,10 @@ def _require_same(
     if sidecar_files.tokenizer_digest(other) != facts["digest"]:
         path = f" --config.tokenizer.path={theirs.path}" if theirs.path else ""
         raise CheckpointError(
-            f"{_name(theirs)} is another tokenizer or chat template ({other.vocab_size} tokens) "
-            f"than the config's {_name(wanted)} ({text.vocab_size} tokens): ids would mean other "
-            "words than the LLM learned. Use its own: "
-            f"--config.tokenizer.kind={theirs.kind}{path}"
+            f"{theirs.path or theirs.kind!r} is another tokenizer or chat template "
+            f"({other.vocab_size} tokens) than the config's {wanted.path or wanted.kind!r} "
+            f"({text.vocab_size} tokens): ids would mean other words than the LLM learned. Use its "
+            f"own: --config.tokenizer.kind={theirs.kind}{path}"
         )
 
 
@@ -104,7 +102,7 @@ def _unsure(
     Raises CheckpointError if its config.json has control ids that are none of the tokenizer's, and
     the tokenizer was not given by a person.
     """
-    name = _name(wanted)
+    name = repr(wanted.path or wanted.kind)
     strange = _strange_ids(source.config, text)
     has = f"the config.json of {source.place!r} has {strange}, which the tokenizer {name}"
     if given:
@@ -145,7 +143,3 @@ def _strange_ids(config: Mapping[str, Any], text: Tokenizer) -> str:
         for i in (found if isinstance(found, list) else [found])
         if type(i) is int and i not in text.control_ids  # bool is no id
     )
-
-
-def _name(config: TokenizerConfig) -> str:
-    return repr(config.path or config.kind)

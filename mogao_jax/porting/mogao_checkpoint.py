@@ -7,7 +7,6 @@ is checked first.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import types
@@ -25,7 +24,7 @@ from mogao_jax.errors import CheckpointError, ConfigError
 from mogao_jax.paths import expanded
 from mogao_jax.porting.formats import mogao
 from mogao_jax.porting.params import param_specs, shapes_of
-from mogao_jax.porting.safetensors_reader import SafetensorsFolder
+from mogao_jax.porting.safetensors_reader import SafetensorsFolder, read_json
 
 
 class MogaoCheckpoint:
@@ -46,9 +45,8 @@ class MogaoCheckpoint:
     def __init__(self, path: str | os.PathLike, *, weights: files.Weights = "best"):
         """Opens a run's folder, a checkpoint, an exported file, or a folder of `port to-hf`.
 
-        Raises:
-          CheckpointError: nothing there that can be read; an exported file that is damaged; or
-            `weights` are asked for that are not there.
+        Raises CheckpointError: nothing there that can be read; an exported file that is damaged;
+        or `weights` are asked for that are not there.
         """
         self.place = str(path)
         path = expanded(path).absolute()
@@ -177,10 +175,9 @@ def is_own(path: str | os.PathLike) -> bool:
 def is_mogao_folder(path: pathlib.Path) -> bool:
     """Whether a folder is one that `mogao port to-hf` wrote for a whole model."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path / "config.json").get("model_type") == mogao.MODEL_TYPE
+    except CheckpointError:
         return False
-    return isinstance(config, dict) and config.get("model_type") == mogao.MODEL_TYPE
 
 
 def config_of_folder(path: pathlib.Path, fields: Mapping[str, Any]) -> MogaoConfig:

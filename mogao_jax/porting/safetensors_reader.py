@@ -157,9 +157,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return fields
 
 
-# ---------------------------------------------------------------------------------------- helpers
-
-
 def _find(path: pathlib.Path) -> pathlib.Path:
     """The safetensors file or the index that a path means."""
     if path.is_file():

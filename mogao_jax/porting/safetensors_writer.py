@@ -12,12 +12,12 @@ import os
 import pathlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mogao_jax.key_tables import SAME, Pair, Shape
+from mogao_jax.key_tables import Pair, Shape
 from mogao_jax.porting.tensor_sources import TensorSource, read_in_parts
 from mogao_jax.safetensors_files import DTYPES, FLOATS, rounded
 
@@ -40,12 +40,10 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         metadata: Mapping[str, str] | None = None,
     ):
-        """
-        Args:
-          tensors: key -> (shape, dtype by numpy's name) of everything that will be written.
-          stem: of the files' names: STEM.safetensors, or STEM-00001-of-00002.safetensors.
-          shard_bytes: no file is larger, unless a single tensor is.
-          metadata: strings for the files' headers.
+        """`tensors`: key -> (shape, dtype by numpy's name) of everything that will be written.
+
+        Files are STEM.safetensors, or STEM-00001-of-00002.safetensors, with `metadata` in their
+        headers; none is larger than `shard_bytes`, unless a single tensor is.
         """
         self._shapes = {key: shape for key, (shape, _) in tensors.items()}
         self._dtypes = {key: DTYPES[dtype] for key, (_, dtype) in tensors.items()}
@@ -169,11 +167,6 @@ class ExportJob(NamedTuple):
             else:
                 (folder / name).write_text(content, encoding="utf-8")
         return [os.path.join(self.folder, name) for name in (*writer.finish(), *self.files)]
-
-
-def unchanged(keys: Iterable[str]) -> list[Pair]:
-    """Tensors that keep their names and shapes."""
-    return [Pair(key, key, SAME) for key in keys]
 
 
 def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:

@@ -37,8 +37,8 @@ from mogao_jax.porting import from_hf
 from mogao_jax.porting.from_hf import EncoderPlan, ModelPlan
 from mogao_jax.porting.llm_files import copy_files, settle_tokenizer
 from mogao_jax.porting.params import Initialiser, leaf_shapes
-from mogao_jax.porting.safetensors_writer import ExportJob, unchanged
-from mogao_jax.porting.tensor_sources import Place, TensorSource
+from mogao_jax.porting.safetensors_writer import ExportJob
+from mogao_jax.porting.tensor_sources import Place, TensorSource, unchanged
 
 LEFT = "vit_left.safetensors"
 
@@ -144,9 +144,6 @@ def left_digest(folder: pathlib.Path) -> str:
     """sha256 of the tensors that were left out of the vision tower of a checkpoint's folder."""
     with (folder / LEFT).open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------------------------------- helpers
 
 
 def _write_params(

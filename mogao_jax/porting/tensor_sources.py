@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mogao_jax.key_tables import SAME, Plan, Shape, Transform
+from mogao_jax.key_tables import SAME, Pair, Shape, Transform
 
 Place = str | os.PathLike
 PART_BYTES = 64 * 2**20  # larger tensors are read in parts, where that is possible
@@ -120,13 +120,14 @@ def chained(place: str, *sources: TensorSource) -> TensorView:
     return TensorView(place, {}, found)
 
 
-def selected(source: TensorSource, keys: Iterable[str]) -> TensorView:
-    """Some tensors of a source, without its config."""
-    found = {key: Origin(source, key, source.shapes[key]) for key in keys}
-    return TensorView(source.place, {}, found)
+def unchanged(keys: Iterable[str]) -> list[Pair]:
+    """Tensors that keep their names and shapes."""
+    return [Pair(key, key, SAME) for key in keys]
 
 
-def transformed(source: TensorSource, plan: Plan, shapes: Mapping[str, Shape]) -> TensorView:
-    """A file in others' layout by our names, shaped as ours."""
-    found = {p.name: Origin(source, p.key, shapes[p.name], p.transform) for p in plan.pairs}
+def transformed(
+    source: TensorSource, pairs: Iterable[Pair], shapes: Mapping[str, Shape]
+) -> TensorView:
+    """Tensors of a file in others' layout by our names, shaped as ours."""
+    found = {p.name: Origin(source, p.key, shapes[p.name], p.transform) for p in pairs}
     return TensorView(source.place, source.config, found)

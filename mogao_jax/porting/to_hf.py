@@ -27,9 +27,9 @@ from mogao_jax.porting.card_results import IMAGES, results_of
 from mogao_jax.porting.formats import autoencoders, mogao, qwen2, qwen2_vl_vision
 from mogao_jax.porting.mogao_checkpoint import MogaoCheckpoint
 from mogao_jax.porting.safetensors_reader import SafetensorsFolder
-from mogao_jax.porting.safetensors_writer import SHARD_BYTES, ExportJob, unchanged
+from mogao_jax.porting.safetensors_writer import SHARD_BYTES, ExportJob
 from mogao_jax.porting.streaming import LEFT, left_digest
-from mogao_jax.porting.tensor_sources import InMemory, Place, TensorSource, chained
+from mogao_jax.porting.tensor_sources import InMemory, Place, TensorSource, chained, unchanged
 from mogao_jax.tokenizer import load_tokenizer
 
 PARTS = ("llm", "vit", "vae", "all")
@@ -240,9 +240,6 @@ class _Exporter:
                 "was replaced, or is damaged. Put the other one back; nothing written."
             )
         return SafetensorsFolder(file, with_config=False, **self.options)
-
-
-# ---------------------------------------------------------------------------------------- helpers
 
 
 def _half(job: ExportJob, prefix: str, file: str) -> ExportJob:

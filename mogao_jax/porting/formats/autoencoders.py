@@ -82,9 +82,6 @@ def to_config(vae: VaeConfig) -> dict[str, Any]:
     return dict(sorted(fields.items()))
 
 
-# ---------------------------------------------------------------------------------------- helpers
-
-
 def _fields(vae: VaeConfig) -> list[Field]:
     """What diffusers' config.json must say."""
     if vae.kind == "taef1":

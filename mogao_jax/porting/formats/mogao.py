@@ -24,23 +24,10 @@ NAME = "a Mogao model"
 ENCODERS = ("vit", "vae")  # folders below it, too
 # Fields of `model` that decide what the parameters mean (the others: how they are computed).
 _MEANING = (
-    "num_layers",
-    "embed_dim",
-    "mlp_dim",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "tie_embeddings",
-    "fusion",
-    "rope",
-    "rope_theta",
-    "rope_tail",
-    "timestep_embed_dim",
-    "timestep_scale",
-    "velocity_head",
-    "connector",
-)
+    "num_layers", "embed_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "rms_norm_eps",
+    "tie_embeddings", "fusion", "rope", "rope_theta", "rope_tail", "timestep_embed_dim",
+    "timestep_scale", "velocity_head", "connector",
+)  # fmt: skip
 _LAYOUT = ("text_positions", "understanding_encoder")
 # Fields of the encoders that say how weights are used or where they lie, not what they are.
 _FREE = ("weights", "sample_posterior")

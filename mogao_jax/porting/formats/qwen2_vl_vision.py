@@ -61,13 +61,12 @@ def check_config(source: TensorSource, vit: VitConfig) -> None:
         Field("spatial_merge_size", "vit.merge_size", vit.merge_size, 2),
         Field("temporal_patch_size", "vit.temporal_patch_size", vit.temporal_patch_size, 2),
     ]
-    computed = dict(config)
     if numbers:
-        computed["mlp_ratio"] = int(width * ratio)
-        fields.append(Field("mlp_ratio", "vit.mlp_dim", vit.mlp_dim, int(width * ratio)))
+        config = {**config, "mlp_ratio": int(width * ratio)}
+        fields.append(Field("mlp_ratio", "vit.mlp_dim", vit.mlp_dim))
     if vit.merger_dim:
         fields.append(Field("hidden_size", "vit.merger_dim", vit.merger_dim))
-    compare(computed if config else {}, fields, place=source.place, what=NAME)
+    compare(config if source.config else {}, fields, place=source.place, what=NAME)
 
 
 def to_config(vit: VitConfig, *, hidden_size: int, dtype: str) -> dict:

@@ -199,9 +199,8 @@ class Comparison:
             lines.append(f"{name}: shape {list(first)} in A, {list(second)} in B")
         if self.values:
             lines.append(f"{len(self.values):,} tensors have other values:")
-        for d in self.values[:listed]:
-            far = f"relative {d.relative:.3g}, largest difference {d.largest:.3g}"
-            lines.append(f"  {d.name}: {far}")
+        for name, largest, relative in map(dataclasses.astuple, self.values[:listed]):
+            lines.append(f"  {name}: relative {relative:.3g}, largest difference {largest:.3g}")
         if len(self.values) > listed:
             lines.append(f"  and {len(self.values) - listed:,} more that are nearer")
         return "\n".join([*lines, "equal" if self.equal else "different"])

@@ -113,7 +113,7 @@ class ExportJob(NamedTuple):
     source: TensorSource
     pairs: list[Pair]  # key <- name
     dtype: str | None = None  # to be written in; None: each in its own
-    files: Mapping[str, str | pathlib.Path] = {}  # name -> text, or a file to be copied
+    files: Mapping[str, Any] = {}  # name -> text, fields of a JSON, or a file (Path) to be copied
     metadata: Mapping[str, str] = {}  # strings for the files' headers
 
     @property
@@ -165,7 +165,8 @@ class ExportJob(NamedTuple):
             if isinstance(content, pathlib.Path):
                 shutil.copyfile(content, folder / name)
             else:
-                (folder / name).write_text(content, encoding="utf-8")
+                text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+                (folder / name).write_text(text, encoding="utf-8")
         return [os.path.join(self.folder, name) for name in (*writer.finish(), *self.files)]
 
 

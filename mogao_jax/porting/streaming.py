@@ -65,12 +65,11 @@ def stream_checkpoint(
     allow_non_finite: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Ported:
-    """Builds the deep-fused model around pretrained parts, as a checkpoint on disk.
+    """Builds the deep-fused model around pretrained parts, as a checkpoint in a new folder.
 
     Everything that can be known to be wrong is found before anything is written.
 
     Args:
-      out: the folder to make.
       config: what the model looks like; `config.porting` says how it begins, `config.seed`
         initialises what no file holds.
       llm: a Qwen2 checkpoint, or a whole model that `mogao port to-hf` wrote; None: initialised.
@@ -105,9 +104,9 @@ def stream_checkpoint(
         "notes": notes,
     }
     jobs = [job for encoder in encoders for job in _copies(encoder)]
-    leaves = leaf_shapes(plan.specs)
+    leaves = leaf_shapes(plan.specs).values()
     total = sum(job.num_bytes for job in jobs)
-    total += sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves.values())
+    total += sum(math.prod(shape) * dtype.itemsize for shape, dtype in leaves)
     with (
         atomic_directory(out, needed_bytes=total, say=say) as folder,
         tqdm.tqdm(
@@ -162,8 +161,7 @@ def _write_params(
 
 def _copies(encoder: EncoderPlan) -> list[ExportJob]:
     """An encoder in our own layout, bit by bit as it was; and what of its file has no place."""
-    view = encoder.view()
-    config = json.dumps(dataclasses.asdict(encoder.config))
+    view, config = encoder.view(), json.dumps(dataclasses.asdict(encoder.config))
     metadata = {"format": "mogao_jax", "config": config}
     jobs = [ExportJob("", encoder.part, view, unchanged(view.shapes), metadata=metadata)]
     if left := encoder.plan.left:

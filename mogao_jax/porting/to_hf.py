@@ -5,11 +5,10 @@ Tensors are read, turned and written one at a time.
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import tqdm
@@ -33,7 +32,6 @@ from mogao_jax.porting.tensor_sources import InMemory, Place, TensorSource, chai
 from mogao_jax.tokenizer import load_tokenizer
 
 PARTS = ("llm", "vit", "vae", "all")
-_Files = dict[str, str | pathlib.Path]
 
 
 def export(
@@ -48,11 +46,10 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     say: Callable[[str], None] | None = None,
 ) -> list[pathlib.Path]:
-    """Writes a model, or a part of it, as others read it.
+    """Writes a model, or a part of it, as others read it; returns the files written.
 
     Args:
       checkpoint: a run's folder, a checkpoint (ported or trained), or an exported file.
-      out: the folder to make.
       part: llm: the und branch as Qwen2ForCausalLM. vit, vae: the frozen encoders. all: the whole
         model in our own names (`formats/mogao.py`), with vit/ and vae/ below it.
       dtype: one of DTYPES; None: that of the files it came from, where the checkpoint is one that
@@ -64,8 +61,6 @@ def export(
         checkpoint that it made, else no.
       shard_bytes: files are no larger.
       say: takes messages; with it, a progress bar is drawn on stderr.
-    Returns:
-      The files written.
     Raises:
       CheckpointError: nothing to read, or damaged; values that are too large for `dtype`, or not
         finite; other encoders than the model was made with.
@@ -146,7 +141,7 @@ class _Exporter:
             made = theirs | {name: made[name] for name in same}
             if "dtype" in theirs:  # transformers 5's name
                 made["dtype"] = made["torch_dtype"]
-        return job._replace(files={"config.json": _json(made), **_companions(model)})
+        return job._replace(files={"config.json": made, **_companions(model)})
 
     def _whole(self) -> list[ExportJob]:
         model = self.model
@@ -165,7 +160,7 @@ class _Exporter:
             results=results,
             **about,
         )
-        files = {"config.json": _json(made), "README.md": card, **_companions(model)}
+        files = {"config.json": made, "README.md": card, **_companions(model)}
         jobs = [job._replace(files=files)]
         if results.images:
             jobs.append(ExportJob(IMAGES, "", model, [], files=results.images))
@@ -185,7 +180,7 @@ class _Exporter:
                 "numbers. `mogao port from-hf` reads them as they are."
             )
         made = qwen2_vl_vision.to_config(vit, hidden_size=width, dtype=job.common_dtype)
-        return job._replace(files={"config.json": _json(made)})
+        return job._replace(files={"config.json": made})
 
     def _vae(self, layout: str | None, folder: str) -> list[ExportJob]:
         vae = self.config.vae
@@ -203,7 +198,7 @@ class _Exporter:
             return [_half(job, f"{half}.", file) for half, file in taef1.FILES.items()]
         if layout == "bfl":
             return [job]
-        files = {"config.json": _json(autoencoders.to_config(vae))}
+        files = {"config.json": autoencoders.to_config(vae)}
         return [job._replace(stem="diffusion_pytorch_model", files=files)]
 
     def _check_encoders(self, parts: list[str]) -> None:
@@ -249,16 +244,12 @@ def _half(job: ExportJob, prefix: str, file: str) -> ExportJob:
     return job._replace(stem=file.removesuffix(".safetensors"), pairs=bare)
 
 
-def _companions(model: MogaoCheckpoint) -> _Files:
+def _companions(model: MogaoCheckpoint) -> dict[str, Any]:
     """The tokenizer and what else belongs to the LLM."""
-    found: _Files = {}
+    found: dict[str, Any] = {}
     if model.model_config.tokenizer.kind == "file":
         found[sidecar_files.TOKENIZER] = sidecar_files.tokenizer_file(model.model_config.tokenizer)
     for name in sidecar_files.COMPANIONS:
         if file := sidecar_files.beside(model.folder, name):
             found[name] = file
     return found
-
-
-def _json(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, indent=2) + "\n"

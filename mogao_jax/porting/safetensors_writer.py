@@ -172,10 +172,10 @@ class ExportJob(NamedTuple):
 
 def _shards(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
     """Keys of each file."""
-    shards: list[list[str]] = [[]]
+    shards: list[list[str]] = []
     size = 0
     for key, num_bytes in sizes.items():
-        if shards[-1] and size + num_bytes > shard_bytes:
+        if not shards or size + num_bytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(key)

@@ -70,6 +70,11 @@ def test_a_writer_notices_what_was_not_written(tmp_path):
         writer.finish()
 
 
+def test_no_tensors_make_no_file(tmp_path):
+    assert ShardWriter(tmp_path, {}, stem="").finish() == []
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_truncated(tmp_path, cut):
     file = files.write(tmp_path / "m", files.values(SHAPES)) / "model.safetensors"

@@ -24,9 +24,8 @@ def is_name(text: str) -> bool:
 def fetch(name: str) -> pathlib.Path:
     """The folder of a model on the Hub, from the local cache where it is there.
 
-    Raises:
-      CheckpointError: it is not there, or cannot be reached.
-      EnvironmentProblem: huggingface_hub is not installed.
+    Raises CheckpointError if it is not there or cannot be reached, EnvironmentProblem if
+    huggingface_hub is not installed.
     """
     hub = _library(name)
     try:
@@ -41,9 +40,8 @@ def fetch(name: str) -> pathlib.Path:
 def push(folder: pathlib.Path, name: str, *, private: bool, message: str) -> str:
     """Puts a folder onto the Hub, making the model's page if there is none; returns its address.
 
-    Raises:
-      CheckpointError: the Hub refuses it or cannot be reached.
-      EnvironmentProblem: huggingface_hub is not installed.
+    Raises CheckpointError if the Hub refuses it or cannot be reached, EnvironmentProblem if
+    huggingface_hub is not installed.
     """
     hub = _library(name)
     try:

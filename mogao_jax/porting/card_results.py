@@ -17,17 +17,11 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError,
 
 
 class Results(NamedTuple):
-    """Parts of a model card.
+    """Parts of a model card."""
 
-    Attributes:
-      header: lines of the YAML header (model-index).
-      lines: of the card, in Markdown.
-      images: file name below IMAGES -> the file to copy.
-    """
-
-    header: list[str]
-    lines: list[str]
-    images: dict[str, pathlib.Path]
+    header: list[str]  # lines of the YAML header (model-index)
+    lines: list[str]  # of the card, in Markdown
+    images: dict[str, pathlib.Path]  # file name below IMAGES -> the file to copy
 
 
 NOTHING = Results([], [], {})
@@ -36,9 +30,7 @@ NOTHING = Results([], [], {})
 def results_of(run: pathlib.Path, name: str) -> Results:
     """What `mogao sample --out RUN/samples` and `mogao eval shapes --out RUN` left; maybe nothing.
 
-    Args:
-      run: a run's folder, or one below it.
-      name: of the model.
+    `run` is a run's folder, or one below it.
     """
     root = next((f for f in (run, *run.parents[:2]) if (f / "config.json").is_file()), run)
     shown, images = _samples(root / SAMPLES)

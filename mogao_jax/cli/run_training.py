@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 
 from mogao_jax.assembly import RunSetup, train
@@ -11,6 +12,7 @@ from mogao_jax.config.schema import MogaoConfig
 from mogao_jax.console.output import configure_logging
 from mogao_jax.console.signals import StopOnSignals
 from mogao_jax.data.pipeline import make_validation_batches
+from mogao_jax.paths import expanded
 from mogao_jax.sharding import multihost
 from mogao_jax.sharding.mesh import row_reader, split_cpu
 from mogao_jax.tools.report.data_sample import save_data_sample
@@ -24,17 +26,27 @@ def run(config: MogaoConfig, arguments: argparse.Namespace) -> int:
     keep_compiled_programs()  # a run that resumes starts at once
     stop = StopOnSignals()
 
+    writers = []
+    if config.train.wandb and multihost.is_main():
+        from mogao_jax.training.wandb_writer import WandbWriter
+
+        writers.append(WandbWriter(config, expanded(arguments.workdir)))
+
     def on_start(setup: RunSetup) -> None:
         save_sample(setup)
         stop.install()
 
-    result = train(
-        config,
-        arguments.workdir,
-        on_start=on_start,
-        should_stop=stop,
-        restart_data=arguments.restart_data,
-    )
+    with contextlib.ExitStack() as stack:
+        for writer in writers:
+            stack.callback(writer.close)
+        result = train(
+            config,
+            arguments.workdir,
+            writers=writers,
+            on_start=on_start,
+            should_stop=stop,
+            restart_data=arguments.restart_data,
+        )
     return 0 if result.finished else stop.status
 
 

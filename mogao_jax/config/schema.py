@@ -357,6 +357,9 @@ class TrainConfig:
     checkpoint_every: int = field(500, minimum=1)
     keep_checkpoints: int = field(2, minimum=1)
     timestep_bins: int = field(4, "flow loss is logged per bin of t", minimum=1)
+    experiment: str = field("", "a name of this run for people; empty: the config's name")
+    tags: tuple[str, ...] = field((), "words to find this run by")
+    wandb: str = field("", "project at Weights & Biases to log to as well (extra wandb)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ class TfdsSource:
         except ImportError:
             raise DataError(
                 "reading tfds datasets needs the package tensorflow-datasets "
-                "(without TensorFlow): pip install tensorflow-datasets"
+                '(without TensorFlow): pip install "mogao_jax[tfds]"'
             ) from None
         folder = expanded(path)
         if not (folder / "dataset_info.json").is_file():

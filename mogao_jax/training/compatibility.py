@@ -14,6 +14,7 @@ from mogao_jax.config.schema import MogaoConfig
 # Everything else decides what the parameters mean, or the position in the data.
 _FREE_PREFIXES = (
     "name",
+    "about",
     "train.",
     "optimizer.",
     "objective.",

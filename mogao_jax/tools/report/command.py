@@ -73,7 +73,8 @@ def render(run: Run) -> str:
     scores = scores_section(run)
     own = next((model for model in scores if model["role"] == "own"), None)
     values: dict[str, Any] = {
-        "name": run.config.get("name", run.workdir.name),
+        "name": run.config.get("train", {}).get("experiment")
+        or run.config.get("name", run.workdir.name),
         "version": mogao_jax.__version__,
         "status": summary.status(run),
         "notes": run.notes,

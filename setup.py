@@ -60,6 +60,7 @@ setup(
         "plan": ["libtpu>=0.0.42"],
         "demo": REPORT,
         "tfds": ["tensorflow-datasets>=4.9.10"],  # sources of kind "tfds"; brings no TensorFlow
+        "completion": ["shtab>=1.7"],  # mogao completion
         "wandb": ["wandb>=0.18"],  # train.wandb
         "hub": ["huggingface_hub>=1.0"],  # models by ORG/NAME; `mogao push`
         # What ported models are compared with (tests/porting). Without torchvision: its wheels
@@ -71,6 +72,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "scipy>=1.14",
+            "shtab>=1.7",
             "ruff>=0.12",
             "tensorflow-datasets>=4.9.10",
             "mypy>=1.15",

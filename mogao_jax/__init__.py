@@ -31,7 +31,8 @@ def load(
 
     Args:
       path: "demo" (the checkpoint that ships with the package), a file written by `mogao export`,
-        a run's folder, or one checkpoint's folder.
+        a run's folder, one checkpoint's folder, a folder of `mogao port to-hf`, or ORG/NAME of one
+        on Hugging Face's Hub.
       weights: ema (the moving average), raw, or best: ema where there is one.
       tokenizer, vae, vit: where these files are, if not where the config says.
       max_length: tokens of text, and of images as the ViT sees them, that a document may have;

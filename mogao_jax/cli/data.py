@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
 from mogao_jax.config import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.flags import Parser
+from mogao_jax.console.flags import CONFIG_HELP, Parser
 from mogao_jax.errors import ConfigError, DocumentError
 from mogao_jax.registry import DATA_ACTIONS
 from mogao_jax.sequence.batch import Sizes
@@ -43,22 +44,19 @@ def usage() -> str:
 
 def main(argv: list[str]) -> int:
     """Dispatches on the action. Raises MogaoError for what the user can mend."""
-    actions = {
-        "inspect": _inspect,
-        "fill": _fill,
-        "budgets": _budgets,
-        "tfds": _tfds,
-        "tokenizer": _tokenizer,
-        "encode": _encode,
-        **{name: DATA_ACTIONS.get(name).run for name in DATA_ACTIONS.names()},
-    }
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
-    if argv[0] not in actions:
+    if argv[0] not in action_names():
         raise ConfigError(f"there is no action {argv[0]!r} of 'mogao data'.\n{usage()}")
-    actions[argv[0]](argv[1:])
+    run = _OWN.get(argv[0]) or DATA_ACTIONS.get(argv[0]).run
+    run(argv[1:])
     return 0
+
+
+def action_names() -> tuple[str, ...]:
+    """The core's, then those that worlds bring."""
+    return (*_OWN, *DATA_ACTIONS.names())
 
 
 def _parser(action: str, **flags: tuple) -> Parser:
@@ -74,7 +72,9 @@ def _with_config(
     action: str, argv: list[str], **flags: tuple
 ) -> tuple[MogaoConfig, argparse.Namespace]:
     config, rest = parse_config_args(argv)
-    return config, _parser(action, **flags).parse_args(rest)
+    parser = _parser(action, **flags)
+    parser.add_argument_group("the config", CONFIG_HELP)
+    return config, parser.parse_args(rest)
 
 
 def _positive(text: str) -> int:
@@ -219,3 +219,13 @@ def _encode(argv: list[str]) -> None:
         f"{out}: {done.images:,} images, {done.bytes / 2**20:.1f} MiB; "
         f"{done.skipped} records could not be read"
     )
+
+
+_OWN: dict[str, Callable[[list[str]], None]] = {
+    "inspect": _inspect,
+    "fill": _fill,
+    "budgets": _budgets,
+    "tfds": _tfds,
+    "tokenizer": _tokenizer,
+    "encode": _encode,
+}

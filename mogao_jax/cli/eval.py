@@ -18,7 +18,7 @@ from mogao_jax.console.output import configure_logging, progress
 from mogao_jax.errors import DataError, DocumentError
 from mogao_jax.registry import Command
 
-_BENCHMARKS = {
+BENCHMARKS = {
     **{name: registry.EVALS.get(name) for name in registry.EVALS.names()},  # of worlds
     "retrieval": Command(
         "--documents PATH: how often the nearest of all the images of your documents is the one "
@@ -43,13 +43,13 @@ def main(argv: list[str]) -> int:
     name = argv[0]
     if name == "pictures":
         raise DataError("'mogao eval pictures' is called 'mogao eval retrieval' now.")
-    if name not in _BENCHMARKS:
+    if name not in BENCHMARKS:
         raise DataError(f"there is no benchmark {name!r} of 'mogao eval'.\n{_usage()}")
-    return _BENCHMARKS[name].run(argv[1:])
+    return BENCHMARKS[name].run(argv[1:])
 
 
 def _usage() -> str:
-    lines = [f"  {name:10} {command.help}" for name, command in _BENCHMARKS.items()]
+    lines = [f"  {name:10} {command.help}" for name, command in BENCHMARKS.items()]
     head, tail = "usage: mogao eval BENCHMARK ...", "'mogao eval BENCHMARK --help' tells more."
     return "\n".join([head, "", *lines, "", tail])
 

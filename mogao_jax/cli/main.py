@@ -30,6 +30,7 @@ _OWN = {
     "port": "checkpoints of Qwen2, Qwen2-VL and FLUX in, and back out; inspect; diff",
     "push": "a folder of `port to-hf` onto Hugging Face's Hub",
     "export": "a trained model as one file, to sample from or to pass on",
+    "completion": "a script that completes mogao's commands and flags in bash, zsh or tcsh",
     "data": "look at, check and convert data",
 }
 _TOOLS = {

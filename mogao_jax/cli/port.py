@@ -7,7 +7,7 @@ import sys
 
 from mogao_jax.config.files import parse_config_args
 from mogao_jax.config.schema import MogaoConfig
-from mogao_jax.console.flags import Parser
+from mogao_jax.console.flags import CONFIG_HELP, Parser
 from mogao_jax.console.output import configure_logging
 from mogao_jax.errors import ConfigError, RequestError
 from mogao_jax.paths import expanded
@@ -28,14 +28,13 @@ USAGE = """usage: mogao port ACTION ...
 
 def main(argv: list[str]) -> int:
     """Dispatches on the action; returns the exit status (diff: 1 where values differ)."""
-    actions = {"from-hf": _from_hf, "to-hf": _to_hf, "inspect": _inspect, "diff": _diff}
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    if argv[0] not in actions:
+    if argv[0] not in ACTIONS:
         raise RequestError(f"there is no action {argv[0]!r} of 'mogao port'.\n{USAGE}")
     configure_logging()
-    return actions[argv[0]](argv[1:])
+    return ACTIONS[argv[0]](argv[1:])
 
 
 # The porting modules import JAX, so each action imports what it needs.
@@ -48,6 +47,7 @@ def _from_hf(argv: list[str]) -> int:
         "and copies the frozen encoders beside it. What no file holds is initialised, as "
         "config.porting says. Every key must fit, or nothing is written.",
     )
+    parser.add_argument_group("the config", CONFIG_HELP)
     add = parser.add_argument
     add("--llm", metavar="DIR", help="Qwen2 or Qwen2.5 (safetensors), or a whole Mogao of to-hf")
     add("--vit", metavar="DIR", help="Qwen2-VL's vision tower, alone or in a whole Qwen2-VL")
@@ -142,6 +142,9 @@ def _diff(argv: list[str]) -> int:
     found = compare(arguments.a, arguments.b)
     print(found.as_text())
     return 0 if found.equal else 1
+
+
+ACTIONS = {"from-hf": _from_hf, "to-hf": _to_hf, "inspect": _inspect, "diff": _diff}
 
 
 def _config_of(llm: str | None) -> MogaoConfig:

@@ -11,6 +11,10 @@ from mogao_jax.errors import DataError, RequestError
 from mogao_jax.sampling import options as options_lib
 
 _NUM_SEEDS = 2**32
+CONFIG_HELP = (
+    "--config=FILE: a .py or .json file, or a recipe by its name (`mogao recipes`). "
+    "--config.FIELD=VALUE sets one field, such as --config.train.num_steps=100."
+)
 
 
 class Parser(argparse.ArgumentParser):

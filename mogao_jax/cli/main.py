@@ -7,7 +7,9 @@ message on stderr); 130 and 143 stopped by Ctrl-C or SIGTERM (training has saved
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
+import pathlib
 import sys
 
 import mogao_jax
@@ -62,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see 'mogao --help'."
         return _fail(f"there is no command {name!r}; {hint}")
+    skip_absent_tpus()
     try:
         return COMMANDS[name].run(rest)
     except MogaoError as e:
@@ -72,6 +75,20 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone (as `mogao data ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+_ACCELERATORS = ("accel*", "vfio/*", "nvidia*", "kfd", "dxg")  # in /dev, of TPUs and GPUs
+
+
+def skip_absent_tpus(devices: pathlib.Path = pathlib.Path("/dev")) -> None:
+    """Where libtpu is installed but no accelerator is there, JAX would look for TPUs and complain.
+
+    (libtpu alone compiles for TPUs: `mogao plan`.)
+    """
+    if importlib.util.find_spec("libtpu") is None or not devices.is_dir():
+        return
+    if not any(next(devices.glob(pattern), None) for pattern in _ACCELERATORS):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _fail(message: str) -> int:

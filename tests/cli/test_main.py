@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -109,3 +110,20 @@ def test_help_is_quick(command):
         "assert not {'jax', 'matplotlib', 'grain'} & set(sys.modules), 'slow'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("device", ["accel0", "vfio/0", "nvidia0", ""])
+def test_without_a_tpu_libtpu_is_not_asked(tmp_path, device):
+    (tmp_path / "libtpu").mkdir()
+    (tmp_path / "libtpu/__init__.py").write_text("")
+    code = (
+        "import os, pathlib, sys, mogao_jax.cli.main as m; os.environ.pop('JAX_PLATFORMS', None);"
+        f"d = pathlib.Path({str(tmp_path / 'dev')!r}); (d / {device!r}).mkdir(parents=True);"
+        "m.skip_absent_tpus(d); print(os.environ.get('JAX_PLATFORMS'))"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.getcwd()])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.stdout.split() == ["None" if device else "cpu"], done.stderr

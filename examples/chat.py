@@ -5,12 +5,11 @@
 Images are saved into samples/chat.
 """
 
-import dataclasses
 import pathlib
 import sys
 
 import mogao_jax
-from mogao_jax.sequence.document import Document, Text
+from mogao_jax.sequence.document import Document, Item, Text
 
 TURNS = ("a red circle left of a blue square", "paint the circle green.", "remove the square.")
 
@@ -20,11 +19,10 @@ def main(*turns: str, folder: str = "samples/chat") -> Document:
     out = pathlib.Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     model = mogao_jax.load("demo")
-    document = Document(())
+    items: tuple[Item, ...] = ()
     for number, said in enumerate(turns or TURNS, start=1):
         print(f"> {said}")
-        turn = Text(said, role="user", loss=False)
-        document = dataclasses.replace(document, items=(*document.items, turn))
+        document = Document((*items, Text(said, role="user", loss=False)))
         stream = model.generate(document, seed=number, max_images=1)
         for item in stream:
             if isinstance(item, str):
@@ -32,8 +30,8 @@ def main(*turns: str, folder: str = "samples/chat") -> Document:
             else:
                 item.save(out / f"{number}.png")
                 print(f"[{out / f'{number}.png'}]")
-        document = stream.result.document
-    return document
+        items = stream.result.document.items
+    return Document(items)
 
 
 if __name__ == "__main__":

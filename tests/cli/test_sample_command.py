@@ -39,9 +39,9 @@ def sampler(monkeypatch):
 
 
 def _load_once(opened, *, _load=loading.Opened.load, _loaded={}):  # noqa: B006
-    if opened.place not in _loaded:
-        _loaded[opened.place] = _load(opened)
-    return _loaded[opened.place]
+    if opened.name not in _loaded:
+        _loaded[opened.name] = _load(opened)
+    return _loaded[opened.name]
 
 
 @pytest.fixture
